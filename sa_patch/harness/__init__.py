@@ -1,0 +1,1 @@
+"""WHAT is measured: the lm-eval model, sweeps, results and reports."""
