@@ -1,0 +1,49 @@
+"""Sparse prefill attention for pretrained Hugging Face language models, without training.
+
+Everything here is imported on first use, so that ``import sa_patch`` and the command line start
+without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sa_patch.kernels import sparse_attention
+    from sa_patch.patching import patch_model, patched, unpatch_model
+    from sa_patch.patterns import SA, SWA, Full, MoBA
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SA",
+    "SWA",
+    "Full",
+    "MoBA",
+    "patch_model",
+    "patched",
+    "sparse_attention",
+    "unpatch_model",
+]
+
+_HOME = {
+    "SA": "sa_patch.patterns",
+    "SWA": "sa_patch.patterns",
+    "Full": "sa_patch.patterns",
+    "MoBA": "sa_patch.patterns",
+    "sparse_attention": "sa_patch.kernels",
+    "patch_model": "sa_patch.patching",
+    "patched": "sa_patch.patching",
+    "unpatch_model": "sa_patch.patching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,112 @@
+"""What every pattern is: a frozen set of parameters that says which keys a query may see."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import UserError
+
+# Rows of a visibility mask that are built at once when counting: bounds the memory of
+# `count_visible` to this many rows of seq_len booleans.
+_COUNT_ROWS = 1024
+
+
+def whole_number(value: Any, field: str, minimum: int) -> int:
+    """Return `value` if it is an integer of at least `minimum`.
+
+    Raises:
+        UserError: for anything else (booleans, floats, strings, smaller integers).
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise UserError(f"{field} must be a whole number of at least {minimum}, got {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class Pattern(ABC):
+    """Which keys each query of one sequence sees, causal by original position.
+
+    A pattern is index mathematics only: it knows nothing of models or of the softmax. Instances
+    are immutable and hashable, validate their parameters when built, and print as a text form
+    (``sa:window=128,seed=0``) that `sa_patch.patterns.parse_pattern` reads back.
+    """
+
+    name: ClassVar[str]
+    """The method's short name, used in text forms, YAML and on the command line."""
+    summary: ClassVar[str]
+    """One line for listings: what a query sees, and the source."""
+    prefix_stable: ClassVar[bool] = True
+    """Whether the visible set of query i does not depend on how many tokens follow it."""
+    reads_content: ClassVar[bool] = False
+    """Whether `visible` needs the queries and keys themselves (block choice)."""
+
+    @abstractmethod
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor:
+        """The definition: a mask of the keys that enter each query's softmax.
+
+        Args:
+            query_positions: int64 ``[nq]``, original positions in ``0..seq_len-1``.
+            seq_len: number of real tokens of the sequence.
+            layer: index of the layer, for patterns drawn anew in each layer.
+            heads: number of query heads.
+            q: ``[q_heads, nq, head_dim]``, only read where `reads_content`.
+            k: ``[kv_heads, seq_len, head_dim]``, only read where `reads_content`.
+
+        Returns:
+            bool ``[heads or 1, nq, seq_len]``; one head where all heads share the mask.
+        """
+
+    @abstractmethod
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        """Expected number of visible keys of each query, in closed form: float64 ``[seq_len]``."""
+
+    @abstractmethod
+    def saturated(self, seq_len: int) -> bool:
+        """Whether every query of a sequence of this length sees every ``j <= i``."""
+
+    @property
+    @abstractmethod
+    def effective_window(self) -> int | None:
+        """Nominal number of keys a query sees, the x axis of sweeps; None where unlimited."""
+
+    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        """Measured number of visible keys of each query: int64 ``[heads or 1, seq_len]``."""
+        rows = []
+        for start in range(0, seq_len, _COUNT_ROWS):
+            positions = torch.arange(start, min(start + _COUNT_ROWS, seq_len))
+            rows.append(self.visible(positions, seq_len, layer=layer, heads=heads).sum(-1))
+        return torch.cat(rows, dim=-1) if rows else torch.zeros(1, 0, dtype=torch.int64)
+
+    def selection_dots(self, seq_len: int) -> Tensor:
+        """Dot products of length head_dim spent per query on choosing keys: float64 ``[seq_len]``.
+
+        They count towards a pattern's attention FLOPs beside the visible keys.
+        """
+        return torch.zeros(seq_len, dtype=torch.float64)
+
+    def __str__(self) -> str:
+        shown = [
+            f"{field.name}={_text(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if field.metadata.get("always") or getattr(self, field.name) != field.default
+        ]
+        return f"{self.name}:{','.join(shown)}" if shown else self.name
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

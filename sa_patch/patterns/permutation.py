@@ -1,0 +1,115 @@
+"""The random permutation of stochastic attention, as a pure function of its coordinates.
+
+Counter-based: each position is hashed on its own, and a stable argsort of the hashes gives the
+order. There is no generator state, so CPU and GPU, any batch and any backend draw the same
+permutation, and the global random number generator is neither read nor moved.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+
+# Sequences up to this length are served from a cache: evaluation suites meet the same short
+# lengths in every layer again and again, where drawing costs as much as attention itself.
+# 4096 entries x 2 tensors x 8 bytes x 1024 positions bounds it to 64 MiB.
+_CACHED_LENGTH = 1024
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """Avalanche 32-bit integers held in int64 (the finaliser of MurmurHash3).
+
+    Products may exceed 64 bits and wrap; the low 32 bits, all that is kept, are exact on every
+    device.
+    """
+    x = x & _MASK32
+    x = x ^ (x >> 16)
+    x = (x * 0x85EBCA6B) & _MASK32
+    x = x ^ (x >> 13)
+    x = (x * 0xC2B2AE35) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _mix32_int(x: int) -> int:
+    """`_mix32` for one Python integer."""
+    x &= _MASK32
+    x ^= x >> 16
+    x = (x * 0x85EBCA6B) & _MASK32
+    x ^= x >> 13
+    x = (x * 0xC2B2AE35) & _MASK32
+    return x ^ (x >> 16)
+
+
+def hash_key(*coordinates: int) -> int:
+    """Fold integers (of any size and sign) into one 32-bit key, order mattering."""
+    key = 0x9E3779B9
+    for value in coordinates:
+        # Two words per coordinate, so that seeds beyond 32 bits still differ.
+        for word in (value & _MASK32, (value >> 32) & _MASK32):
+            key = _mix32_int(key * 0x01000193 + _mix32_int(word + 0x6D2B79F5))
+    return key
+
+
+def hash_positions(seq_len: int, key: int, device: torch.device | None = None) -> Tensor:
+    """62-bit pseudo-random integers, one per position: int64 ``[seq_len]``."""
+    positions = torch.arange(seq_len, device=device)
+    high = _mix32(_mix32(positions + key) ^ _mix32_int(key ^ 0x3C6EF372))
+    low = _mix32(_mix32(positions ^ _mix32_int(key + 0x1B873593)) + high)
+    return ((high >> 1) << 31) | (low >> 1)
+
+
+def permutation_order(
+    seq_len: int,
+    seed: int = 0,
+    layer: int = 0,
+    head: int | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The position that sits in each slot: int64 ``[seq_len]``, the inverse of the slots.
+
+    Args:
+        seq_len: number of real tokens n.
+        seed, layer, head: coordinates of the draw; `head` is None where heads share it.
+        device: where the result lives.
+    """
+    return _draw(seq_len, seed, layer, head, device)[0]
+
+
+def permutation_slots(
+    seq_len: int,
+    seed: int = 0,
+    layer: int = 0,
+    head: int | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The slot ``s(i)`` of each position: int64 ``[seq_len]``, uniform over permutations.
+
+    A pure function of ``(seed, layer, head, seq_len)``, the same on every device
+    (arXiv 2604.00754, section 3: an independent permutation in each layer).
+    """
+    return _draw(seq_len, seed, layer, head, device)[1]
+
+
+def _draw(
+    seq_len: int, seed: int, layer: int, head: int | None, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    where = torch.device(device) if device is not None else torch.device("cpu")
+    draw = _draw_cached if seq_len <= _CACHED_LENGTH else _draw_fresh
+    return draw(seq_len, seed, layer, head, where)
+
+
+def _draw_fresh(
+    seq_len: int, seed: int, layer: int, head: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    key = hash_key(seed, layer, 0 if head is None else head + 1, seq_len)
+    order = torch.argsort(hash_positions(seq_len, key, device), stable=True)
+    slots = torch.empty_like(order)
+    slots[order] = torch.arange(seq_len, device=device)
+    return order, slots
+
+
+_draw_cached = lru_cache(maxsize=4096)(_draw_fresh)

@@ -1,0 +1,141 @@
+"""Stochastic attention: a window over randomly permuted slots (arXiv 2604.00754, section 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.patterns.base import Pattern, whole_number
+from sa_patch.patterns.permutation import permutation_order, permutation_slots
+
+# Band entries that `count_visible` compares at once.
+_COUNT_ENTRIES = 1 << 22
+
+
+@dataclass(frozen=True)
+class SA(Pattern):
+    """Query i sees the keys ``j <= i`` whose slots lie within ``window - 1`` of its own.
+
+    ``s`` is a uniform random permutation of the n real tokens, drawn independently for every
+    layer. Half of the ``2 * window - 1`` candidates lie in the future on average, so a query
+    sees about `window` keys on average over the sequence and the last query up to
+    ``2 * window - 1``: the "effective window" of the paper.
+
+    Args:
+        window: slots to either side, the query's own counted; at least 1.
+        seed: any integer; with the layer and n it fixes the permutation.
+        circular: measure slot distance around the ring, so that all slots have 2w - 1 neighbours.
+        per_head: draw a permutation for every query head as well.
+
+    Raises:
+        UserError: if a parameter is not of these kinds.
+    """
+
+    window: int = field(metadata={"always": True})
+    seed: int = field(default=0, metadata={"always": True})
+    circular: bool = True
+    per_head: bool = False
+
+    name: ClassVar[str] = "sa"
+    summary: ClassVar[str] = (
+        "stochastic attention: a window over randomly permuted slots (Jin & Sui, 2604.00754)"
+    )
+    prefix_stable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        whole_number(self.window, "window", 1)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise UserError(f"seed must be a whole number, got {self.seed!r}")
+        for flag in ("circular", "per_head"):
+            if not isinstance(getattr(self, flag), bool):
+                raise UserError(f"{flag} must be true or false, got {getattr(self, flag)!r}")
+
+    def draws(self, heads: int) -> list[int | None]:
+        """The head coordinate of every permutation that `heads` query heads use."""
+        return list(range(heads)) if self.per_head else [None]
+
+    def slots(
+        self, seq_len: int, layer: int, heads: int, device: torch.device | None = None
+    ) -> Tensor:
+        """Slot of every position: int64 ``[heads or 1, seq_len]``."""
+        return torch.stack(
+            [
+                permutation_slots(seq_len, self.seed, layer, head, device)
+                for head in self.draws(heads)
+            ]
+        )
+
+    def order(
+        self, seq_len: int, layer: int, heads: int, device: torch.device | None = None
+    ) -> Tensor:
+        """Position in every slot, the inverse of `slots`: int64 ``[heads or 1, seq_len]``."""
+        return torch.stack(
+            [
+                permutation_order(seq_len, self.seed, layer, head, device)
+                for head in self.draws(heads)
+            ]
+        )
+
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor:
+        slots = self.slots(seq_len, layer, heads, query_positions.device)
+        distance = (slots[:, query_positions, None] - slots[:, None, :]).abs()
+        if self.circular:
+            distance = torch.minimum(distance, seq_len - distance)
+        keys = torch.arange(seq_len, device=query_positions.device)
+        return (distance < self.window) & (keys <= query_positions[:, None])
+
+    def pair_probability(self, seq_len: int) -> float:
+        """P(a given pair of different tokens is within the window), before causality.
+
+        On the ring ``(2w - 2) / (n - 1)``, at most 1 (Proposition 1 of the paper, half-width
+        w - 1); on a line the slots near the ends have fewer neighbours.
+        """
+        if seq_len < 2:
+            return 1.0
+        if self.circular:
+            return min(1.0, 2 * (self.window - 1) / (seq_len - 1))
+        reach = min(self.window - 1, seq_len - 1)
+        return reach * (2 * seq_len - reach - 1) / (seq_len * (seq_len - 1))
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        earlier = torch.arange(seq_len, dtype=torch.float64)
+        return 1 + earlier * self.pair_probability(seq_len)
+
+    def saturated(self, seq_len: int) -> bool:
+        farthest = seq_len // 2 if self.circular else seq_len - 1
+        return self.window - 1 >= farthest
+
+    @property
+    def effective_window(self) -> int | None:
+        return self.window
+
+    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        if self.saturated(seq_len):
+            return torch.arange(1, seq_len + 1).expand(len(self.draws(heads)), seq_len)
+        offsets = torch.arange(1 - self.window, self.window)
+        counts = torch.empty(len(self.draws(heads)), seq_len, dtype=torch.int64)
+        rows = max(1, _COUNT_ENTRIES // len(offsets))
+        for draw, order in enumerate(self.order(seq_len, layer, heads)):
+            for start in range(0, seq_len, rows):
+                slots = torch.arange(start, min(start + rows, seq_len))
+                band = slots[:, None] + offsets
+                inside = torch.ones_like(band, dtype=torch.bool)
+                if not self.circular:
+                    inside = (band >= 0) & (band < seq_len)
+                queries = order[slots]
+                seen = inside & (order[band % seq_len] <= queries[:, None])
+                counts[draw, queries] = seen.sum(-1)
+        return counts
