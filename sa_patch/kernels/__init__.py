@@ -1,0 +1,20 @@
+"""HOW is attention over a pattern computed: one file per backend, one shared signature."""
+
+from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.dispatch import (
+    BACKENDS,
+    attend,
+    check_backend,
+    choose_backend,
+    sparse_attention,
+)
+
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Spans",
+    "attend",
+    "check_backend",
+    "choose_backend",
+    "sparse_attention",
+]

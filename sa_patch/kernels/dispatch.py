@@ -1,0 +1,162 @@
+"""The backends by name, the automatic choice among them, and `sparse_attention`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.kernels import banded, reference
+from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.patterns import Pattern
+from sa_patch.patterns.registry import suggest
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (reference.BACKEND, banded.BACKEND)
+}
+
+# Up to this many keys `auto` takes the dense mask. Measured on 2 CPU cores (fp32 and bf16, 9 query
+# and 3 KV heads of 64, w = 64): SA through `reference` costs 0.4 of `banded` at n = 128 and 0.8
+# at 512, and more than it at 1,024; on ragged batches, where `banded` walks row by row, the
+# dense mask gains more.
+_DENSE_KEYS = 512
+
+
+def check_backend(name: str) -> str:
+    """Return `name` if it is "auto" or a known backend.
+
+    Raises:
+        UserError: otherwise, with the nearest known name.
+    """
+    known = ["auto", *BACKENDS]
+    if name not in known:
+        raise UserError(
+            f"unknown backend {name!r}{suggest(str(name), known)} known: {', '.join(known)}"
+        )
+    return name
+
+
+def choose_backend(pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto") -> Backend:
+    """The backend that serves a call.
+
+    Args:
+        q, k: ``[batch, q_heads, nq, head_dim]`` and ``[batch, kv_heads, n, head_dim]``.
+        backend: a name, which must be able, or "auto" for the fastest that is able.
+
+    Raises:
+        UserError: for an unknown name, or a named backend that cannot serve (with its reason).
+    """
+    if check_backend(backend) != "auto":
+        ok, reason = BACKENDS[backend].supports(pattern, q, k)
+        if not ok:
+            raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
+        return BACKENDS[backend]
+    banded_ok, _ = banded.supports(pattern, q, k)
+    if k.shape[2] <= _DENSE_KEYS or not banded_ok:
+        return reference.BACKEND
+    return banded.BACKEND
+
+
+def attend(
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    backend: str = "auto",
+) -> Tensor:
+    """`sparse_attention` for callers that hold the rows' spans as integers already."""
+    chosen = choose_backend(pattern, q, k, backend)
+    padded_keys = spans.padded_keys(k.shape[2], k.device)
+    padded_queries = spans.padded_queries(q.shape[2], q.device)
+    # Padding may hold anything, NaN too, and 0 * NaN would reach real rows.
+    if padded_keys is not None:
+        k = k.masked_fill(padded_keys[:, None, :, None], 0)
+        v = v.masked_fill(padded_keys[:, None, :, None], 0)
+    if padded_queries is not None:
+        q = q.masked_fill(padded_queries[:, None, :, None], 0)
+    out = chosen.attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    if padded_queries is not None:
+        out = out.masked_fill(padded_queries[:, None, :, None], 0)
+    return out
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: Pattern,
+    *,
+    layer: int = 0,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention in which each query sees only the keys that `pattern` makes visible.
+
+    Args:
+        q: ``[batch, q_heads, nq, head_dim]``, with rotary embeddings applied. Fewer queries
+            than keys are the last ones of each sequence.
+        k, v: ``[batch, kv_heads, n, head_dim]``; `q_heads` is a multiple of `kv_heads`.
+        pattern: which keys are visible.
+        layer: index of the layer, for patterns drawn anew in each layer.
+        lengths: integers ``[batch]``, the real tokens of right-padded rows; all n by default.
+            Padding is never seen, whatever it holds.
+        scale: factor of the scores; ``head_dim ** -0.5`` by default.
+        backend: "auto", or a name in `BACKENDS`.
+
+    Returns:
+        ``[batch, q_heads, nq, head_dim]``, zero at padding.
+
+    Raises:
+        UserError: for shapes that do not fit, lengths out of range, or a backend that is unknown
+            or cannot serve.
+    """
+    _check_shapes(q, k, v, pattern)
+    batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
+    row_lengths = [keys] * batch if lengths is None else [int(n) for n in lengths]
+    if len(row_lengths) != batch or any(not 0 <= n <= keys for n in row_lengths):
+        raise UserError(
+            f"lengths must hold {batch} whole numbers from 0 to {keys} (batch and keys of k), "
+            f"got {row_lengths}"
+        )
+    if queries == keys:
+        starts = [0] * batch
+    else:
+        starts = [n - queries for n in row_lengths]
+        if min(starts) < 0:
+            raise UserError(
+                f"{queries} queries are more than the {min(row_lengths)} keys of the shortest row; "
+                "queries must be the last tokens of each row"
+            )
+    if not q.numel():
+        return q.new_zeros(q.shape)
+    return attend(
+        pattern,
+        q,
+        k,
+        v,
+        layer=layer,
+        spans=Spans(tuple(row_lengths), tuple(starts)),
+        scale=q.shape[3] ** -0.5 if scale is None else scale,
+        backend=backend,
+    )
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> None:
+    if not isinstance(pattern, Pattern):
+        raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+        raise UserError(
+            "q must be [batch, q_heads, nq, head_dim] and k, v [batch, kv_heads, n, head_dim], "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % max(k.shape[1], 1):
+        raise UserError(
+            "q and k must share batch and head_dim, and q_heads must be a multiple of kv_heads, "
+            f"got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if q.shape[2] > k.shape[2]:
+        raise UserError(f"there are more queries ({q.shape[2]}) than keys ({k.shape[2]})")
