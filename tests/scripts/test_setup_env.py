@@ -6,6 +6,7 @@ The stand-in makes a ``.venv`` whose ``python`` writes the pip commands it gets 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_first_run_installs_torch_before_anything_that_needs_it(clone: Clone) ->
     commands, stderr, status = clone.set_up()
     assert status == 0, stderr
     assert commands[0] == "venv"
-    assert commands[1].startswith("pip ") and "torch==" in commands[1]
+    assert commands[1].split("==")[0] == "pip torch"
     assert commands[2:] == EVERYTHING_ELSE
 
 
@@ -122,6 +123,16 @@ def test_moved_clone_is_installed_again(clone: Clone) -> None:
 def test_torch_can_be_taken_from_a_named_index(clone: Clone) -> None:
     commands, _, _ = clone.set_up(SA_PATCH_TORCH_INDEX="https://example.org/whl")
     assert commands[1].startswith("pip --index-url https://example.org/whl torch==")
+
+
+def test_where_there_is_no_cpu_build_any_is_taken_and_the_user_told(clone: Clone) -> None:
+    commands, stderr, status = clone.set_up(fail_on="+cpu")
+    torch = commands[1:-3]
+    assert status == 0, stderr
+    assert torch[-1].startswith("pip torch==") and "+cpu" not in torch[-1]
+    if sys.platform == "linux":
+        assert [command.endswith("+cpu") for command in torch] == [True, True, False]
+        assert "gigabytes of CUDA" in stderr
 
 
 def test_old_python_is_refused(clone: Clone) -> None:
