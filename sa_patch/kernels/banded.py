@@ -39,7 +39,7 @@ def attend(
         )
     if prefill and isinstance(pattern, SWA):
         return _window_rows(q, k, v, start=0, window=pattern.window, scale=scale)
-    out = q.new_zeros(q.shape)
+    out = q.new_zeros(*q.shape[:3], v.shape[3])
     for (length, start), members in spans.groups().items():
         count = min(q.shape[2], length - start)
         if count <= 0:

@@ -14,11 +14,13 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (reference.BACKEND, banded.BACKEND)
 }
 
-# Up to this many keys `auto` takes the dense mask. Measured on 2 CPU cores (fp32 and bf16, 9 query
-# and 3 KV heads of 64, w = 64): SA through `reference` costs 0.4 of `banded` at n = 128 and 0.8
-# at 512, and more than it at 1,024; on ragged batches, where `banded` walks row by row, the
-# dense mask gains more.
+# Up to this many keys `auto` takes the dense mask. Measured on 2 CPU cores (fp32, one row, 9 query
+# and 3 KV heads of 64), time of `reference` over time of `banded` at n = 128, 256, 512, 1024:
+# SA w = 32: 0.22, 0.30, 0.97, 2.2; SWA w = 32: 0.92, 1.01, 1.6, 2.8; MoBA with blocks of 16: 0.13,
+# 0.23, 0.52, 1.1, with blocks of 64 at n = 512 and 1024: 0.16, 0.40. Ragged batches, which
+# `banded` walks length by length, lean further towards the dense mask.
 _DENSE_KEYS = 512
+_DENSE_KEYS_CONTENT = 1024
 
 
 def check_backend(name: str) -> str:
@@ -51,7 +53,8 @@ def choose_backend(pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto"
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
     banded_ok, _ = banded.supports(pattern, q, k)
-    if k.shape[2] <= _DENSE_KEYS or not banded_ok:
+    dense_keys = _DENSE_KEYS_CONTENT if pattern.reads_content else _DENSE_KEYS
+    if k.shape[2] <= dense_keys or not banded_ok:
         return reference.BACKEND
     return banded.BACKEND
 

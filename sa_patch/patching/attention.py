@@ -1,0 +1,156 @@
+"""The attention function of a patched model, as transformers' ``AttentionInterface`` calls it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sa_patch.errors import UserError
+from sa_patch.kernels import attend
+from sa_patch.patching.mask import SparseMask, sparse_mask
+from sa_patch.patterns import Pattern
+
+IMPLEMENTATION = "sa_patch"
+"""The name under which our attention and mask functions are registered with transformers."""
+
+# Arguments by which a model changes the softmax itself; a pattern that ignored them would be wrong.
+_SOFTMAX_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one attention module of a patched model does.
+
+    Args:
+        pattern: the layer's pattern; None where the layer keeps its stock attention.
+        decode: "full" or "pattern", see `sa_patch.patching.patch_model`.
+        backend: name of the kernel backend, or "auto".
+        stock: the model's attention implementation before it was patched.
+    """
+
+    pattern: Pattern | None
+    decode: str
+    backend: str
+    stock: str
+
+
+_ATTRIBUTE = "_sa_patch_plan"
+
+
+def get_plan(module: nn.Module) -> LayerPlan | None:
+    """The plan of an attention module, None if it has none."""
+    plan = module.__dict__.get(_ATTRIBUTE)
+    return plan if isinstance(plan, LayerPlan) else None
+
+
+def set_plan(module: nn.Module, plan: LayerPlan | None) -> None:
+    """Give an attention module its plan, or take it away."""
+    if plan is not None:
+        module.__dict__[_ATTRIBUTE] = plan
+    else:
+        module.__dict__.pop(_ATTRIBUTE, None)
+
+
+def sparse_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one layer.
+
+    Args:
+        module: the layer's attention module, which carries its `LayerPlan`.
+        query: ``[batch, q_heads, nq, head_dim]``, rotary embeddings applied.
+        key, value: ``[batch, kv_heads, n, head_dim]``, cached ones first.
+        attention_mask: the `SparseMask` of this forward pass.
+
+    Returns:
+        ``[batch, nq, q_heads, head_dim]`` and None (no attention weights).
+
+    Raises:
+        UserError: if the call asks for something a sparse layer cannot do.
+    """
+    plan = get_plan(module)
+    if plan is None:
+        raise UserError(
+            "this model uses the attention implementation 'sa_patch' without having been patched; "
+            "load it with its stock attention and call sa_patch.patch_model(model, ...)"
+        )
+    if not isinstance(attention_mask, SparseMask):
+        raise UserError(
+            "a patched model makes its own mask: a ready 4D attention_mask is not supported; "
+            "give a 2D one of 0 and 1"
+        )
+    cached = attention_mask.query_offset > 0
+    if plan.pattern is None or (cached and plan.decode == "full"):
+        stock_mask = attention_mask.stock(plan.stock)
+        return _stock_function(module, plan.stock)(
+            module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    _refuse_unsupported(module, attention_mask, dropout, kwargs)
+    key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
+    packing = attention_mask.packing()
+    out = attend(
+        plan.pattern,
+        packing.pack(query, packing.query_order),
+        packing.pack(key, packing.key_order),
+        packing.pack(value, packing.key_order),
+        layer=int(module.layer_idx),  # type: ignore[arg-type]
+        spans=packing.spans,
+        scale=query.shape[3] ** -0.5 if scaling is None else scaling,
+        backend=plan.backend,
+    )
+    return packing.unpack(out).transpose(1, 2).contiguous(), None
+
+
+def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
+    """The attention function that the module would have called unpatched."""
+    # Each model file has an eager function of its own, which is the interface's default.
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+    return function
+
+
+def _refuse_unsupported(
+    module: nn.Module, mask: SparseMask, dropout: float, kwargs: dict[str, Any]
+) -> None:
+    if mask.refusal is not None:
+        raise UserError(f"layer {module.layer_idx}: {mask.refusal}")
+    if kwargs.get("output_attentions"):
+        raise UserError(
+            "output_attentions=True is not supported by a patched model: a sparse layer never "
+            "holds the n x n weights; unpatch_model(model) first"
+        )
+    if kwargs.get("cu_seq_lens_q") is not None:
+        raise UserError(
+            "packed sequences (cu_seq_lens_q) are not supported by a patched model; give one "
+            "sequence per row"
+        )
+    if dropout:
+        raise UserError(
+            "attention dropout is not supported by a patched model; call model.eval() or set "
+            "attention_dropout to 0"
+        )
+    for name in _SOFTMAX_ARGUMENTS:
+        if kwargs.get(name) is not None:
+            raise UserError(
+                f"layer {module.layer_idx} of this model changes its softmax by {name!r}, which "
+                "sparse attention does not support; leave it out with layers=..."
+            )
+
+
+AttentionInterface.register(IMPLEMENTATION, sparse_attention_forward)
+# Without a mask function of the same name transformers would drop the padding mask in silence.
+AttentionMaskInterface.register(IMPLEMENTATION, sparse_mask)

@@ -1,0 +1,117 @@
+"""Which attention layers a model has, and which of them are to be sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from sa_patch.errors import UserError
+
+
+def base_model(model: Any) -> PreTrainedModel:
+    """The transformers model itself, without an adapter wrapped around it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, PreTrainedModel):
+        raise UserError(
+            "patch_model takes a transformers causal language model "
+            f"(a PreTrainedModel), got {type(model).__name__}"
+        )
+    return inner
+
+
+def attention_layers(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """The model's causal attention modules by layer index, in order.
+
+    Raises:
+        UserError: if the model cannot be patched, with the reason.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UserError(f"{name} is an encoder-decoder model; only decoder-only models are patched")
+    if not model._can_set_attn_implementation():
+        raise UserError(
+            f"{name} does not go through transformers' attention interface, so its attention "
+            "cannot be exchanged; use a model of transformers that does (Qwen3, Llama, Mistral...)"
+        )
+    found: dict[int, nn.Module] = {}
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if not isinstance(index, int) or not getattr(module, "is_causal", False):
+            continue
+        if index in found:
+            raise UserError(f"{name} has several attention modules in layer {index}; not supported")
+        found[index] = module
+    if not found:
+        raise UserError(f"{name} has no causal self-attention layer to patch")
+    return dict(sorted(found.items()))
+
+
+def choose_layers(model: PreTrainedModel, layers: Iterable[int] | str | None) -> set[int]:
+    """The indices of the layers to make sparse.
+
+    By default all, except those that have a window of their own in a model that also has full
+    layers (as Gemma does).
+
+    Args:
+        layers: indices, or text such as ``"4-35"`` or ``"0,1,5-7"``; None for the default.
+
+    Raises:
+        UserError: for an index that is not an attention layer of the model, or an empty choice.
+    """
+    available = attention_layers(model)
+    if layers is None:
+        kinds = getattr(model.config, "layer_types", None) or []
+        full = {i for i in available if i < len(kinds) and kinds[i] == "full_attention"}
+        return full or set(available)
+    chosen = parse_layers(layers)
+    unknown = sorted(chosen - set(available))
+    if unknown:
+        raise UserError(
+            f"layers {unknown} are not attention layers of this model; it has "
+            f"{format_layers(available)}"
+        )
+    if not chosen:
+        raise UserError("layers is empty; name at least one layer, or leave it out for all")
+    return chosen
+
+
+def parse_layers(layers: Iterable[int] | str) -> set[int]:
+    """Layer indices from integers, or from text such as ``"4-35"`` or ``"0,1,5-7"``.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    if isinstance(layers, int) and not isinstance(layers, bool):
+        return {layers}
+    if not isinstance(layers, str):
+        values = list(layers) if isinstance(layers, Iterable) else [layers]
+        if any(isinstance(value, bool) or not isinstance(value, int) for value in values):
+            raise UserError(f"layers must be whole numbers, got {values!r}")
+        return set(values)
+    chosen: set[int] = set()
+    for part in filter(None, (piece.strip() for piece in layers.split(","))):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(
+                f"layers are written as numbers and ranges, such as 4-35 or 0,1,5-7; got {part!r}"
+            )
+        chosen.update(range(int(first), int(last or first) + 1))
+    return chosen
+
+
+def format_layers(layers: Iterable[int]) -> str:
+    """The shortest text that `parse_layers` reads back: ``{0, 1, 2, 5}`` is ``"0-2,5"``."""
+    runs: list[list[int]] = []
+    for index in sorted(layers):
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,177 @@
+"""What a patched model hands to its layers in place of a dense mask.
+
+transformers builds one mask per forward pass and gives it to every layer. Ours stays O(n): it
+carries the padding and the offset of the queries, derives the rows' spans once, and builds the
+stock mask only if a layer that is not sparse asks for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+
+from sa_patch.kernels import Spans
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the rows of a batch become right-padded.
+
+    Args:
+        spans: lengths and first query positions of the right-padded rows.
+        key_order: int64 ``[batch, n]``, the column of each right-padded key; None where the
+            rows are right-padded already.
+        query_order: int64 ``[batch, nq]``, likewise for the queries.
+    """
+
+    spans: Spans
+    key_order: Tensor | None
+    query_order: Tensor | None
+
+    @classmethod
+    def of(cls, padding: Tensor | None, batch: int, query_offset: int, query_len: int) -> Packing:
+        """Read the padding mask, bool ``[batch, n]`` and True at real tokens, or None."""
+        total = query_offset + query_len
+        if padding is None:
+            return cls(Spans((total,) * batch, (query_offset,) * batch), None, None)
+        lengths = padding.sum(1)
+        starts = padding[:, :query_offset].sum(1)
+        spans = Spans(tuple(lengths.tolist()), tuple(starts.tolist()))
+        columns = torch.arange(total, device=padding.device)
+        if bool((padding == (columns < lengths[:, None])).all()):
+            return cls(spans, None, None)
+        # A stable sort keeps the real tokens in order and moves the padding behind them.
+        key_order = torch.argsort(~padding, dim=1, stable=True)
+        query_order = torch.argsort(~padding[:, query_offset:], dim=1, stable=True)
+        return cls(spans, key_order, query_order)
+
+    def pack(self, x: Tensor, order: Tensor | None) -> Tensor:
+        """Reorder ``x [batch, heads, m, head_dim]`` by one of the orders."""
+        if order is None:
+            return x
+        index = order[:, None, :, None].to(x.device)
+        return x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3]))
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Put the rows of a result back where their queries came from."""
+        if self.query_order is None:
+            return x
+        index = self.query_order.argsort(dim=1)[:, None, :, None].to(x.device)
+        return x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3]))
+
+
+class SparseMask:
+    """The mask of one forward pass, as every layer of a patched model receives it.
+
+    Attributes:
+        query_offset: number of cached keys before the first query.
+        key_len: keys that are in use, cached and new; a static cache holds more.
+        refusal: why no sparse layer can serve this call; None where it can.
+    """
+
+    # transformers passes a mask of four dimensions on as already prepared.
+    ndim = 4
+
+    def __init__(self, arguments: dict[str, Any]):
+        self.query_offset = int(arguments.get("q_offset", 0))
+        # A static cache counts its tokens in place, and a stock mask may be built after that.
+        self._arguments = {**arguments, "q_offset": self.query_offset}
+        self._stock: dict[str, Any] = {}
+        self._packing: Packing | None = None
+        self.query_len: int = arguments["q_length"]
+        self.key_len = self.query_offset + self.query_len
+        self.refusal = self._refuse()
+
+    def _refuse(self) -> str | None:
+        if int(self._arguments.get("kv_offset", 0)) != 0:
+            return "the layer's own sliding-window cache has dropped keys that the pattern may need"
+        function = self._arguments["mask_function"]
+        if function is causal_mask_function:
+            return None
+        window = self._arguments.get("local_size")
+        if window is not None and self.key_len > window:
+            return (
+                f"the model's own sliding window of {window} tokens is shorter than this sequence "
+                f"of {self.key_len}; leave its sliding layers out with layers=..."
+            )
+        if window is not None and self._is_plain_causal(function):
+            return None
+        return (
+            "packed sequences and masks other than causal attention with padding are not "
+            "supported; give one sequence per row and a 2D attention_mask"
+        )
+
+    def _is_plain_causal(self, function: Any) -> bool:
+        """Whether the two far corners are as in causal attention, in every row.
+
+        Packing hides the first token from the last query; prefix and image overlays show the
+        last token to the first query.
+        """
+        device = self._arguments["device"]
+        rows = torch.arange(self._arguments["batch_size"], device=device)[:, None, None, None]
+        zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=device)
+        last = zero + self.key_len - 1
+        sees_first = bool(torch.as_tensor(function(rows, zero, last, zero)).all())
+        sees_future = self.key_len > 1 and bool(
+            torch.as_tensor(function(rows, zero, zero, last)).any()
+        )
+        return sees_first and not sees_future
+
+    def packing(self) -> Packing:
+        """The rows' spans, read from the padding once per forward pass."""
+        if self._packing is None:
+            self._packing = Packing.of(
+                self._padding(), self._arguments["batch_size"], self.query_offset, self.query_len
+            )
+        return self._packing
+
+    def _padding(self) -> Tensor | None:
+        """bool ``[batch, key_len]``, True at real tokens; None where all are real."""
+        padding = self._arguments.get("attention_mask")
+        if padding is None:
+            return None
+        padding = padding[:, : self.key_len].bool()
+        missing = self.key_len - padding.shape[1]
+        if missing > 0:
+            padding = torch.nn.functional.pad(padding, (0, missing))
+        return None if bool(padding.all()) else padding
+
+    def stock(self, implementation: str) -> Any:
+        """The mask that transformers would have built for another attention implementation."""
+        if implementation not in self._stock:
+            build = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
+            self._stock[implementation] = build(**self._arguments)
+        return self._stock[implementation]
+
+    def contiguous(self) -> SparseMask:
+        """What generation asks of a mask it has prepared for a static cache."""
+        return self
+
+    def to(self, device: Any, *args: Any, **kwargs: Any) -> SparseMask:
+        """This mask for a layer on another device: only stock masks depend on where they are."""
+        target = torch.device(device) if not isinstance(device, torch.device) else device
+        if torch.device(self._arguments["device"]) == target:
+            return self
+        moved = SparseMask.__new__(SparseMask)
+        moved.__dict__.update(self.__dict__)
+        moved._arguments = {
+            key: value.to(target) if isinstance(value, Tensor) else value
+            for key, value in self._arguments.items()
+        } | {"device": target}
+        moved._stock = {
+            key: value.to(target) if isinstance(value, Tensor) else value
+            for key, value in self._stock.items()
+        }
+        return moved
+
+
+def sparse_mask(**arguments: Any) -> SparseMask:
+    """The mask function registered with transformers' ``AttentionMaskInterface``."""
+    prepared = arguments.get("attention_mask")
+    if isinstance(prepared, SparseMask):
+        return prepared
+    return SparseMask(arguments)

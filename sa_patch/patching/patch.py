@@ -1,0 +1,154 @@
+"""Exchange the attention of a loaded model, and put it back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from transformers import PreTrainedModel
+
+from sa_patch.errors import UserError
+from sa_patch.kernels import check_backend
+from sa_patch.patching.attention import IMPLEMENTATION, LayerPlan, get_plan, set_plan
+from sa_patch.patching.layers import attention_layers, base_model, choose_layers
+from sa_patch.patterns import SA, Pattern, parse_pattern
+
+Model = TypeVar("Model")
+
+DECODE_MODES = ("full", "pattern")
+
+
+def patch_model(
+    model: Model,
+    pattern: Pattern | str | None = None,
+    *,
+    window: int | None = None,
+    layers: Iterable[int] | str | None = None,
+    decode: str = "full",
+    backend: str = "auto",
+) -> Model:
+    """Make the prefill attention of a causal language model sparse, in place.
+
+    Weights are not touched, and positions neither: rotary embeddings are applied before the
+    pattern. A model that is patched already takes on the new pattern in all its layers.
+
+    Args:
+        model: any decoder-only model of transformers that uses its attention interface.
+        pattern: which keys a query sees, or its text form (``"swa:window=256"``).
+        window: short for ``SA(window=window)``, the default method.
+        layers: indices of the layers to make sparse, or text such as ``"4-35"``; the others keep
+            their stock attention. Default: all full-attention layers.
+        decode: what a query does that arrives when keys are already cached. "full": it sees all
+            of them. "pattern": the pattern goes on over the whole sequence.
+        backend: kernel backend, or "auto" for the fastest that is able.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: for a bad argument, or a model that cannot be patched, with the reason. The
+            model is then as it was.
+    """
+    chosen_pattern = _read_pattern(pattern, window)
+    if decode not in DECODE_MODES:
+        raise UserError(f"decode must be 'full' or 'pattern', got {decode!r}")
+    check_backend(backend)
+    inner = base_model(model)
+    modules = attention_layers(inner)
+    chosen = choose_layers(inner, layers)
+    stock = _stock_implementation(inner)
+    if inner.config._attn_implementation != IMPLEMENTATION:
+        _own_config(inner)
+    for index, module in modules.items():
+        layer_pattern = chosen_pattern if index in chosen else None
+        set_plan(module, LayerPlan(layer_pattern, decode, backend, stock))
+    inner.set_attn_implementation(IMPLEMENTATION)
+    return model
+
+
+def unpatch_model(model: Model) -> Model:
+    """Give a model its stock attention back; one that is not patched is left as it is.
+
+    Returns:
+        The same model, whose logits are bit-identical to those before it was patched.
+    """
+    inner = base_model(model)
+    stock = _stock_implementation(inner)
+    for module in inner.modules():
+        set_plan(module, None)
+    if inner.config._attn_implementation == IMPLEMENTATION:
+        inner.set_attn_implementation(stock)
+    return model
+
+
+@contextmanager
+def patched(
+    model: Model,
+    pattern: Pattern | str | None = None,
+    *,
+    window: int | None = None,
+    layers: Iterable[int] | str | None = None,
+    decode: str = "full",
+    backend: str = "auto",
+) -> Iterator[Model]:
+    """`patch_model` for the length of a ``with`` block, exceptions included.
+
+    What was there before comes back, be it stock attention or another pattern.
+    """
+    inner = base_model(model)
+    before = {index: get_plan(module) for index, module in attention_layers(inner).items()}
+    patch_model(
+        model, pattern, window=window, layers=layers, decode=decode, backend=backend
+    )
+    try:
+        yield model
+    finally:
+        if all(plan is None for plan in before.values()):
+            unpatch_model(model)
+        else:
+            for index, module in attention_layers(inner).items():
+                set_plan(module, before[index])
+            inner.set_attn_implementation(IMPLEMENTATION)
+
+
+def _read_pattern(pattern: Pattern | str | None, window: int | None) -> Pattern:
+    if pattern is not None and window is not None:
+        raise UserError("give patch_model either a pattern or window=, not both")
+    if window is not None:
+        return SA(window=window)
+    if isinstance(pattern, str):
+        return parse_pattern(pattern)
+    if isinstance(pattern, Pattern):
+        return pattern
+    if pattern is None:
+        raise UserError(
+            "patch_model needs window=..., for example patch_model(model, window=128), "
+            "or a pattern such as SWA(window=256)"
+        )
+    raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
+
+
+def _stock_implementation(model: PreTrainedModel) -> str:
+    """The attention implementation the model had, or has, unpatched."""
+    for module in model.modules():
+        plan = get_plan(module)
+        if plan is not None:
+            return plan.stock
+    current = str(model.config._attn_implementation)
+    # A model that was loaded under our name without a pattern has nothing else to go back to.
+    return "sdpa" if current == IMPLEMENTATION else current
+
+
+def _own_config(model: PreTrainedModel) -> None:
+    """Give the model a configuration object of its own.
+
+    The attention implementation is a field of the configuration, and models built from one
+    configuration object share it: without this, patching one would reach into the others.
+    """
+    shared = model.config
+    own = copy.deepcopy(shared)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
