@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from sa_patch.errors import UserError
+from sa_patch.kernels import check_backend
+from sa_patch.patching.layers import parse_layers
 from sa_patch.patterns import Pattern, make_pattern, parse_pattern
 from sa_patch.patterns.registry import parameters, pattern_class, suggest
 from sa_patch.resources import configs_dir
@@ -117,10 +119,21 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
     Raises:
         UserError: for anything unknown, missing or not allowed, and for an empty grid.
     """
-    known = (
-        "name model dtype windows methods tasks limit num_fewshot gen_kwargs batch_size decode "
-        "layers backend"
-    ).split()
+    known = [
+        "name",
+        "model",
+        "dtype",
+        "windows",
+        "methods",
+        "tasks",
+        "limit",
+        "num_fewshot",
+        "gen_kwargs",
+        "batch_size",
+        "decode",
+        "layers",
+        "backend",
+    ]
     top = _mapping(raw, "the sweep file", known)
     dtype = _choice(top.get("dtype", "auto"), "dtype", DTYPES)
     windows = tuple(
@@ -143,8 +156,8 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
         tasks=tuple(tasks),
         batch_size=_whole(top.get("batch_size", 1), "batch_size", 1),
         decode=_choice(top.get("decode", "full"), "decode", DECODE),
-        layers=parse_layers(top.get("layers")),
-        backend=_text(top.get("backend", "auto"), "backend"),
+        layers=_layers(top.get("layers")),
+        backend=check_backend(_text(top.get("backend", "auto"), "backend")),
     )
 
 
@@ -214,24 +227,14 @@ def _model(entry: Any, dtype: str) -> ModelSpec:
     return ModelSpec(**own)
 
 
-def parse_layers(raw: Any) -> tuple[int, ...] | None:
-    """The layers of ``[4, 5]``, ``7`` or ``"0,4-35"``, sorted; None (all of them) stays None.
-
-    Raises:
-        UserError: if it is none of these. Whether the model has them shows once it is loaded.
-    """
+def _layers(raw: Any) -> tuple[int, ...] | None:
+    """Sorted indices; whether the model has such layers shows once it is loaded."""
     if raw is None:
         return None
-    picked: set[int] = set()
-    pieces = raw.split(",") if isinstance(raw, str) else _listed(raw, "layers")
-    for piece in pieces:
-        first, dash, last = str(piece).strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UserError(f"layers are written 0,4-35 or as a list of numbers, got {raw!r}")
-        picked.update(range(int(first), int(last or first) + 1))
-    if not picked:
+    chosen = tuple(sorted(parse_layers(raw)))
+    if not chosen:
         raise UserError(f"layers {raw!r} names no layer; leave it out to patch all of them")
-    return tuple(sorted(picked))
+    return chosen
 
 
 def unique(items: Any) -> tuple[Any, ...]:

@@ -1,0 +1,230 @@
+"""The ``sa-patch`` command: parse, call, print.
+
+Everything heavy is imported inside the functions that need it, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sa_patch.errors import UserError
+
+DESCRIPTION = """\
+Swap the attention of a pretrained language model for a sparse pattern, without training, and
+measure what that costs and saves.
+"""
+EXAMPLES = """\
+examples:
+  sa-patch sweep demo                        # embedded model, our tasks, no download
+  sa-patch report runs/demo                  # table and figures of that sweep
+  sa-patch sweep configs/qwen3-8b.yaml --out runs/q8 --confirm-run-unsafe-code
+  sa-patch generate smollm2-135m "The sea is" --method sa --window 64
+  sa-patch methods                           # patterns and backends, and what works here
+  sa-patch lm-eval --model sa-patch --tasks hellaswag \\
+      --model_args pretrained=Qwen/Qwen3-8B,method=sa,window=128,seed=0
+
+sa-patch COMMAND --help explains each command.
+"""
+SWEEP_EXAMPLES = """\
+examples:
+  sa-patch sweep demo
+  sa-patch sweep demo --limit 5 --out runs/quick
+  sa-patch sweep my.yaml --dry-run                       # the grid, and what is done of it
+  sa-patch sweep smollm2-seven --benchmarks data --confirm-run-unsafe-code
+
+A sweep can be stopped at any time (Ctrl-C, even kill -9): the same command does only what is
+missing. exit status: 0 all cells done, 1 some failed (each with its reason), 2 the request itself
+is wrong, 130 interrupted.
+
+a sweep file:
+  model: smollm2-135m              # or {pretrained: Qwen/Qwen3-8B, dtype: bfloat16}
+  windows: [16, 32, 64]
+  methods: [full, swa, {method: sa, seeds: [0, 1, 2]}, {method: moba, topk: 2}]
+  tasks: [lambada_openai, {task: mmlu, limit: 2}]        # any task of lm-eval, and ours
+  limit: 50                                              # items per task; leave out for all
+"""
+REPORT_EXAMPLES = """\
+examples:
+  sa-patch report runs/demo
+  sa-patch report runs/demo --x mean_keys           # against the keys that were really visible
+  sa-patch report runs/a runs/b --out comparison    # several models or runs in one report
+"""
+GENERATE_EXAMPLES = """\
+examples:
+  sa-patch generate smollm2-135m "The sea is"
+  sa-patch generate smollm2-135m "Why is the sky blue?" --chat --method swa --window 256
+  sa-patch generate Qwen/Qwen3-8B "Once upon a time" --method moba:block_size=64,topk=2 \\
+      --dtype bfloat16 --device-map auto
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status (2 for a request that cannot be served)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["lm-eval"]:
+            # argparse would take lm-eval's options, --help among them, for its own.
+            return _lm_eval(arguments[1:])
+        options = _parser().parse_args(arguments)
+        options.command_line = ["sa-patch", *arguments]
+        status: int = options.run(options)
+        return status
+    except UserError as error:
+        print(f"sa-patch: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sa-patch: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _formatted(argparse.ArgumentParser(prog="sa-patch", description=DESCRIPTION), EXAMPLES)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_sweep(commands.add_parser("sweep", help="measure a grid of patterns and tasks"))
+    _add_report(commands.add_parser("report", help="tables and figures of finished sweeps"))
+    commands.add_parser("lm-eval", help="lm-eval's own command, with the model 'sa-patch'")
+    _add_generate(commands.add_parser("generate", help="continue a text with a patched model"))
+    _add_methods(commands.add_parser("methods", help="list patterns and backends"))
+    return parser
+
+
+def _formatted(parser: argparse.ArgumentParser, examples: str) -> argparse.ArgumentParser:
+    parser.epilog = examples
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    _formatted(parser, SWEEP_EXAMPLES)
+    parser.add_argument("config", help="a YAML file, or the name of a packaged one (demo)")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    parser.add_argument("--limit", type=int, help="first N items of each task, over the file's")
+    parser.add_argument(
+        "--benchmarks", type=Path, help="folder of local data sets laid out like their hub copies"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the grid, load nothing")
+    parser.add_argument(
+        "--confirm-run-unsafe-code",
+        action="store_true",
+        help="let tasks such as humaneval run code that the model writes",
+    )
+    parser.set_defaults(run=_sweep)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    _formatted(parser, REPORT_EXAMPLES)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a sweep")
+    parser.add_argument(
+        "--x",
+        default="window",
+        metavar="AXIS",
+        help="horizontal axis: window, mean_keys or flops (default: window)",
+    )
+    parser.add_argument("--out", type=Path, help="where to write (default: the run folder)")
+    parser.set_defaults(run=_report)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _formatted(parser, GENERATE_EXAMPLES)
+    parser.add_argument("model", help="hub id, folder, or smollm2-135m")
+    parser.add_argument("prompt", help="the text to continue")
+    parser.add_argument(
+        "--method", default="sa", help="a name, or a text form such as sa:window=64"
+    )
+    parser.add_argument("--window", type=int, help="keys in view (default: 128)")
+    parser.add_argument("--seed", type=int, help="of a random pattern")
+    parser.add_argument("--topk", type=int, help="blocks of moba")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--chat", action="store_true", help="use the model's chat template")
+    parser.add_argument("--layers", help="layers to patch, such as 4-35 (default: all)")
+    parser.add_argument("--decode", default="full", help="full or pattern, for the new tokens")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device-map", help="for example auto, to spread a large model")
+    parser.add_argument("--gguf-file")
+    parser.add_argument("--revision")
+    parser.set_defaults(run=_generate)
+
+
+def _add_methods(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Patterns and backends, which of them work on this machine, and why not."
+    for name, value, meaning in (
+        ("--n", 1024, "tokens"),
+        ("--heads", 16, "query heads"),
+        ("--kv-heads", 8, "KV heads"),
+        ("--head-dim", 128, "width of a head"),
+        ("--window", 128, "window"),
+    ):
+        parser.add_argument(name, type=int, default=value, help=f"{meaning} (default: {value})")
+    parser.set_defaults(run=_methods)
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from sa_patch.harness.config import load_config
+    from sa_patch.harness.plan import make_plan
+    from sa_patch.harness.sweep import describe_plan, run_sweep
+
+    config = load_config(options.config).with_limit(options.limit)
+    out = options.out or Path("runs") / config.name
+    run_code = options.confirm_run_unsafe_code
+    plan = make_plan(config, benchmarks=options.benchmarks, run_code=run_code or options.dry_run)
+    if options.dry_run:
+        print("\n".join(describe_plan(plan, out)))
+        return 0
+    outcome = run_sweep(config, plan, out, command=options.command_line, run_code=run_code)
+    done = outcome.found + outcome.ran
+    print(f"{done} of {outcome.planned} cells done, {outcome.failed} failed, in {out}")
+    if done:
+        print(f"table and figures: sa-patch report {out}")
+    return outcome.exit_status
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from sa_patch.harness.report import write_report
+
+    written = write_report(options.runs, options.out, options.x, console=Console())
+    for path in (written.markdown, written.csv, *written.figures[::-1]):
+        print(path)
+    return 0
+
+
+def _lm_eval(arguments: Sequence[str]) -> int:
+    from sa_patch.harness.hand_over import run_lm_eval
+
+    run_lm_eval(arguments)
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from sa_patch.harness.generation import choose_pattern, generate_text
+
+    generate_text(
+        options.model,
+        options.prompt,
+        choose_pattern(options.method, options.window, options.seed, options.topk),
+        max_new_tokens=options.max_new_tokens,
+        chat=options.chat,
+        decode=options.decode,
+        backend=options.backend,
+        layers=options.layers,
+        dtype=options.dtype,
+        device_map=options.device_map,
+        gguf_file=options.gguf_file,
+        revision=options.revision,
+    )
+    return 0
+
+
+def _methods(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from sa_patch.harness.methods import Shape, print_methods
+
+    shape = Shape(options.n, options.heads, options.kv_heads, options.head_dim, options.window)
+    print_methods(shape, Console())
+    return 0

@@ -1,0 +1,97 @@
+"""Text from a patched model, for ``sa-patch generate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sa_patch.errors import UserError
+from sa_patch.harness.embedded import resolve_model
+from sa_patch.harness.quiet import silenced
+from sa_patch.patching import patch_model
+from sa_patch.patterns import Pattern, make_pattern, parse_pattern
+from sa_patch.patterns.registry import parameters, pattern_class
+
+DEFAULT_WINDOW = 128
+
+
+def choose_pattern(
+    method: str, window: int | None = None, seed: int | None = None, topk: int | None = None
+) -> Pattern:
+    """The pattern of a method's name and options, or of a text form such as ``sa:window=64``.
+
+    Raises:
+        UserError: for an unknown method, or an option or value that it does not take.
+    """
+    if ":" in method:
+        if (window, seed, topk) != (None, None, None):
+            raise UserError(f"{method!r} holds the parameters already; leave the options out")
+        return parse_pattern(method)
+    if window is None and "window" in parameters(pattern_class(method)):
+        window = DEFAULT_WINDOW
+    return make_pattern(method, window=window, seed=seed, topk=topk)
+
+
+def generate_text(
+    model: str,
+    prompt: str,
+    pattern: Pattern,
+    *,
+    max_new_tokens: int = 128,
+    chat: bool = False,
+    decode: str = "full",
+    backend: str = "auto",
+    layers: str | None = None,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+) -> None:
+    """Load a model, attend by `pattern`, and print the greedy continuation as it appears.
+
+    Args:
+        model: hub id, folder, or ``smollm2-135m``.
+        chat: put the prompt into the tokenizer's chat template.
+
+    Raises:
+        UserError: if the model cannot be found, loaded or patched, or has no chat template.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+
+    if not prompt:
+        raise UserError("the prompt is empty; give the text to continue")
+    if max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
+    source = resolve_model(model, gguf_file, revision)
+    options: dict[str, Any] = {"revision": source.revision, "gguf_file": source.gguf_file}
+    options = {key: value for key, value in options.items() if value is not None}
+    with silenced():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.pretrained, **options)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                source.pretrained, dtype=dtype, device_map=device_map, **options
+            )
+        except (OSError, ValueError, ImportError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the model {model!r} could not be loaded: {reason}") from error
+        patch_model(loaded, pattern, layers=layers, decode=decode, backend=backend)
+    if chat:
+        if not tokenizer.chat_template:
+            raise UserError(f"{model} has no chat template; leave --chat out")
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
+    loaded.generate(
+        **inputs.to(loaded.device),
+        streamer=streamer,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id
+        if tokenizer.pad_token_id is not None
+        else tokenizer.eos_token_id,
+    )

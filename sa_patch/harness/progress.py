@@ -1,0 +1,110 @@
+"""How a sweep shows where it is: a bar with the time left, or plain lines where there is no tty."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+
+class TimeLeft:
+    """Estimate the seconds that remain from the finished cells, task by task."""
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self._waiting = Counter(tasks)
+        self._spent: dict[str, list[float]] = defaultdict(list)
+
+    def finished(self, task: str, seconds: float) -> None:
+        self._waiting[task] -= 1
+        self._spent[task].append(seconds)
+
+    def seconds(self) -> float | None:
+        """None before the first cell has finished."""
+        everything = [each for spent in self._spent.values() for each in spent]
+        if not everything:
+            return None
+        overall = sum(everything) / len(everything)
+
+        def per_cell(task: str) -> float:
+            spent = self._spent.get(task)
+            return sum(spent) / len(spent) if spent else overall
+
+        return sum(count * per_cell(task) for task, count in self._waiting.items())
+
+
+def spoken(seconds: float) -> str:
+    """A duration for people: ``12 s``, ``4 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+class SweepProgress:
+    """Lines for finished cells and, on a terminal, a bar below them. Writes to stderr."""
+
+    def __init__(self, tasks: Sequence[str], console: Console | None = None) -> None:
+        # The real stream, held now: while a cell runs, sys.stderr is turned away from the screen.
+        self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._left = TimeLeft(tasks)
+        self._total = len(tasks)
+        self._done = 0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not self._console.is_terminal,
+        )
+        self._row = self._bar.add_task("", total=self._total, left="")
+
+    def __enter__(self) -> SweepProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, line: str, style: str = "") -> None:
+        self._console.print(Text(line, style=style))
+
+    def starts(self, label: str) -> None:
+        self._bar.update(self._row, description=label)
+
+    def finished(
+        self, task: str, label: str, outcome: str, seconds: float, style: str = ""
+    ) -> None:
+        """One cell is done: a line for it, and a new estimate."""
+        self._done += 1
+        self._left.finished(task, seconds)
+        left = self._left.seconds()
+        remains = f"about {spoken(left)} left" if left and self._done < self._total else ""
+        place = f"[{self._done}/{self._total}]"
+        parts = [place, label, outcome, spoken(seconds), remains]
+        self.say("  ".join(part for part in parts if part), style)
+        self._bar.update(self._row, completed=self._done, left=remains)
+
+
+def outcome_text(primary: dict[str, Any]) -> str:
+    """``acc_norm 0.362 ± 0.054``"""
+    name = str(primary["metric"]).partition(",")[0]
+    spread = f" ± {primary['stderr']:.3f}" if primary.get("stderr") is not None else ""
+    return f"{name} {primary['value']:.4g}{spread}"
