@@ -1,0 +1,21 @@
+"""Settings that hold for the whole test suite: offline, and reproducible property tests."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from hypothesis import HealthCheck, settings
+
+_NO_DEADLINE = {
+    "deadline": None,  # the first call of a shape pays for torch's warm-up
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+
+# The default repeats the same examples on every machine: a red test is red for everybody.
+settings.register_profile("repeatable", max_examples=12, derandomize=True, **_NO_DEADLINE)
+# HYPOTHESIS_PROFILE=thorough looks for new counterexamples, with fresh randomness each time.
+settings.register_profile("thorough", max_examples=200, **_NO_DEADLINE)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -1,0 +1,224 @@
+"""Random inputs for the laws: patterns, shapes, lengths and numbers.
+
+Hypothesis draws the shape of a case and a seed; the numbers themselves come from that seed, so
+that an example is small to print and quick to shrink.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.kernels import BACKENDS, sparse_attention
+from sa_patch.patterns import PATTERNS, SA, SWA, Full, MoBA, Pattern
+from sa_patch.patterns.permutation import permutation_slots
+from tests import oracle
+
+METHODS: tuple[str, ...] = tuple(PATTERNS)
+BACKEND_NAMES: tuple[str, ...] = (*BACKENDS, "auto")
+
+
+@st.composite
+def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
+    """A pattern of the named method; a new method has to be given its line here."""
+    window = draw(st.integers(1, max_window))
+    if method == "full":
+        return Full()
+    if method == "swa":
+        return SWA(window)
+    if method == "sa":
+        seed = draw(st.integers(-3, 2**40))
+        return SA(window, seed, circular=draw(st.booleans()), per_head=draw(st.booleans()))
+    if method == "moba":
+        return MoBA(block_size=draw(st.integers(1, max_window // 2)), topk=draw(st.integers(1, 4)))
+    raise AssertionError(f"teach tests/laws/strategies.py to draw patterns of {method!r}")
+
+
+def narrow_pattern(method: str, seed: int = 0) -> Pattern:
+    """A pattern that hides many keys at every length the model tests use (20 tokens and more)."""
+    return {
+        "full": Full(),
+        "swa": SWA(4),
+        "sa": SA(3, seed),
+        "moba": MoBA(block_size=3, topk=2),
+    }[method]
+
+
+def saturating_pattern(method: str, seq_len: int) -> Pattern:
+    """The narrowest pattern of the method that admits every ``j <= i`` at this length."""
+    blocks = 3
+    return {
+        "full": Full(),
+        "swa": SWA(seq_len),
+        "sa": SA(seq_len // 2 + 1),
+        "moba": MoBA(block_size=-(-seq_len // blocks), topk=blocks),
+    }[method]
+
+
+SPARSE_METHODS: tuple[str, ...] = tuple(name for name in METHODS if name != "full")
+PREFIX_STABLE: tuple[str, ...] = tuple(name for name in METHODS if PATTERNS[name].prefix_stable)
+
+
+@dataclass
+class Case:
+    """q: [batch, q_heads, n, head_dim]; k, v: [batch, kv_heads, n, head_dim]; lengths: [batch]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    lengths: Tensor | None
+    layer: int = 0
+    scale: float | None = None
+
+    @property
+    def seq_len(self) -> int:
+        return self.q.shape[2]
+
+    def real_tokens(self) -> list[int]:
+        """Number of real tokens of each row."""
+        if self.lengths is None:
+            return [self.seq_len] * self.q.shape[0]
+        return [int(length) for length in self.lengths]
+
+    def run(self, pattern: Pattern, backend: str) -> Tensor:
+        """`sparse_attention` on this case: [batch, q_heads, n, head_dim]."""
+        return sparse_attention(
+            self.q,
+            self.k,
+            self.v,
+            pattern,
+            layer=self.layer,
+            lengths=self.lengths,
+            scale=self.scale,
+            backend=backend,
+        )
+
+    def oracle(self, pattern: Pattern) -> oracle.OracleResult:
+        """The float64 oracle on this case."""
+        return oracle.attention(
+            self.q.double().numpy(),
+            self.k.double().numpy(),
+            self.v.double().numpy(),
+            pattern.name,
+            lengths=self.real_tokens(),
+            scale=self.scale,
+            **oracle_arguments(pattern, self.layer),
+        )
+
+
+def oracle_arguments(pattern: Pattern, layer: int) -> dict:
+    """What the oracle has to be told about a pattern."""
+    if isinstance(pattern, SWA):
+        return {"window": pattern.window}
+    if isinstance(pattern, MoBA):
+        return {"block_size": pattern.block_size, "topk": pattern.topk}
+    if isinstance(pattern, SA):
+
+        def slots(seq_len: int, head: int) -> np.ndarray:
+            draw = head if pattern.per_head else None
+            return permutation_slots(seq_len, pattern.seed, layer, draw).numpy()
+
+        return {"window": pattern.window, "circular": pattern.circular, "slots": slots}
+    return {}
+
+
+def make_case(
+    *,
+    batch: int = 1,
+    q_heads: int = 4,
+    kv_heads: int = 2,
+    seq_len: int,
+    head_dim: int = 8,
+    lengths: list[int] | None = None,
+    layer: int = 0,
+    scale: float | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    poison: bool = True,
+) -> Case:
+    """Random q, k and v; where `lengths` is given, padding holds NaN unless `poison` is off."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def numbers(heads: int) -> Tensor:
+        return torch.randn(batch, heads, seq_len, head_dim, generator=generator)
+
+    q, k, v = numbers(q_heads), numbers(kv_heads), numbers(kv_heads)
+    if lengths is not None and poison:
+        for row, length in enumerate(lengths):
+            for tensor in (q, k, v):
+                tensor[row, :, length:] = torch.nan
+    return Case(
+        q.to(dtype),
+        k.to(dtype),
+        v.to(dtype),
+        None if lengths is None else torch.tensor(lengths),
+        layer,
+        scale,
+    )
+
+
+@st.composite
+def cases(
+    draw: st.DrawFn,
+    min_len: int = 1,
+    max_len: int = 40,
+    ragged: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Case:
+    """A random case; `ragged` decides whether rows have lengths of their own (None: at random)."""
+    kv_heads = draw(st.integers(1, 3))
+    batch = draw(st.integers(1, 3))
+    seq_len = draw(st.integers(min_len, max_len))
+    lengths = None
+    if draw(st.booleans()) if ragged is None else ragged:
+        shorter = st.lists(st.integers(1, seq_len), min_size=batch - 1, max_size=batch - 1)
+        lengths = [*draw(shorter), seq_len]
+    return make_case(
+        batch=batch,
+        q_heads=kv_heads * draw(st.integers(1, 3)),
+        kv_heads=kv_heads,
+        seq_len=seq_len,
+        head_dim=draw(st.sampled_from([1, 4, 6, 8, 16])),
+        lengths=lengths,
+        layer=draw(st.integers(0, 40)),
+        scale=draw(st.sampled_from([None, None, 0.3, 1.0])),
+        seed=draw(st.integers(0, 2**20)),
+        dtype=dtype,
+    )
+
+
+def serves(backend: str, pattern: Pattern, case: Case) -> bool:
+    """Whether `backend` can serve the case; one that cannot must refuse, and give its reason."""
+    if backend == "auto":
+        return True
+    able, reason = BACKENDS[backend].supports(pattern, case.q, case.k)
+    if not able:
+        assert reason, f"{backend} refuses {pattern} without a reason"
+        try:
+            case.run(pattern, backend)
+        except UserError as error:
+            assert reason in str(error), f"{backend} hides its reason: {error}"
+        else:
+            raise AssertionError(f"{backend} said it cannot serve {pattern}, and then ran it")
+    return bool(able)
+
+
+def visible_sets(pattern: Pattern, case: Case, backend: str) -> Tensor:
+    """The visible sets a backend really used, read off its output: bool [batch, q_heads, n, n].
+
+    With the unit vectors as values, the output of query i is its row of attention weights, and a
+    weight is positive exactly where the key entered the softmax. Values are as wide as the heads,
+    so this is done in slices of head_dim keys.
+    """
+    batch, _, n, head_dim = case.q.shape
+    rows = []
+    for start in range(0, n, head_dim):
+        v = torch.zeros(batch, case.k.shape[1], n, head_dim)
+        for offset in range(min(head_dim, n - start)):
+            v[:, :, start + offset, offset] = 1.0
+        probe = Case(case.q, case.k, v, case.lengths, case.layer, case.scale)
+        rows.append(probe.run(pattern, backend) > 0)
+    return torch.cat(rows, dim=-1)[..., :n]
