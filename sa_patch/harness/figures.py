@@ -1,0 +1,245 @@
+"""Figures of a report: average accuracy, and a panel per task, against a chosen axis."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sa_patch.errors import UserError
+from sa_patch.harness.aggregate import Comparison, Point
+from sa_patch.harness.axis import log_ticks, tick_text
+from sa_patch.harness.figure_style import (
+    CHANCE_COLOUR,
+    FONT,
+    MARKER_SIZE,
+    Caption,
+    Layout,
+    Style,
+    series_styles,
+)
+from sa_patch.harness.series import Series
+
+AXES = {
+    "window": "window (keys per query allowed)",
+    "mean_keys": "keys per query, measured mean",
+    "flops": "attention FLOPs, % of full attention",
+}
+# Sideways shift between neighbouring series on the window axis, and from first to last, in octaves.
+DODGE, DODGE_SPAN = 0.08, 0.3
+PANEL_COLUMNS = 4
+BIG_PANEL, SMALL_PANEL = (6.4, 3.9), (2.8, 2.15)  # inches
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One drawn series: ``x`` in the axis' unit (FLOPs in % of full), ``y`` and ``error`` in the
+    unit drawn (accuracies in %); ``error`` is 0 where unknown. ``window`` belongs to each point."""
+
+    series: Series
+    window: tuple[int | None, ...]
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    error: tuple[float, ...]
+    saturated: tuple[bool, ...]
+
+
+def check_axis(x: str) -> None:
+    """Raises ``UserError`` if ``x`` is no axis that reports know."""
+    if x not in AXES:
+        raise UserError(f"unknown x axis {x!r}; choose one of {', '.join(AXES)}")
+
+
+def curves(points: Sequence[Point], x: str) -> list[Curve]:
+    """The points of one panel as drawn, by series. A point without a place on the axis is left out
+    (a pattern without a window keeps it, and becomes a horizontal line on the window axis)."""
+    found = []
+    for series in dict.fromkeys(point.series for point in points):
+        rows = [
+            (point.window, place, point)
+            for point in points
+            if point.series == series and (place := _place(point, x)) is not None
+        ]
+        if rows:
+            scales = [100.0 if point.is_accuracy else 1.0 for _, _, point in rows]
+            scaled = [
+                (p.value * s, (p.error or 0.0) * s)
+                for (_, _, p), s in zip(rows, scales, strict=True)
+            ]
+            found.append(
+                Curve(
+                    series,
+                    tuple(window for window, _, _ in rows),
+                    tuple(place for _, place, _ in rows),
+                    tuple(value for value, _ in scaled),
+                    tuple(error for _, error in scaled),
+                    tuple(point.saturated for _, _, point in rows),
+                )
+            )
+    return found
+
+
+def draw_average(comparison: Comparison, x: str, caption: Caption) -> Figure:
+    """Average accuracy over ``comparison.average_tasks`` against ``x`` (the paper's Figure 4)."""
+    starred = x != "window"
+    layout = Layout(
+        comparison, caption, (1, 1), BIG_PANEL, full_has_place=starred, panel_titles=False
+    )
+    axes = layout.panel(0)
+    _draw_panel(axes, comparison.averages, x, comparison)
+    tasks = comparison.average_tasks
+    many = f"average accuracy over {len(tasks)} tasks, %"
+    axes.set_ylabel(many if len(tasks) > 1 else f"accuracy on {tasks[0]}, %")
+    axes.set_xlabel(AXES[x])
+    return layout.figure
+
+
+def draw_tasks(comparison: Comparison, x: str, caption: Caption) -> Figure:
+    """One panel per task against ``x`` (the paper's Figure 5); accuracies come first."""
+    panels = [comparison.of_task(task) for task in comparison.tasks]
+    panels.sort(key=lambda points: not points[0].is_accuracy)
+    columns = _columns(len(panels))
+    layout = Layout(
+        comparison,
+        caption,
+        (math.ceil(len(panels) / columns), columns),
+        BIG_PANEL if columns == 1 else SMALL_PANEL,
+        full_has_place=x != "window",
+        panel_titles=True,
+    )
+    for index, points in enumerate(panels):
+        axes = layout.panel(index)
+        _draw_panel(axes, points, x, comparison)
+        items = points[0].samples
+        count = "" if items is None else f"  ({items:,} items)"
+        axes.set_title(f"{points[0].task}{count}", fontsize=FONT + 1, loc="left")
+        axes.set_ylabel(_value_label(points[0]))
+        if index + columns >= len(panels):
+            axes.set_xlabel(AXES[x])
+    return layout.figure
+
+
+def _value_label(point: Point) -> str:
+    metric = point.metric.split(",")[0]
+    if point.is_accuracy:
+        return f"{metric}, %"
+    return metric if point.higher_is_better else f"{metric} (lower is better)"
+
+
+def _columns(panels: int) -> int:
+    if panels <= 3:
+        return panels
+    return 2 if panels == 4 else 3 if panels in (5, 6, 9) else PANEL_COLUMNS
+
+
+def _place(point: Point, x: str) -> float | None:
+    if x == "window":
+        return math.nan if point.window is None else float(point.window)
+    if x == "mean_keys":
+        return point.mean_keys
+    return None if point.flops_share is None else 100.0 * point.flops_share
+
+
+def _draw_panel(axes: Axes, points: Sequence[Point], x: str, comparison: Comparison) -> None:
+    drawn = curves(points, x)
+    styles = series_styles(comparison.series)
+    swept = [
+        s
+        for s in comparison.series
+        if any(p.window is not None for p in comparison.points if p.series == s)
+    ]
+    for curve in drawn:
+        style = styles[curve.series]
+        if curve.window == (None,):
+            _draw_baseline(axes, curve, style)
+            continue
+        shift = 1.0
+        if x == "window":
+            step = min(DODGE, DODGE_SPAN / max(len(swept) - 1, 1))
+            shift = 2.0 ** (step * (swept.index(curve.series) - (len(swept) - 1) / 2))
+        _draw_curve(axes, curve, style, shift)
+    _scale_x(axes, drawn, x)
+    first = points[0]
+    if first.higher_is_better and first.chance is not None:
+        axes.axhline(
+            100 * first.chance, color=CHANCE_COLOUR, linestyle=":", linewidth=1.4, zorder=1
+        )
+    if not first.higher_is_better and all(y > 0 for curve in drawn for y in curve.y):
+        _scale_log_y(axes, drawn)
+    axes.grid(color="#E6E6E6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=FONT)
+
+
+def _draw_baseline(axes: Axes, curve: Curve, style: Style) -> None:
+    value, error = curve.y[0], curve.error[0]
+    axes.axhline(value, color=style.colour, linestyle=style.line, linewidth=1.4, zorder=2)
+    if error:
+        axes.axhspan(value - error, value + error, color=style.colour, alpha=0.07, linewidth=0)
+    if not math.isnan(curve.x[0]):
+        axes.plot(
+            curve.x,
+            curve.y,
+            color=style.colour,
+            marker=style.marker,
+            markersize=14,
+            linestyle="none",
+            zorder=2.5,
+        )
+
+
+def _draw_curve(axes: Axes, curve: Curve, style: Style, shift: float) -> None:
+    places = [place * shift for place in curve.x]
+    axes.plot(places, curve.y, color=style.colour, linestyle=style.line, linewidth=1.6, zorder=3)
+    axes.errorbar(
+        places,
+        curve.y,
+        yerr=curve.error,
+        color=style.colour,
+        fmt="none",
+        elinewidth=1.0,
+        capsize=2.5,
+        alpha=0.75,
+        zorder=3,
+    )
+    for place, value, hollow in zip(places, curve.y, curve.saturated, strict=True):
+        axes.plot(
+            [place],
+            [value],
+            color=style.colour,
+            marker=style.marker,
+            markersize=MARKER_SIZE,
+            markerfacecolor="white" if hollow else style.colour,
+            markeredgewidth=1.4,
+            linestyle="none",
+            zorder=4,
+        )
+
+
+def _scale_x(axes: Axes, drawn: Sequence[Curve], x: str) -> None:
+    places = [p for curve in drawn for p in curve.x if not math.isnan(p)]
+    if not places:
+        axes.set_xticks([])
+        return
+    axes.set_xscale("log", base=2 if x == "window" else 10)
+    low, high = min(places), max(places)
+    margin = max((high / low) ** 0.06, 1.15)
+    axes.set_xlim(low / margin, high * margin)
+    ticks = sorted(set(places)) if x == "window" else log_ticks(low / margin, high * margin, 6)
+    axes.set_xticks(ticks, [tick_text(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _scale_log_y(axes: Axes, drawn: Sequence[Curve]) -> None:
+    axes.set_yscale("log", nonpositive="clip")
+    low = min(
+        max(y - e, 0.7 * y) for curve in drawn for y, e in zip(curve.y, curve.error, strict=True)
+    )
+    high = max(y + e for curve in drawn for y, e in zip(curve.y, curve.error, strict=True))
+    margin = max((high / low) ** 0.06, 1.05)
+    axes.set_ylim(low / margin, high * margin)
+    ticks = log_ticks(low / margin, high * margin, 6)
+    axes.set_yticks(ticks, [tick_text(tick, plain_below=1e4) for tick in ticks])
+    axes.set_yticks([], minor=True)

@@ -1,0 +1,208 @@
+"""The report on one or several run folders: tables, figures, and where they come from."""
+
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from sa_patch.errors import UserError
+from sa_patch.harness import captions
+from sa_patch.harness.aggregate import Comparison, compare
+from sa_patch.harness.figure_style import Caption
+from sa_patch.harness.figures import check_axis, draw_average, draw_tasks
+from sa_patch.harness.results import Cell, Run, SetAside, load_run, merge_cells
+from sa_patch.harness.tables import csv_text, markdown_tables, print_tables
+
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the run folders say, before it is put into words or pictures."""
+
+    runs: tuple[Run, ...]
+    cells: tuple[Cell, ...]
+    comparison: Comparison
+    set_aside: tuple[SetAside, ...]
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """The files that were written. ``figures`` holds PNG and SVG, the average (if there is one)
+    first."""
+
+    report: Report
+    markdown: Path
+    csv: Path
+    figures: tuple[Path, ...]
+
+    @property
+    def figure(self) -> Path:
+        """The picture to look at first (PNG)."""
+        return next(path for path in self.figures if path.suffix == ".png")
+
+
+def read_report(run_dirs: Sequence[Path]) -> Report:
+    """Raises ``UserError`` if a folder is missing, is no run, or has no finished cell."""
+    if not run_dirs:
+        raise UserError("no run folder given; name one or more that `sa-patch sweep` has written")
+    runs = tuple(load_run(folder) for folder in dict.fromkeys(map(Path, run_dirs)))
+    cells, repeated = merge_cells(runs)
+    comparison = compare(cells)
+    again = [
+        SetAside(
+            Path(cell.run) / "cells" / f"{cell.id}.json",
+            "repeats a cell of another configuration that cannot differ from it",
+        )
+        for cell in comparison.repeated
+    ]
+    set_aside = [aside for run in runs for aside in run.set_aside]
+    return Report(runs, tuple(cells), comparison, (*set_aside, *repeated, *again))
+
+
+def write_report(
+    run_dirs: Sequence[Path],
+    out: Path | None = None,
+    x: str = "window",
+    console: Console | None = None,
+) -> ReportFiles:
+    """Write ``results.md``, ``results.csv`` and the figures; print the table to ``console``.
+
+    ``out``: the folder to write into, by default the run folder itself (several runs need one).
+    ``x``: the figures' horizontal axis, "window", "mean_keys" or "flops"; it is part of the
+    figures' names. Every file appears whole or not at all.
+
+    Raises ``UserError`` for an unknown axis, an unusable run folder or an unwritable ``out``.
+    """
+    check_axis(x)
+    report = read_report(run_dirs)
+    if out is None and len(report.runs) > 1:
+        raise UserError("a report on several runs needs a folder of its own; name it with --out")
+    folder = report.runs[0].path if out is None else Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = [
+            path
+            for name, figure in draw_figures(report, x).items()
+            for path in _write_figure(folder / f"{name}_vs_{x}", figure)
+        ]
+        csv_file = folder / "results.csv"
+        _write(csv_file, csv_text(report.comparison).encode())
+        markdown_file = folder / "results.md"
+        pictures = [path.name for path in figures if path.suffix == ".png"]
+        _write(markdown_file, markdown(report, pictures).encode())
+    except OSError as error:
+        raise UserError(
+            f"cannot write the report into {folder} ({error.strerror or error}); "
+            "name a folder you may write with --out"
+        ) from error
+    if console is not None:
+        print_report(report, console)
+    return ReportFiles(report, markdown_file, csv_file, tuple(figures))
+
+
+def draw_figures(report: Report, x: str) -> dict[str, Figure]:
+    """The figures by name: "average" (if any task is shared by all points) and "tasks"."""
+    comparison, cells, runs = report.comparison, report.cells, report.runs
+    figures = {}
+    if comparison.averages:
+        caption = Caption(
+            captions.average_title(comparison, cells),
+            captions.figure_notes(comparison, cells, runs, x, average=True),
+        )
+        figures["average"] = draw_average(comparison, x, caption)
+    caption = Caption(
+        captions.tasks_title(comparison, cells),
+        captions.figure_notes(comparison, cells, runs, x, average=False),
+    )
+    figures["tasks"] = draw_tasks(comparison, x, caption)
+    return figures
+
+
+def markdown(report: Report, pictures: Sequence[str]) -> str:
+    """The report as Markdown; ``pictures`` are the figure files beside it."""
+    comparison = report.comparison
+    lines = [f"# Results: {captions.models(report.cells)}", ""]
+    for note in (captions.missing_note(report.runs), captions.subset_note(report.cells)):
+        if note:
+            lines += [f"**{note}**", ""]
+    for name in pictures:
+        lines += [f"![{name.rsplit('.', 1)[0].replace('_', ' ')}]({name})", ""]
+    lines += [markdown_tables(comparison), "", "## How to read this", ""]
+    lines += [f"- {note}" for note in reading_notes(comparison)]
+    lines += ["", "## Where the figures come from", ""]
+    lines += [f"- {line}" for line in captions.provenance(report.runs, report.cells, comparison)]
+    if report.set_aside:
+        lines += ["", "## Files that were not used", ""]
+        lines += [f"- {line}" for line in captions.set_aside_lines(report.set_aside)]
+    return "\n".join(lines) + "\n"
+
+
+def reading_notes(comparison: Comparison) -> list[str]:
+    notes = [
+        "Accuracies are in %, as value ± one standard error; a perplexity (↓) is better when "
+        "lower and never enters an average. A value is the mean over seeds.",
+        captions.average_note(comparison),
+        captions.error_note(comparison) + " The bars describe each point by itself; all methods "
+        "answer the same items, so a difference between two is known better than they suggest.",
+        *(captions.axis_note(comparison, x) for x in ("window", "mean_keys", "flops")),
+    ]
+    if any(point.saturated for point in comparison.points):
+        notes.append(
+            "° marks a saturated point: for at least half of the sequences the pattern left no "
+            "earlier token out, so it was full attention there and says little about sparsity."
+        )
+    return notes
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The table in the terminal, with what is missing, what was set aside, and provenance."""
+    comparison = report.comparison
+    console.print(f"[bold]Results: {captions.models(report.cells)}[/bold]\n", highlight=False)
+    print_tables(comparison, console)
+    notes = [captions.average_note(comparison), captions.error_note(comparison)]
+    if any(point.saturated for point in comparison.points):
+        notes.append("° saturated: full attention in at least half of the sequences.")
+    notes += captions.provenance(report.runs, report.cells, comparison)
+    for note in notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+    missing = captions.missing_note(report.runs)
+    if missing:
+        console.print(missing, style="yellow", highlight=False, markup=False)
+    for line in captions.set_aside_lines(report.set_aside):
+        console.print(f"not used: {line}", style="yellow", highlight=False, markup=False)
+
+
+def _write_figure(stem: Path, figure: Figure) -> list[Path]:
+    paths = []
+    for kind, options in SAVE_OPTIONS.items():
+        buffer = io.BytesIO()
+        # A fixed salt makes the SVG's ids, and so the file, a function of its content alone.
+        with matplotlib.rc_context({"svg.hashsalt": "sa_patch"}):
+            figure.savefig(buffer, format=kind, **options)
+        path = stem.with_name(f"{stem.name}.{kind}")
+        _write(path, buffer.getvalue())
+        paths.append(path)
+    return paths
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
