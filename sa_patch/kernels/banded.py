@@ -105,9 +105,7 @@ def _window_rows(
     return torch.cat(blocks, dim=2)
 
 
-def _ring_band(
-    pattern: SA, q: Tensor, k: Tensor, v: Tensor, *, layer: int, scale: float
-) -> Tensor:
+def _ring_band(pattern: SA, q: Tensor, k: Tensor, v: Tensor, *, layer: int, scale: float) -> Tensor:
     """Stochastic attention of whole sequences: a band once rows are ordered by slot."""
     heads, seq_len, reach = q.shape[1], q.shape[2], pattern.window - 1
     order = pattern.order(seq_len, layer, heads, q.device)

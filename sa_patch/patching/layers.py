@@ -83,7 +83,7 @@ def choose_layers(model: PreTrainedModel, layers: Iterable[int] | str | None) ->
 
 
 def parse_layers(layers: Iterable[int] | str) -> set[int]:
-    """Layer indices from integers, or from text such as ``"4-35"`` or ``"0,1,5-7"``.
+    """Layer indices from integers, or from text such as ``"4-35"``, ``"0,1,5-7"`` or ``"0+1"``.
 
     Raises:
         UserError: if it is neither.
@@ -96,7 +96,8 @@ def parse_layers(layers: Iterable[int] | str) -> set[int]:
             raise UserError(f"layers must be whole numbers, got {values!r}")
         return set(values)
     chosen: set[int] = set()
-    for part in filter(None, (piece.strip() for piece in layers.split(","))):
+    # "+" serves where commas already separate arguments, as in lm-eval's --model_args.
+    for part in filter(None, (piece.strip() for piece in layers.replace("+", ",").split(","))):
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise UserError(

@@ -99,9 +99,7 @@ def patched(
     """
     inner = base_model(model)
     before = {index: get_plan(module) for index, module in attention_layers(inner).items()}
-    patch_model(
-        model, pattern, window=window, layers=layers, decode=decode, backend=backend
-    )
+    patch_model(model, pattern, window=window, layers=layers, decode=decode, backend=backend)
     try:
         yield model
     finally:

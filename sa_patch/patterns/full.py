@@ -43,4 +43,3 @@ class Full(Pattern):
 
     def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
         return torch.arange(1, seq_len + 1)[None]
-

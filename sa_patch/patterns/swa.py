@@ -56,4 +56,3 @@ class SWA(Pattern):
 
     def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
         return torch.arange(1, seq_len + 1).clamp(max=self.window)[None]
-

@@ -1,0 +1,229 @@
+"""The lm-eval model `sa-patch`: a Hugging Face causal LM with a patched prefill attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from accelerate.utils import DistributedType
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sa_patch.errors import UserError
+from sa_patch.harness.embedded import resolve_model
+from sa_patch.harness.measure import PatternMeter, head_shape, padding_lengths
+from sa_patch.kernels import check_backend
+from sa_patch.patching import attention_layers, parse_layers, patch_model
+from sa_patch.patching.layers import base_model, choose_layers
+from sa_patch.patterns import Pattern, make_pattern, parse_pattern
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+_CACHE_OWNER = "sa_patch:owner"
+
+
+@register_model("sa-patch")
+class SAPatchLM(HFLM):
+    """lm-eval's `hf` model with a sparse prefill attention.
+
+    Scores do not depend on the batch size. lm-eval pads log-likelihood batches on the right and
+    passes no mask; causality alone makes that harmless for prefix-stable patterns, and for the
+    others (SA draws its permutation for the sequence's own length) each batch is made of
+    sequences of one length, so that there is no padding at all.
+
+    Args:
+        pretrained: hub id, local folder, a .gguf file, "smollm2-135m" for the embedded model, or
+            a model object.
+        method: name of a pattern; its parameters are the next six arguments.
+        window, seed, topk, block_size, circular, per_head: see `sa_patch.patterns`.
+        pattern: a pattern, or its text form, instead of `method` and its parameters.
+        layers, decode, backend: see `sa_patch.patch_model`.
+        hf_arguments: everything that lm-eval's `hf` model takes (``batch_size``, ``dtype``,
+            ``device``, ``gguf_file``, ``device_map``, ...).
+
+    Raises:
+        UserError: for a bad argument, before the model is loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel = "smollm2-135m",
+        *,
+        method: str | None = None,
+        window: int | None = None,
+        seed: int | None = None,
+        topk: int | None = None,
+        block_size: int | None = None,
+        circular: bool | None = None,
+        per_head: bool | None = None,
+        pattern: Pattern | str | None = None,
+        layers: Iterable[int] | str | None = None,
+        decode: str = "full",
+        backend: str = "auto",
+        **hf_arguments: Any,
+    ) -> None:
+        params = {
+            "window": window,
+            "seed": seed,
+            "topk": topk,
+            "block_size": block_size,
+            "circular": circular,
+            "per_head": per_head,
+        }
+        chosen = _read_pattern(pattern, method, params)
+        check_backend(backend)
+        chosen_layers = None if layers is None else parse_layers(layers)
+        if isinstance(pretrained, str):
+            source = resolve_model(
+                pretrained, hf_arguments.pop("gguf_file", None), hf_arguments.get("revision")
+            )
+            pretrained = source.pretrained
+            if source.gguf_file is not None:
+                hf_arguments["gguf_file"] = source.gguf_file
+            if source.revision is not None:
+                hf_arguments["revision"] = source.revision
+        # Its own option of the same meaning would choose lm-eval's seq2seq or causal code path.
+        super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
+        self.use_pattern(chosen, layers=chosen_layers, decode=decode, backend=backend)
+
+    def use_pattern(
+        self,
+        pattern: Pattern,
+        *,
+        layers: Iterable[int] | str | None = None,
+        decode: str = "full",
+        backend: str = "auto",
+    ) -> None:
+        """Patch the loaded model with another pattern and start a new meter.
+
+        Raises:
+            UserError: see `sa_patch.patch_model`.
+        """
+        model = base_model(self.model)
+        patch_model(model, pattern, layers=layers, decode=decode, backend=backend)
+        self.pattern = pattern
+        self._identity = f"{pattern} layers={layers} decode={decode}"
+        self._check_distributed()
+        if getattr(self, "cache_hook", None) is not None:
+            self._own_cache(self.cache_hook)
+        heads, head_dim = head_shape(model.config)
+        self.meter = PatternMeter(
+            pattern,
+            sparse_layers=choose_layers(model, layers),
+            all_layers=attention_layers(model),
+            heads=heads,
+            head_dim=head_dim,
+        )
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take lm-eval's request cache, if it holds no answers of another pattern or model.
+
+        Raises:
+            UserError: otherwise; the cache is keyed by the request alone.
+        """
+        self._own_cache(cache_hook)
+        super().set_cache_hook(cache_hook)
+
+    def _own_cache(self, cache_hook: CacheHook) -> None:
+        answers = cache_hook.dbdict
+        if answers is None:
+            return
+        name = self.pretrained if isinstance(self.pretrained, str) else type(self.model).__name__
+        mine = f"{name} {self._identity}"
+        owner = answers.get(_CACHE_OWNER, None if len(answers) else mine)
+        if owner != mine:
+            raise UserError(
+                f"the request cache was filled by {owner or 'another model'!r}, not by {mine!r}; "
+                "give each pattern a --use_cache of its own"
+            )
+        answers[_CACHE_OWNER] = mine
+
+    def _check_distributed(self) -> None:
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is None or self.pattern.prefix_stable:
+            return
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError(
+                f"{self.pattern.name} cannot be evaluated under FSDP, whose processes must run "
+                "equally many batches; use data-parallel processes or device_map='auto'"
+            )
+
+    def _input_length(self, request: Request) -> int:
+        """Tokens of a request that enter the model, cut as lm-eval cuts them."""
+        _, context, continuation = request
+        return min(len(context) + len(continuation) - 1, self.max_length)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        self._meter_requests(requests)
+        if self.pattern.prefix_stable or not requests:
+            return self._run(requests, disable_tqdm, override_bs, **kwargs)
+        by_length: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_length.setdefault(self._input_length(request), []).append(index)
+        lengths = sorted(by_length, reverse=True)
+        if self.batch_size == "auto" and override_bs is None:
+            longest = [requests[by_length[lengths[0]][0]]]
+            override_bs = self._detect_batch_size(longest, 0)
+        answers: dict[int, tuple[float, bool]] = {}
+        for length in lengths:
+            members = by_length[length]
+            part = self._run([requests[i] for i in members], True, override_bs, **kwargs)
+            answers.update(zip(members, part, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool,
+        override_bs: int | None,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        result: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+            list(requests), disable_tqdm=disable_tqdm, override_bs=override_bs, **kwargs
+        )
+        return result
+
+    def _meter_requests(self, requests: Sequence[Request]) -> None:
+        """Count the prefills that lm-eval will run: one for all requests of one input."""
+        if not self.logits_cache:
+            self.meter.add(self._input_length(request) for request in requests)
+            return
+        inputs = {(*request[1], *request[2][:-1]) for request in requests}
+        self.meter.add(min(len(tokens), self.max_length) for tokens in inputs)
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        mask = generation_kwargs.get("attention_mask")
+        self.meter.add([context.shape[1]] * len(context) if mask is None else padding_lengths(mask))
+        return super()._model_generate(context, max_length, stop, **generation_kwargs)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """lm-eval's description of the model, with the pattern in it."""
+        info: dict[str, Any] = super().get_model_info()
+        return info | {"sa_patch_pattern": self._identity}
+
+
+def _read_pattern(
+    pattern: Pattern | str | None, method: str | None, params: dict[str, Any]
+) -> Pattern:
+    given = [name for name, value in params.items() if value is not None]
+    if pattern is None:
+        if method is None:
+            method = "sa" if given else "full"
+        return make_pattern(method, **params)
+    if method is not None or given:
+        raise UserError(
+            "give either pattern= or method= with its parameters, not both "
+            f"(got pattern={str(pattern)!r} and {', '.join(given) or 'method'})"
+        )
+    return parse_pattern(pattern) if isinstance(pattern, str) else pattern
