@@ -10,21 +10,26 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
 # Every word here is one token of common byte-pair tokenizers, so a length in tokens is a count of
 # words and full stops, and an answer is one token: all choices are scored in one forward pass.
-PASS_WORDS = (
+PASS_WORDS = words(
     "tiger eagle rabbit dragon turtle whale monkey elephant spider lion wolf bear snake shark "
     "horse mouse sheep duck frog camel"
-).split()
-SUBJECTS = (
+)
+SUBJECTS = words(
     "teacher farmer doctor student writer worker driver artist soldier sailor baker nurse "
     "lawyer engineer singer king queen child woman man"
-).split()
-VERBS = "found carried opened painted watched cleaned moved counted repaired described".split()
-ADJECTIVES = "old new small large red blue heavy wooden broken simple bright empty".split()
-OBJECTS = "table chair window door box book map clock bottle lamp basket letter wall boat".split()
-PLACES = "garden market kitchen school village station forest library office street".split()
-TIMES = "morning evening summer winter spring afternoon".split()
+)
+VERBS = words("found carried opened painted watched cleaned moved counted repaired described")
+ADJECTIVES = words("old new small large red blue heavy wooden broken simple bright empty")
+OBJECTS = words("table chair window door box book map clock bottle lamp basket letter wall boat")
+PLACES = words("garden market kitchen school village station forest library office street")
+TIMES = words("morning evening summer winter spring afternoon")
 
 CHOICES = 8
 DEPTH_STEPS = 10

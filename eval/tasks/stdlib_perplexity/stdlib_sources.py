@@ -21,14 +21,15 @@ TASK_VERSION = f"1.0+python{PYTHON_VERSION}"
 
 # Named one by one, not found by listing a folder: the set must be the same on every machine.
 # Each is a single file of over 8,000 characters in Python 3.11 to 3.14.
-MODULES = (
-    "argparse ast base64 bdb calendar cmd codecs compileall configparser contextlib csv dataclasses "
-    "difflib dis doctest enum fileinput fractions ftplib functools gettext gzip heapq imaplib "
-    "inspect ipaddress mailbox mimetypes optparse os pdb pickle pickletools pkgutil platform "
-    "plistlib pprint pstats pydoc random selectors shutil smtplib socket socketserver statistics "
-    "subprocess tarfile tempfile textwrap threading timeit tokenize trace traceback typing uuid "
-    "wave weakref webbrowser"
-).split()
+MODULE_NAMES = """
+    argparse ast base64 bdb calendar cmd codecs compileall configparser contextlib csv
+    dataclasses difflib dis doctest enum fileinput fractions ftplib functools gettext gzip heapq
+    imaplib inspect ipaddress mailbox mimetypes optparse os pdb pickle pickletools pkgutil
+    platform plistlib pprint pstats pydoc random selectors shutil smtplib socket socketserver
+    statistics subprocess tarfile tempfile textwrap threading timeit tokenize trace traceback
+    typing uuid wave weakref webbrowser
+"""
+MODULES = MODULE_NAMES.split()
 
 # What byte-pair tokenizers split on before they merge: a word with the space before it, a digit,
 # a run of punctuation, a run of white space.
