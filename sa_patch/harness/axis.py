@@ -24,8 +24,8 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
         ]
         if len(ticks) <= most:
             return ticks or [math.sqrt(low * high)]
-    step = math.ceil((last - first + 1) / most)
-    return [10.0**power for power in range(first, last + 1, step) if low <= 10.0**power <= high]
+    decades = [p for p in range(first, last + 1) if low <= 10.0**p <= high]
+    return [10.0**power for power in decades[:: math.ceil(len(decades) / most)]]
 
 
 def tick_text(value: float, plain_below: float = 1e6) -> str:

@@ -8,9 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
-from sa_patch.harness.cells import SCHEMA, cell_id
 
-SETTING_KEYS = ("model_name", "pattern", "method", "window", "seed", "task")
+# What a report needs of a cell's identity, and the types it may have there.
+SETTING_TYPES: dict[str, type | tuple[type, ...]] = {
+    "model": str,
+    "model_name": str,
+    "pattern": str,
+    "method": str,
+    "window": (int, type(None)),
+    "seed": (int, type(None)),
+    "task": str,
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,8 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
     if reason is not None:
         return SetAside(file, reason)
     primary = data["primary"]
-    measured = data.get("measured") or {}
+    measured = data["measured"]
+    lengths = measured.get("prompt_lengths")
     sequences = _number(measured.get("sequences"))
 
     def per_sequence(key: str) -> float | None:
@@ -182,7 +191,7 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
         samples=None if samples is None else int(samples),
         mean_keys=_number(measured.get("mean_keys_per_query")),
         last_query_keys=_number(measured.get("last_query_keys")),
-        prompt_mean=_number((measured.get("prompt_lengths") or {}).get("mean")),
+        prompt_mean=_number(lengths.get("mean")) if isinstance(lengths, dict) else None,
         flops=per_sequence("attention_flops"),
         full_flops=per_sequence("full_attention_flops"),
         saturated_fraction=_number(measured.get("saturated_fraction")),
@@ -192,6 +201,9 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
 
 def _distrust(data: Any, stem: str, planned: tuple[str, ...] | None) -> str | None:
     """Why a parsed cell file is not to be used; ``None`` if it may be."""
+    # Imported late: it brings the patterns, and so torch, which importing a report must not.
+    from sa_patch.harness.cells import SCHEMA, cell_id
+
     if not isinstance(data, dict) or not isinstance(data.get("cell"), dict):
         return "foreign: not a cell file of sa-patch"
     if data.get("schema") != SCHEMA:
@@ -200,9 +212,9 @@ def _distrust(data: Any, stem: str, planned: tuple[str, ...] | None) -> str | No
         return "foreign: its name is not the hash of the cell it describes"
     if planned is not None and stem not in planned:
         return "foreign: not in the plan of this run (left from another configuration)"
-    absent = [key for key in SETTING_KEYS if key not in data["cell"]]
-    if absent:
-        return f"foreign: its cell lacks {', '.join(absent)}"
+    for key, kind in SETTING_TYPES.items():
+        if key not in data["cell"] or not isinstance(data["cell"][key], kind):
+            return f"foreign: its cell has no usable {key!r}"
     if data.get("status") == "failed":
         return f"failed: {data.get('error') or 'no reason recorded'}"
     if data.get("status") != "done":
@@ -210,6 +222,8 @@ def _distrust(data: Any, stem: str, planned: tuple[str, ...] | None) -> str | No
     primary = data.get("primary")
     if not isinstance(primary, dict) or _number(primary.get("value")) is None:
         return "failed: its primary score is not a finite number"
+    if not isinstance(data.get("measured"), dict):
+        return "foreign: it lacks its measurements"
     return None
 
 

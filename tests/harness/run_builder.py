@@ -191,5 +191,5 @@ def _made_up(pattern: str, task: str, rng: random.Random) -> Mapping[str, Any]:
 
 
 def _parameters(pattern: str) -> dict[str, Any]:
-    pairs = (pair.split("=") for pair in pattern.partition(":")[2].split(",") if "=" in pair)
+    pairs = (pair.split("=", 1) for pair in pattern.partition(":")[2].split(",") if "=" in pair)
     return {key: int(value) for key, value in pairs if value.lstrip("-").isdigit()}
