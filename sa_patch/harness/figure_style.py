@@ -90,7 +90,7 @@ class Layout:
         self.rows, self.columns = shape
         inner = self.columns * size[0] + (self.columns - 1) * self.GAP_X
         width = self.LEFT + inner + self.RIGHT
-        title = textwrap.wrap(caption.title, int(width * 10))
+        title = textwrap.wrap(caption.title, int(width * 9.5))
         notes = [
             line
             for note in caption.notes
