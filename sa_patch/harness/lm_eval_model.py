@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
@@ -16,7 +17,7 @@ from sa_patch.errors import UserError
 from sa_patch.harness.embedded import resolve_model
 from sa_patch.harness.measure import PatternMeter, head_shape, padding_lengths
 from sa_patch.kernels import check_backend
-from sa_patch.patching import attention_layers, parse_layers, patch_model
+from sa_patch.patching import attention_layers, check_decode, parse_layers, patch_model
 from sa_patch.patching.layers import base_model, choose_layers
 from sa_patch.patterns import Pattern, make_pattern, parse_pattern
 
@@ -75,6 +76,7 @@ class SAPatchLM(HFLM):
         }
         chosen = _read_pattern(pattern, method, params)
         check_backend(backend)
+        check_decode(decode)
         chosen_layers = None if layers is None else parse_layers(layers)
         if isinstance(pretrained, str):
             source = resolve_model(
@@ -85,7 +87,10 @@ class SAPatchLM(HFLM):
                 hf_arguments["gguf_file"] = source.gguf_file
             if source.revision is not None:
                 hf_arguments["revision"] = source.revision
-        # Its own option of the same meaning would choose lm-eval's seq2seq or causal code path.
+        # lm-eval's own default is "cuda", there or not.
+        if hf_arguments.get("device") is None:
+            hf_arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        # Under the same name lm-eval has an option of its own: which of its code paths to take.
         super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
         self.use_pattern(chosen, layers=chosen_layers, decode=decode, backend=backend)
 

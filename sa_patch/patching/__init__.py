@@ -1,10 +1,11 @@
 """WHERE is a pattern attached: Hugging Face models, their caches and masks."""
 
 from sa_patch.patching.layers import attention_layers, format_layers, parse_layers
-from sa_patch.patching.patch import patch_model, patched, unpatch_model
+from sa_patch.patching.patch import check_decode, patch_model, patched, unpatch_model
 
 __all__ = [
     "attention_layers",
+    "check_decode",
     "format_layers",
     "parse_layers",
     "patch_model",

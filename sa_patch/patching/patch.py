@@ -52,8 +52,7 @@ def patch_model(
             model is then as it was.
     """
     chosen_pattern = _read_pattern(pattern, window)
-    if decode not in DECODE_MODES:
-        raise UserError(f"decode must be 'full' or 'pattern', got {decode!r}")
+    check_decode(decode)
     check_backend(backend)
     inner = base_model(model)
     modules = attention_layers(inner)
@@ -66,6 +65,17 @@ def patch_model(
         set_plan(module, LayerPlan(layer_pattern, decode, backend, stock))
     inner.set_attn_implementation(IMPLEMENTATION)
     return model
+
+
+def check_decode(decode: str) -> str:
+    """Return `decode` if it is a known mode.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if decode not in DECODE_MODES:
+        raise UserError(f"decode must be 'full' or 'pattern', got {decode!r}")
+    return decode
 
 
 def unpatch_model(model: Model) -> Model:
