@@ -1,22 +1,30 @@
 """A tiny random model saved with a tokenizer, as a folder that every command can be pointed at."""
 
+import re
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from sa_patch.resources import tasks_dir
 from tests.models import tiny_model
 
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for every byte, so that any text has an encoding; nothing is downloaded."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and the words of our needle task as one token each; nothing is downloaded."""
+    words = re.findall(r"\w+", (tasks_dir() / "needle" / "needle.py").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200,
+        special_tokens=SPECIAL,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([f" {word}" for word in words], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     )
@@ -24,7 +32,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def save_tiny_checkpoint(folder: Path, family: str = "llama") -> Path:
     """Write a float32 model of `family` with room for 2,048 positions into `folder`."""
-    tokenizer = byte_tokenizer()
+    tokenizer = tiny_tokenizer()
     model = tiny_model(family, vocab_size=len(tokenizer), max_position_embeddings=2048)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -194,7 +194,6 @@ def load_model(spec: ModelSpec, batch_size: int) -> Any:
     options = {
         "gguf_file": spec.gguf_file,
         "revision": spec.revision,
-        "device": spec.device,
         "device_map": spec.device_map,
     }
     with silenced() as noise:
@@ -204,6 +203,8 @@ def load_model(spec: ModelSpec, batch_size: int) -> Any:
                 method="full",
                 dtype=spec.dtype,
                 batch_size=batch_size,
+                # lm-eval's own default is "cuda", None takes what there is.
+                device=spec.device,
                 **{key: value for key, value in options.items() if value is not None},
             )
         except UserError:

@@ -66,9 +66,10 @@ class Catalogue:
         if any(name not in self._manager.task_index for name in names):
             self._manager = TaskManager(include_path=tasks_dir())
         for name in names:
-            self._require(name)
+            self.require(name)
 
-    def _require(self, name: str) -> None:
+    def require(self, name: str) -> None:
+        """Raise a UserError with the nearest names unless `name` is a known task."""
         known = self._manager.all_tasks
         if name in known:
             return
