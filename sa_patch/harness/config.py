@@ -124,7 +124,7 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
         UserError: for anything unknown, missing or not allowed, and for an empty grid.
     """
     top = _mapping(raw, "the sweep file", TOP_KEYS)
-    dtype = _choice(top.get("dtype", "auto"), "dtype", DTYPES)
+    dtype = choice(top.get("dtype", "auto"), "dtype", DTYPES)
     windows = tuple(
         _whole(window, "every window", 1) for window in _listed(top.get("windows"), "windows")
     )
@@ -144,7 +144,7 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
         patterns=tuple(patterns),
         tasks=tuple(tasks),
         batch_size=_whole(top.get("batch_size", 1), "batch_size", 1),
-        decode=_choice(top.get("decode", "full"), "decode", DECODE),
+        decode=choice(top.get("decode", "full"), "decode", DECODE),
         layers=_layers(top.get("layers")),
         backend=check_backend(_text(top.get("backend", "auto"), "backend")),
     )
@@ -209,7 +209,7 @@ def _model(entry: Any, dtype: str) -> ModelSpec:
     own = {"dtype": dtype, **_mapping(entry, "'model'", known)}
     if "pretrained" not in own:
         raise UserError("'model' needs 'pretrained': a hub id, a folder or smollm2-135m")
-    _choice(own["dtype"], "dtype", DTYPES)
+    choice(own["dtype"], "dtype", DTYPES)
     for key, value in own.items():
         if value is not None:
             _text(value, f"model {key}")
@@ -276,7 +276,8 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _choice(value: Any, what: str, allowed: Sequence[str]) -> str:
+def choice(value: Any, what: str, allowed: Sequence[str]) -> str:
+    """`value` if it is one of `allowed`, else a `UserError` with the nearest one."""
     if value not in allowed:
         near = suggest(str(value), list(allowed))
         raise UserError(f"unknown {what} {value!r}{near} allowed: {', '.join(allowed)}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sa_patch.errors import UserError
+from sa_patch.harness.config import DTYPES, choice
 from sa_patch.harness.embedded import resolve_model
 from sa_patch.harness.quiet import silenced
+from sa_patch.harness.reason import one_line
 from sa_patch.patching import patch_model
 from sa_patch.patterns import Pattern, make_pattern, parse_pattern
 from sa_patch.patterns.registry import parameters, pattern_class
@@ -61,6 +63,7 @@ def generate_text(
         raise UserError("the prompt is empty; give the text to continue")
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
+    choice(dtype, "dtype", DTYPES)
     source = resolve_model(model, gguf_file, revision)
     options: dict[str, Any] = {"revision": source.revision, "gguf_file": source.gguf_file}
     options = {key: value for key, value in options.items() if value is not None}
@@ -70,8 +73,8 @@ def generate_text(
             loaded = AutoModelForCausalLM.from_pretrained(
                 source.pretrained, dtype=dtype, device_map=device_map, **options
             )
-        except (OSError, ValueError, ImportError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:
+            reason = one_line(error)
             raise UserError(f"the model {model!r} could not be loaded: {reason}") from error
         patch_model(loaded, pattern, layers=layers, decode=decode, backend=backend)
     if chat:

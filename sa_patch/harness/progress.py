@@ -39,7 +39,9 @@ class TimeLeft:
 
 
 def spoken(seconds: float) -> str:
-    """A duration for people: ``12 s``, ``4 min``, ``3 h 20 min``."""
+    """A duration for people: ``3.2 s``, ``12 s``, ``4 min``, ``3 h 20 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -18,9 +18,8 @@ from sa_patch.harness.plan import Plan, PlannedCell
 from sa_patch.harness.progress import SweepProgress, outcome_text
 from sa_patch.harness.provenance import now
 from sa_patch.harness.quiet import Noise, silenced
+from sa_patch.harness.reason import one_line
 from sa_patch.harness.runfolder import RunFolder
-
-REASON_LENGTH = 300
 
 
 @dataclass
@@ -191,7 +190,7 @@ def load_model(spec: ModelSpec, batch_size: int) -> Any:
     """
     from sa_patch.harness.lm_eval_model import SAPatchLM
 
-    options = {
+    options: dict[str, Any] = {
         "gguf_file": spec.gguf_file,
         "revision": spec.revision,
         "device_map": spec.device_map,
@@ -214,13 +213,6 @@ def load_model(spec: ModelSpec, batch_size: int) -> Any:
             raise UserError(
                 f"the model {spec.pretrained!r} could not be loaded: {one_line(error)}"
             ) from error
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one short line."""
-    text = " ".join(str(error).split())
-    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return line if len(line) <= REASON_LENGTH else f"{line[: REASON_LENGTH - 1]}…"
 
 
 def _free_memory() -> None:

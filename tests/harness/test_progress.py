@@ -21,7 +21,7 @@ def test_time_left_goes_task_by_task() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(3.2, "3 s"), (240.0, "4 min"), (12000.0, "3 h 20 min")]
+    ("seconds", "text"), [(3.2, "3.2 s"), (12.3, "12 s"), (240.0, "4 min"), (12000.0, "3 h 20 min")]
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
     assert spoken(seconds) == text
@@ -35,8 +35,8 @@ def test_without_a_terminal_there_is_one_plain_line_per_cell() -> None:
         progress.finished("a", "a  swa:window=4", "acc 0.25", 2.0)
     lines = stream.getvalue().splitlines()
     assert lines == [
-        "[1/2]  a  full  acc 0.5  2 s  about 2 s left",
-        "[2/2]  a  swa:window=4  acc 0.25  2 s",
+        "[1/2]  a  full  acc 0.5  2.0 s  about 2.0 s left",
+        "[2/2]  a  swa:window=4  acc 0.25  2.0 s",
     ]
 
 
