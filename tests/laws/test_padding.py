@@ -35,9 +35,7 @@ def row_alone(case: Case, row: int) -> Case:
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 @pytest.mark.parametrize("method", METHODS)
 @given(data=st.data())
-def test_a_padded_row_equals_the_row_alone(
-    method: str, backend: str, data: st.DataObject
-) -> None:
+def test_a_padded_row_equals_the_row_alone(method: str, backend: str, data: st.DataObject) -> None:
     """Padding is NaN here, and must neither leak into real tokens nor come out of padding."""
     pattern = data.draw(patterns(method))
     case = data.draw(cases(ragged=True))
@@ -138,9 +136,7 @@ def test_right_padding_without_a_mask_is_harmless_to_prefix_stable_patterns(meth
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["qwen3", "llama", "mistral"])
 @torch.no_grad()
-def test_generation_does_not_depend_on_left_padding(
-    family: str, method: str, decode: str
-) -> None:
+def test_generation_does_not_depend_on_left_padding(family: str, method: str, decode: str) -> None:
     model = patch_model(tiny_model(family), narrow_pattern(method), decode=decode)
     rows = [random_tokens(1, length, length)[0] for length in (9, 24, 17)]
     tokens, mask = pad(rows, 24, "left")

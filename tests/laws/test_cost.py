@@ -1,0 +1,124 @@
+"""Law 7: no backend but `reference` allocates anything of size n x n.
+
+Two instruments: the profiler's record of every real allocation, and every tensor that any operator
+returned. Sequences are long enough that n x n dwarfs what O(n w) work may need.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sa_patch import patch_model
+from sa_patch.kernels import BACKENDS
+from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
+from tests.laws.strategies import make_case, serves
+from tests.models import random_tokens, tiny_model
+
+N = 4096
+FREE_OF_SQUARES = (*(name for name in BACKENDS if name != "reference"), "auto")
+NARROW_PATTERNS = [
+    Full(),
+    SWA(16),
+    SA(16),
+    SA(16, circular=False),
+    SA(16, per_head=True),
+    MoBA(16, 2),
+    MoBA(16, 4),
+]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest storage that any operator returned, in elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                stored = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.elements = max(self.elements, stored)
+        return result
+
+
+def allocations(run: Any) -> tuple[int, int]:
+    """Largest single allocation, and peak of live memory above the start, in bytes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        result = run()
+    del result
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert events, "the profiler recorded no allocation"
+    live = peak = largest = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak, largest = max(peak, live), max(largest, event.nbytes())
+    return largest, peak
+
+
+def kernel_call(pattern: Pattern, backend: str, n: int, **shape: Any) -> Any:
+    case = make_case(q_heads=2, kv_heads=1, seq_len=n, head_dim=4, **shape)
+    assert serves(backend, pattern, case)
+    return lambda: case.run(pattern, backend)
+
+
+@pytest.mark.parametrize("backend", FREE_OF_SQUARES)
+@pytest.mark.parametrize("pattern", NARROW_PATTERNS, ids=str)
+def test_no_allocation_is_of_size_n_squared(pattern: Pattern, backend: str) -> None:
+    run = kernel_call(pattern, backend, N)
+    run()
+    with LargestTensor() as seen:
+        run()
+    largest, peak = allocations(run)
+    assert seen.elements < N * N / 2
+    assert largest < 2 * N * N, "half a square of floats"
+    assert peak < 4 * N * N, "several arrays that only together amount to n x n floats"
+
+
+@pytest.mark.parametrize("backend", FREE_OF_SQUARES)
+@pytest.mark.parametrize("pattern", NARROW_PATTERNS, ids=str)
+def test_memory_grows_in_proportion_to_the_length(pattern: Pattern, backend: str) -> None:
+    peaks = []
+    for n in (N, 2 * N):
+        run = kernel_call(pattern, backend, n)
+        run()
+        peaks.append(allocations(run)[1])
+    assert peaks[1] <= 2.5 * peaks[0]
+
+
+@pytest.mark.parametrize("backend", FREE_OF_SQUARES)
+@pytest.mark.parametrize("pattern", [SWA(16), SA(16), MoBA(16, 2)], ids=str)
+def test_ragged_batches_allocate_no_square_either(pattern: Pattern, backend: str) -> None:
+    largest, _ = allocations(kernel_call(pattern, backend, N, batch=2, lengths=[N - 700, N]))
+    assert largest < 2 * N * N, "half a square of floats"
+
+
+@pytest.mark.parametrize("backend", FREE_OF_SQUARES)
+@pytest.mark.parametrize("pattern", [SWA(16), SA(16), MoBA(16, 2)], ids=str)
+def test_a_model_with_a_padding_mask_allocates_no_square(pattern: Pattern, backend: str) -> None:
+    """transformers would build an n x n mask for its own attention."""
+    model = tiny_model("llama", num_hidden_layers=1, max_position_embeddings=N)
+    patch_model(model, pattern, backend=backend)
+    tokens = random_tokens(1, N)
+    mask = torch.ones_like(tokens)
+    mask[:, :100] = 0
+
+    @torch.no_grad()
+    def run() -> Any:
+        return model(tokens, attention_mask=mask, logits_to_keep=1).logits
+
+    largest, _ = allocations(run)
+    assert largest < 2 * N * N, "half a square of floats"
+
+
+def test_the_instruments_see_the_square_that_reference_allocates() -> None:
+    run = kernel_call(SWA(16), "reference", N)
+    with LargestTensor() as seen:
+        run()
+    largest, peak = allocations(run)
+    assert min(seen.elements, largest, peak) >= N * N

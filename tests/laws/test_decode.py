@@ -1,0 +1,193 @@
+"""What DESIGN section 2 says of decoding: caches, chunks and generation on tiny models.
+
+`decode="full"`: a query that arrives when keys are cached sees all of them, as in stock attention.
+`decode="pattern"`: the pattern goes on, so a prefix-stable one does not notice the cache.
+"""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, StaticCache
+
+from sa_patch import patch_model, unpatch_model
+from sa_patch.errors import UserError
+from sa_patch.patterns import SA
+from tests.laws.strategies import BACKEND_NAMES, METHODS, PREFIX_STABLE, narrow_pattern, patterns
+from tests.models import FAMILIES, PAD, random_tokens, tiny_model
+
+TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
+
+
+@torch.no_grad()
+def in_chunks(model: PreTrainedModel, tokens: Tensor, cuts: list[int], mask: Tensor) -> Tensor:
+    """Logits of a prompt that is fed in chunks through one cache."""
+    cache = DynamicCache(config=model.config)
+    bounds = [0, *cuts, tokens.shape[1]]
+    parts = [
+        model(
+            tokens[:, first:last],
+            attention_mask=mask[:, :last],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        for first, last in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_full_decode_is_stock_attention_over_the_patched_prefills_cache(
+    family: str, method: str
+) -> None:
+    model = patch_model(tiny_model(family), narrow_pattern(method))
+    tokens = random_tokens(2, 33)
+    cache = DynamicCache(config=model.config)
+    model(tokens[:, :30], past_key_values=cache, use_cache=True)
+    copied = copy.deepcopy(cache)
+
+    def decode(cache: DynamicCache) -> Tensor:
+        one = model(tokens[:, 30:31], past_key_values=cache, use_cache=True).logits
+        two = model(tokens[:, 31:], past_key_values=cache, use_cache=True).logits
+        return torch.cat([one, two], dim=1)
+
+    ours = decode(cache)
+    unpatch_model(model)
+    assert torch.equal(ours, decode(copied))
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("method", PREFIX_STABLE)
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "llama"])
+@settings(max_examples=4)
+@given(data=st.data())
+@torch.no_grad()
+def test_chunked_prefill_equals_one_shot_where_the_pattern_goes_on(
+    family: str, method: str, backend: str, data: st.DataObject
+) -> None:
+    pattern = data.draw(patterns(method, max_window=10))
+    model = patch_model(tiny_model(family), pattern, decode="pattern", backend=backend)
+    n = data.draw(st.integers(3, 40))
+    cuts = sorted(data.draw(st.sets(st.integers(1, n - 1), min_size=1, max_size=4)))
+    padding = data.draw(st.integers(0, min(cuts[0], n - 1) - 1))
+    tokens = random_tokens(2, n, seed=n)
+    mask = torch.ones_like(tokens)
+    mask[1, :padding] = 0
+    whole = model(tokens, attention_mask=mask).logits
+    difference = (in_chunks(model, tokens, cuts, mask) - whole).abs()
+    assert difference[0].max() <= TOLERANCE
+    assert difference[1, padding:].max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_the_last_token_through_the_cache_sees_the_same_keys(method: str, backend: str) -> None:
+    """In a model of one layer the cache holds no trace of the pattern, so this binds SA too."""
+    model = tiny_model("llama", num_hidden_layers=1)
+    patch_model(model, narrow_pattern(method), decode="pattern", backend=backend)
+    tokens = random_tokens(2, 31)
+    whole = model(tokens).logits[:, -1]
+    last = in_chunks(model, tokens, [30], torch.ones_like(tokens))[:, -1]
+    assert (last - whole).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("method", PREFIX_STABLE)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_generation_with_a_cache_equals_that_without(family: str, method: str) -> None:
+    model = patch_model(tiny_model(family), narrow_pattern(method), decode="pattern")
+    tokens = random_tokens(2, 25)
+    cached = model.generate(tokens, attention_mask=torch.ones_like(tokens), **GREEDY)
+    again = model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), use_cache=False, **GREEDY
+    )
+    assert torch.equal(cached, again)
+
+
+@pytest.mark.parametrize("decode", ["full", "pattern"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_way_to_generate_runs_and_keeps_the_prompt(method: str, decode: str) -> None:
+    model = patch_model(tiny_model("qwen3"), narrow_pattern(method), decode=decode)
+    tokens = random_tokens(2, 20)
+    ones = torch.ones_like(tokens)
+    greedy = model.generate(tokens, attention_mask=ones, **GREEDY)
+    one_beam_wide = model.generate(
+        tokens, attention_mask=ones, **(GREEDY | {"num_beams": 3, "num_return_sequences": 3})
+    )
+    torch.manual_seed(0)
+    sampled = model.generate(
+        tokens, attention_mask=ones, **(GREEDY | {"do_sample": True, "top_k": 1})
+    )
+    assert one_beam_wide.shape == (6, 28)
+    assert torch.equal(sampled, greedy), "sampling from the single best token is greedy"
+    for result in (greedy, one_beam_wide[::3], sampled):
+        assert torch.equal(result[:, :20], tokens)
+
+
+@pytest.mark.parametrize("method", PREFIX_STABLE)
+def test_beam_search_with_a_cache_equals_that_without(method: str) -> None:
+    model = patch_model(tiny_model("qwen3"), narrow_pattern(method), decode="pattern")
+    tokens = random_tokens(2, 20)
+    options = GREEDY | {"num_beams": 3, "attention_mask": torch.ones_like(tokens)}
+    assert torch.equal(
+        model.generate(tokens, **options), model.generate(tokens, use_cache=False, **options)
+    )
+
+
+@pytest.mark.parametrize("decode", ["full", "pattern"])
+@pytest.mark.parametrize("method", METHODS)
+@torch.no_grad()
+def test_a_static_cache_gives_what_a_dynamic_one_gives(method: str, decode: str) -> None:
+    model = patch_model(tiny_model("llama"), narrow_pattern(method), decode=decode)
+    tokens = random_tokens(2, 25)
+    mask = torch.ones_like(tokens)
+    mask[1, :4] = 0
+    static = StaticCache(config=model.config, max_cache_len=48)
+    first = model(tokens[:, :20], attention_mask=mask[:, :20], past_key_values=static).logits
+    second = model(tokens[:, 20:], attention_mask=mask, past_key_values=static).logits
+    expected = in_chunks(model, tokens, [20], mask)
+    for row, start in ((0, 0), (1, 4)):
+        difference = torch.cat([first, second], 1)[row, start:] - expected[row, start:]
+        assert difference.abs().max() <= TOLERANCE
+    options = GREEDY | {"attention_mask": mask, "disable_compile": True}
+    generated = model.generate(tokens, cache_implementation="static", **options)
+    assert torch.equal(generated, model.generate(tokens, **options))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_packed_sequences_are_refused_with_a_reason(method: str) -> None:
+    model = patch_model(tiny_model("qwen3"), narrow_pattern(method))
+    positions = torch.cat([torch.arange(12), torch.arange(18)])[None]
+    # Only without a cache does transformers read restarting positions as packing.
+    with pytest.raises(UserError, match="packed"):
+        model(random_tokens(1, 30), position_ids=positions, use_cache=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_attention_weights_are_refused_with_a_reason(method: str) -> None:
+    model = patch_model(tiny_model("qwen3"), narrow_pattern(method))
+    with pytest.raises(UserError, match="output_attentions"):
+        model(random_tokens(1, 30), output_attentions=True)
+
+
+def test_a_ready_four_dimensional_mask_is_refused_with_a_reason() -> None:
+    model = patch_model(tiny_model("qwen3"), SA(3))
+    with pytest.raises(UserError, match="4D"):
+        model(random_tokens(1, 6), attention_mask=torch.ones(1, 1, 6, 6).tril().bool())
+
+
+def test_a_models_own_window_is_served_or_refused_never_ignored() -> None:
+    model = tiny_model("mistral", sliding_window=8)
+    tokens = random_tokens(1, 8)
+    with torch.no_grad():
+        stock = model(tokens).logits
+        patch_model(model, SA(8))
+        assert (model(tokens).logits - stock).abs().max() <= TOLERANCE
+    with pytest.raises(UserError, match="sliding window"):
+        model(random_tokens(1, 20))
