@@ -9,13 +9,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from hypothesis import HealthCheck, settings
 
-_NO_DEADLINE = {
-    "deadline": None,  # the first call of a shape pays for torch's warm-up
-    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
-}
+# No deadline: the first call of a shape pays for torch's warm-up.
+_UNHURRIED = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 # The default repeats the same examples on every machine: a red test is red for everybody.
-settings.register_profile("repeatable", max_examples=12, derandomize=True, **_NO_DEADLINE)
+settings.register_profile("repeatable", _UNHURRIED, max_examples=12, derandomize=True)
 # HYPOTHESIS_PROFILE=thorough looks for new counterexamples, with fresh randomness each time.
-settings.register_profile("thorough", max_examples=200, **_NO_DEADLINE)
+settings.register_profile("thorough", _UNHURRIED, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

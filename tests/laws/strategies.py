@@ -4,7 +4,7 @@ Hypothesis draws the shape of a case and a seed; the numbers themselves come fro
 that an example is small to print and quick to shrink.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -82,6 +82,10 @@ class Case:
         if self.lengths is None:
             return [self.seq_len] * self.q.shape[0]
         return [int(length) for length in self.lengths]
+
+    def with_tensors(self, q: Tensor, k: Tensor, v: Tensor) -> "Case":
+        """This case with other numbers."""
+        return replace(self, q=q, k=k, v=v)
 
     def run(self, pattern: Pattern, backend: str) -> Tensor:
         """`sparse_attention` on this case: [batch, q_heads, n, head_dim]."""

@@ -2,9 +2,14 @@
 
 The visible sets here are the ones a backend really used, read off its output. Every seed is
 fixed, so a test that passes once passes always; the bounds are those of a test at p = 1e-4.
+
+Seen red when the permutation left out layer, length or the high half of the seed, came from a weak
+hash or the global generator, when w was taken for w - 1 (sets, closed form), and when MoBA's count
+took k blocks beside the query's own.
 """
 
 import math
+import pickle
 import random
 
 import numpy as np
@@ -131,7 +136,7 @@ def slots(n: int, seed: int, layer: int, head: int | None = None) -> np.ndarray:
     return permutation_slots(n, seed=seed, layer=layer, head=head).numpy()
 
 
-DRAWS = {
+DRAWS: dict[str, list[tuple[int, int, int | None]]] = {
     "seeds": [(seed, 0, None) for seed in range(4000)],
     "layers": [(0, layer, None) for layer in range(4000)],
     "heads": [(0, 0, head) for head in range(4000)],
@@ -191,19 +196,25 @@ def test_no_two_coordinates_share_a_permutation() -> None:
     assert len(drawn) == 16 * 12 * 7
 
 
+def numpy_state() -> bytes:
+    return pickle.dumps(np.random.get_state())
+
+
 @pytest.mark.parametrize("n", [5, 700, 1500])
 def test_permutations_neither_read_nor_move_the_global_random_state(n: int) -> None:
     case = make_case(seq_len=30)
     first = []
     for state in (1, 2):
-        torch.manual_seed(state), np.random.seed(state), random.seed(state)
-        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        torch.manual_seed(state)
+        np.random.seed(state)
+        random.seed(state)
+        states = torch.get_rng_state(), numpy_state(), random.getstate()
         drawn = permutation_slots(n, seed=9, layer=1000 + n)
         for method in METHODS:
             for backend in BACKEND_NAMES:
                 case.run(narrow_pattern(method), backend)
         assert torch.equal(torch.get_rng_state(), states[0])
-        assert np.array_equal(np.random.get_state()[1], states[1])
+        assert numpy_state() == states[1]
         assert random.getstate() == states[2]
         first.append(drawn)
     assert torch.equal(*first)

@@ -2,6 +2,10 @@
 
 `decode="full"`: a query that arrives when keys are cached sees all of them, as in stock attention.
 `decode="pattern"`: the pattern goes on, so a prefix-stable one does not notice the cache.
+
+Seen red when decode="full" went on with the pattern and "pattern" did not, chunks began at position
+0, a static cache was taken for full, and packing, a model's own window or output_attentions were
+let through.
 """
 
 import copy

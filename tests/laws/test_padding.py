@@ -1,4 +1,8 @@
-"""Law 3: a sequence gives the same result alone, in any batch, left- or right-padded."""
+"""Law 3: a sequence gives the same result alone, in any batch, left- or right-padded.
+
+Seen red when SA permuted the padded length, padding's NaN reached the values, padded outputs were
+kept, left padding was not repacked or not put back, and the padding mask was dropped.
+"""
 
 import pytest
 import torch

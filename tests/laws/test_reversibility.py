@@ -1,4 +1,9 @@
-"""Law 5: unpatching gives the untouched model back, and a patched state never leaks."""
+"""Law 5: unpatching gives the untouched model back, and a patched state never leaks.
+
+Seen red when unpatching left the layer plans, always went back to sdpa, or the configuration stayed
+shared or gained a field; when `patched` did not restore after an exception or when nested; when a
+bad backend was found out only after patching.
+"""
 
 import copy
 import gc

@@ -1,4 +1,8 @@
-"""Law 2: a pattern that admits every j <= i gives full attention; one that does not, differs."""
+"""Law 2: a pattern that admits every j <= i gives full attention; one that does not, differs.
+
+Seen red when SA, SWA or MoBA called itself saturated one step early, `layers=` was ignored, and the
+pattern was ignored altogether.
+"""
 
 import numpy as np
 import pytest
