@@ -2,8 +2,8 @@
 
 Mixture-of-experts models regroup their expert batches, so there the law holds to float tolerance.
 
-Seen red when a window showed the next key (mask of `swa`, blocks of `banded`), the ring band dropped
-`j <= i`, MoBA could choose its own block, and MoBA's own block was not cut at the query.
+Seen red when a window showed the next key (mask of `swa`, blocks of `banded`), the ring band
+dropped `j <= i`, MoBA could choose its own block, and MoBA's own block was not cut at the query.
 """
 
 import pytest
