@@ -92,6 +92,7 @@ class SAPatchLM(HFLM):
             hf_arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         # Under the same name lm-eval has an option of its own: which of its code paths to take.
         super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
+        self._share_work()
         self.use_pattern(chosen, layers=chosen_layers, decode=decode, backend=backend)
 
     def use_pattern(
@@ -145,6 +146,17 @@ class SAPatchLM(HFLM):
                 "give each pattern a --use_cache of its own"
             )
         answers[_CACHE_OWNER] = mine
+
+    def _share_work(self) -> None:
+        """Take this process's share of the requests under `accelerate launch` on CPUs too.
+
+        lm-eval splits them only where a machine has several GPUs; elsewhere every process would
+        do all the work.
+        """
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self._world_size == 1:
+            self._rank = accelerator.process_index
+            self._world_size = accelerator.num_processes
 
     def _check_distributed(self) -> None:
         accelerator = getattr(self, "accelerator", None)

@@ -56,7 +56,10 @@ def attend_blocks(
         seen = torch.cat([seen_chosen, seen_own], dim=2).flatten(2)
         keys = k_blocks[kv_of_head[:, None, None], blocks].flatten(2, 3)
         values = v_blocks[kv_of_head[:, None, None], blocks].flatten(2, 3)
-        scores = (keys @ part[..., None]).squeeze(-1).float() * scale
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).to(values.dtype)
-        parts.append((weights[:, :, None] @ values).squeeze(2))
+        # One product per query has no fp32 accumulator to round from: half precision would be
+        # rounded between the steps, which fused kernels do not do.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        scores = (keys.to(wide) @ part.to(wide)[..., None]).squeeze(-1) * scale
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        parts.append((weights[:, :, None] @ values.to(wide)).squeeze(2).to(q.dtype))
     return torch.cat(parts, dim=1).unflatten(0, (batch, heads))

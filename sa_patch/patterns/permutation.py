@@ -76,7 +76,7 @@ def permutation_order(
         seed, layer, head: coordinates of the draw; `head` is None where heads share it.
         device: where the result lives.
     """
-    return _draw(seq_len, seed, layer, head, device)[0]
+    return _draw(seq_len, seed, layer, head, device)[0].clone()
 
 
 def permutation_slots(
@@ -91,12 +91,13 @@ def permutation_slots(
     A pure function of ``(seed, layer, head, seq_len)``, the same on every device
     (arXiv 2604.00754, section 3: an independent permutation in each layer).
     """
-    return _draw(seq_len, seed, layer, head, device)[1]
+    return _draw(seq_len, seed, layer, head, device)[1].clone()
 
 
 def _draw(
     seq_len: int, seed: int, layer: int, head: int | None, device: torch.device | str | None
 ) -> tuple[Tensor, Tensor]:
+    # Cached tensors are shared between calls: whoever hands one on must copy it.
     where = torch.device(device) if device is not None else torch.device("cpu")
     draw = _draw_cached if seq_len <= _CACHED_LENGTH else _draw_fresh
     return draw(seq_len, seed, layer, head, where)
