@@ -154,9 +154,9 @@ class SAPatchLM(HFLM):
         do all the work.
         """
         accelerator = getattr(self, "accelerator", None)
-        if accelerator is not None and self._world_size == 1:
-            self._rank = accelerator.process_index
-            self._world_size = accelerator.num_processes
+        if accelerator is not None and self.world_size == 1:
+            self._rank: int = accelerator.process_index
+            self._world_size: int = accelerator.num_processes
 
     def _check_distributed(self) -> None:
         accelerator = getattr(self, "accelerator", None)

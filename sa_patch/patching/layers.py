@@ -82,7 +82,7 @@ def choose_layers(model: PreTrainedModel, layers: Iterable[int] | str | None) ->
     return chosen
 
 
-def parse_layers(layers: Iterable[int] | str) -> set[int]:
+def parse_layers(layers: Iterable[int] | str | int) -> set[int]:
     """Layer indices from integers, or from text such as ``"4-35"``, ``"0,1,5-7"`` or ``"0+1"``.
 
     Raises:

@@ -36,7 +36,7 @@ def requests(kind: str = "loglikelihood", **arguments: Any) -> list[Instance]:
             args = (context, {"until": ["\n"], "max_gen_toks": 5, "do_sample": False})
         elif kind == "loglikelihood_rolling":
             args = (context + continuation,)
-        made.append(Instance(request_type=kind, doc={}, arguments=args, idx=index, **arguments))  # type: ignore[arg-type]
+        made.append(Instance(request_type=kind, doc={}, arguments=args, idx=index, **arguments))
     return made
 
 
@@ -115,7 +115,7 @@ def test_arguments_reach_the_pattern(checkpoint: Path) -> None:
     assert lm.get_model_info()["sa_patch_pattern"].startswith("sa:window=16,seed=3")
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "method": ({"method": "saa", "window": 4}, "did you mean 'sa'"),
     "window": ({"method": "swa", "window": 0}, "at least 1"),
     "parameter": ({"method": "swa", "window": 4, "seed": 1}, "no parameter 'seed'"),

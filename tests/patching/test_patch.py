@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -158,7 +160,7 @@ def test_decode_full_sees_every_cached_key() -> None:
     assert torch.equal(logits(model, tokens[:, 29:], past_key_values=stock_cache), step)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "attention weights": ({"output_attentions": True}, "output_attentions"),
     "ready mask": ({"attention_mask": torch.ones(1, 1, 20, 20).tril()}, "4D attention_mask"),
     "packed": (
@@ -199,7 +201,7 @@ def test_a_model_loaded_under_our_name_says_what_to_do() -> None:
     assert torch.isfinite(logits(patch_model(model, SA(4)), random_tokens(1, 4))).all()
 
 
-BAD_ARGUMENTS = {
+BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "needs window="),
     "both": ({"pattern": SA(4), "window": 4}, "not both"),
     "kind": ({"pattern": 12}, "pattern must be"),
@@ -220,7 +222,7 @@ def test_bad_arguments_leave_the_model_as_it_was(case: str) -> None:
     tokens = random_tokens(1, 12)
     before = logits(model, tokens)
     with pytest.raises(UserError, match=says):
-        patch_model(model, **arguments)  # type: ignore[arg-type]
+        patch_model(model, **arguments)
     assert torch.equal(logits(model, tokens), before)
     assert model.config._attn_implementation == "sdpa"
 
