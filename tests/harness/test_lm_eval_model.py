@@ -19,11 +19,11 @@ from sa_patch.patterns import Pattern
 TEXTS = [
     ("the cat sat on", " the mat"),
     ("the cat sat on", " the dog"),
-    ("a", "b"),
+    ("a", " b"),
     ("one two three four five six seven eight nine ten", " eleven"),
     ("question: is it so? answer:", " yes"),
     ("question: is it so? answer:", " no"),
-    ("x" * 70, "y" * 9),
+    ("x" * 70, " " + "y" * 9),
 ]
 PATTERNS = [Full(), SWA(5), SA(4), SA(3, circular=False, per_head=True), MoBA(4, 2)]
 
@@ -91,20 +91,21 @@ def test_full_equals_the_stock_model(checkpoint: Path, eights: SAPatchLM, kind: 
 def test_meter_counts_what_enters_the_model(single: SAPatchLM) -> None:
     single.use_pattern(SA(4))
     answers(single, "loglikelihood")
-    # One token per byte; the last one is only predicted. " yes" and " no" share no input.
-    lengths = {len(c + k) - 1 for c, k in TEXTS}
+    # The last token is only predicted.
+    lengths = {len(single.tok_encode(c + k)) - 1 for c, k in TEXTS}
     assert set(single.meter.counts()) == lengths
-    assert single.meter.summary()["sequences"] == len(TEXTS)
+    inputs = {tuple(single.tok_encode(c + k)[:-1]) for c, k in TEXTS}
+    assert single.meter.summary()["sequences"] == len(inputs)
 
 
 def test_requests_of_one_input_are_counted_once(single: SAPatchLM) -> None:
     single.use_pattern(SWA(4))
     pair = [
-        Instance(request_type="loglikelihood", doc={}, arguments=("abc", letter), idx=0)
+        Instance(request_type="loglikelihood", doc={}, arguments=("abc", f" {letter}"), idx=0)
         for letter in "xyz"
     ]
     single.loglikelihood(pair, disable_tqdm=True)
-    assert single.meter.counts() == {3: 1}
+    assert single.meter.counts() == {len(single.tok_encode("abc x")) - 1: 1}
 
 
 def test_arguments_reach_the_pattern(checkpoint: Path) -> None:
