@@ -74,7 +74,9 @@ class SweepProgress:
         self._row = self._bar.add_task("", total=self._total, left="")
 
     def __enter__(self) -> SweepProgress:
-        self._bar.start()
+        # Older releases of rich print an empty line when a disabled bar stops.
+        if self._console.is_terminal:
+            self._bar.start()
         return self
 
     def __exit__(
@@ -83,7 +85,8 @@ class SweepProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:
+            self._bar.stop()
 
     def say(self, line: str, style: str = "") -> None:
         self._console.print(Text(line, style=style))
