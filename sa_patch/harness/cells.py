@@ -10,9 +10,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sa_patch.patterns import Pattern
+if TYPE_CHECKING:
+    # Reading a run must not load torch.
+    from sa_patch.patterns import Pattern
 
 SCHEMA = 1
 

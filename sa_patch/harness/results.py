@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
+from sa_patch.harness.cells import SCHEMA, cell_id
 
 # What a report needs of a cell's identity, and the types it may have there.
 SETTING_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -201,9 +202,6 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
 
 def _distrust(data: Any, stem: str, planned: tuple[str, ...] | None) -> str | None:
     """Why a parsed cell file is not to be used; ``None`` if it may be."""
-    # Imported late: it brings the patterns, and so torch, which importing a report must not.
-    from sa_patch.harness.cells import SCHEMA, cell_id
-
     if not isinstance(data, dict) or not isinstance(data.get("cell"), dict):
         return "foreign: not a cell file of sa-patch"
     if data.get("schema") != SCHEMA:
