@@ -29,6 +29,8 @@ AXES = {
 # Sideways shift between neighbouring series on the window axis, and from first to last, in octaves.
 DODGE, DODGE_SPAN = 0.08, 0.3
 PANEL_COLUMNS = 4
+# Height of an accuracy panel, at least, in percentage points.
+MIN_ACCURACY_SPAN = 5.0
 BIG_PANEL, SMALL_PANEL = (6.4, 3.9), (2.8, 2.15)  # inches
 
 
@@ -167,10 +169,19 @@ def _draw_panel(axes: Axes, points: Sequence[Point], x: str, comparison: Compari
         )
     if not first.higher_is_better and all(y > 0 for curve in drawn for y in curve.y):
         _scale_log_y(axes, drawn)
+    if first.is_accuracy:
+        _keep_points_apart(axes)
     axes.grid(color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=FONT)
+
+
+def _keep_points_apart(axes: Axes) -> None:
+    """Show at least 5 percentage points: a task on which all score alike is no place to zoom."""
+    low, high = axes.get_ylim()
+    if high - low < MIN_ACCURACY_SPAN:
+        axes.set_ylim(low - 0.5, low - 0.5 + MIN_ACCURACY_SPAN)
 
 
 def _draw_baseline(axes: Axes, curve: Curve, style: Style) -> None:

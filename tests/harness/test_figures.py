@@ -13,7 +13,7 @@ from sa_patch.errors import UserError
 from sa_patch.harness.aggregate import compare
 from sa_patch.harness.axis import log_ticks, tick_text
 from sa_patch.harness.figure_style import COLOURS, series_styles
-from sa_patch.harness.figures import AXES, check_axis, curves
+from sa_patch.harness.figures import AXES, MIN_ACCURACY_SPAN, check_axis, curves
 from sa_patch.harness.report import draw_figures, read_report
 from tests.harness.run_builder import RunBuilder, plausible_run
 
@@ -179,3 +179,13 @@ def test_log_ticks_are_round_few_and_inside() -> None:
 )
 def test_tick_text(value: float, text: str) -> None:
     assert tick_text(value) == text
+
+
+def test_a_panel_of_equal_accuracies_is_not_zoomed_into(tmp_path: Path) -> None:
+    builder = RunBuilder(tmp_path / "equal")
+    for pattern in ("full", "swa:window=16", "swa:window=64"):
+        builder.add(pattern, "humaneval", 0.0, stderr=0.0)
+    (axes,) = drawn(builder.write(), "window")["tasks"].axes
+    low, high = axes.get_ylim()
+    assert low < 0 < high
+    assert high - low == pytest.approx(MIN_ACCURACY_SPAN)
