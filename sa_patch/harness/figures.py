@@ -126,7 +126,7 @@ def _value_label(point: Point) -> str:
     metric = point.metric.split(",")[0]
     if point.is_accuracy:
         return f"{metric}, %"
-    return metric if point.higher_is_better else f"{metric} (lower is better)"
+    return metric if point.higher_is_better else f"{metric}\n(lower is better)"
 
 
 def _columns(panels: int) -> int:

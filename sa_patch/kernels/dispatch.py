@@ -14,13 +14,17 @@ BACKENDS: dict[str, Backend] = {
     backend.name: backend for backend in (reference.BACKEND, banded.BACKEND)
 }
 
-# Up to this many keys `auto` takes the dense mask. Measured on 2 CPU cores (fp32, one row, 9 query
-# and 3 KV heads of 64), time of `reference` over time of `banded` at n = 128, 256, 512, 1024:
-# SA w = 32: 0.22, 0.30, 0.97, 2.2; SWA w = 32: 0.92, 1.01, 1.6, 2.8; MoBA with blocks of 16: 0.13,
-# 0.23, 0.52, 1.1, with blocks of 64 at n = 512 and 1024: 0.16, 0.40. Ragged batches, which
-# `banded` walks length by length, lean further towards the dense mask.
-_DENSE_KEYS = 512
-_DENSE_KEYS_CONTENT = 1024
+# Up to this many keys `auto` takes the dense mask. Measured by scripts/bench_backends on 2 cores
+# (fp32, one row, 9 query and 3 KV heads of 64), time of `banded` over time of `reference` at
+# n = 256, 512, 1024: SWA w = 128: 1.04, 0.72, 0.43; SA w = 32: 1.75, 0.89, 0.43, w = 128: 2.6, 1.2,
+# 0.50; MoBA with blocks of 16: 4.0, 2.1, 0.91, of 64: 12, 6.6, 2.5.
+_DENSE_KEYS, _DENSE_KEYS_DRAWN, _DENSE_KEYS_CONTENT = 256, 512, 1024
+
+
+def _dense_keys(pattern: Pattern) -> int:
+    if pattern.reads_content:
+        return _DENSE_KEYS_CONTENT
+    return _DENSE_KEYS if pattern.prefix_stable else _DENSE_KEYS_DRAWN
 
 
 def check_backend(name: str) -> str:
@@ -53,8 +57,7 @@ def choose_backend(pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto"
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
     banded_ok, _ = banded.supports(pattern, q, k)
-    dense_keys = _DENSE_KEYS_CONTENT if pattern.reads_content else _DENSE_KEYS
-    if k.shape[2] <= dense_keys or not banded_ok:
+    if k.shape[2] <= _dense_keys(pattern) or not banded_ok:
         return reference.BACKEND
     return banded.BACKEND
 
