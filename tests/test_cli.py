@@ -145,6 +145,17 @@ def test_bad_generate(
     assert sentence in refused(capfd, "generate", str(checkpoint), "The old man", *options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--backend", "bandit"], ["--decode", "sometimes"], ["--layers", "x"], ["--window", "0"]],
+)
+def test_bad_generate_is_refused_before_the_model_is_looked_at(
+    options: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = str(tmp_path / "no-model")
+    assert "no-model" not in refused(capfd, "generate", nowhere, "The old man", *options)
+
+
 def test_report_of_no_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "no run folder at" in refused(capfd, "report", str(tmp_path / "nowhere"))
 

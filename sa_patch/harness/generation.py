@@ -9,7 +9,8 @@ from sa_patch.harness.config import DTYPES, choice
 from sa_patch.harness.embedded import resolve_model
 from sa_patch.harness.quiet import silenced
 from sa_patch.harness.reason import one_line
-from sa_patch.patching import patch_model
+from sa_patch.kernels import check_backend
+from sa_patch.patching import check_decode, parse_layers, patch_model
 from sa_patch.patterns import Pattern, make_pattern, parse_pattern
 from sa_patch.patterns.registry import parameters, pattern_class
 
@@ -57,6 +58,7 @@ def generate_text(
     Raises:
         UserError: if the model cannot be found, loaded or patched, or has no chat template.
     """
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
 
     if not prompt:
@@ -64,7 +66,12 @@ def generate_text(
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {max_new_tokens}")
     choice(dtype, "dtype", DTYPES)
+    check_backend(backend)
+    check_decode(decode)
+    chosen_layers = None if layers is None else parse_layers(layers)
     source = resolve_model(model, gguf_file, revision)
+    if device_map is None and torch.cuda.is_available():
+        device_map = "auto"
     options: dict[str, Any] = {"revision": source.revision, "gguf_file": source.gguf_file}
     options = {key: value for key, value in options.items() if value is not None}
     with silenced():
@@ -76,7 +83,7 @@ def generate_text(
         except Exception as error:
             reason = one_line(error)
             raise UserError(f"the model {model!r} could not be loaded: {reason}") from error
-        patch_model(loaded, pattern, layers=layers, decode=decode, backend=backend)
+        patch_model(loaded, pattern, layers=chosen_layers, decode=decode, backend=backend)
     if chat:
         if not tokenizer.chat_template:
             raise UserError(f"{model} has no chat template; leave --chat out")
