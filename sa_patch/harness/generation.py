@@ -7,6 +7,7 @@ from typing import Any
 from sa_patch.errors import UserError
 from sa_patch.harness.config import DTYPES, choice
 from sa_patch.harness.embedded import resolve_model
+from sa_patch.harness.layer_check import check_layers
 from sa_patch.harness.quiet import silenced
 from sa_patch.harness.reason import one_line
 from sa_patch.kernels import check_backend
@@ -70,6 +71,7 @@ def generate_text(
     check_decode(decode)
     chosen_layers = None if layers is None else parse_layers(layers)
     source = resolve_model(model, gguf_file, revision)
+    check_layers(source, chosen_layers)
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
     options: dict[str, Any] = {"revision": source.revision, "gguf_file": source.gguf_file}

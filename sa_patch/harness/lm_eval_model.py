@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.harness.embedded import resolve_model
+from sa_patch.harness.layer_check import check_layers
 from sa_patch.harness.measure import PatternMeter, head_shape, padding_lengths
 from sa_patch.kernels import check_backend
 from sa_patch.patching import attention_layers, check_decode, parse_layers, patch_model
@@ -82,6 +83,7 @@ class SAPatchLM(HFLM):
             source = resolve_model(
                 pretrained, hf_arguments.pop("gguf_file", None), hf_arguments.get("revision")
             )
+            check_layers(source, chosen_layers)
             pretrained = source.pretrained
             if source.gguf_file is not None:
                 hf_arguments["gguf_file"] = source.gguf_file

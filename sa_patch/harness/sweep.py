@@ -14,6 +14,8 @@ from typing import Any
 from sa_patch.errors import UserError
 from sa_patch.harness.cells import SCHEMA
 from sa_patch.harness.config import ModelSpec, SweepConfig
+from sa_patch.harness.embedded import resolve_model
+from sa_patch.harness.layer_check import check_layers
 from sa_patch.harness.plan import Plan, PlannedCell
 from sa_patch.harness.progress import SweepProgress, outcome_text
 from sa_patch.harness.provenance import now
@@ -108,6 +110,8 @@ class _Engine:
         self.progress, self.outcome, self.run_code = progress, outcome, run_code
 
     def run(self, model: ModelSpec, cells: list[PlannedCell]) -> None:
+        source = resolve_model(model.pretrained, model.gguf_file, model.revision)
+        check_layers(source, self.config.layers)
         self.progress.starts(f"loading {model.pretrained}")
         lm = load_model(model, self.config.batch_size)
         # What the model cannot take at all (layers, backend) is the user's to mend: no cell runs.
