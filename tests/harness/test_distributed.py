@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
@@ -26,10 +28,11 @@ results = simple_evaluate(
     bootstrap_iters=0,
     task_manager=TaskManager(include_path=str(tasks_dir())),
 )
+samples = results and sorted(results["samples"]["needle_128"], key=lambda one: one["doc_id"])
 report = {
     "sequences": lm.meter.summary()["sequences"],
     "results": results and results["results"]["needle_128"],
-    "samples": results and results["n-samples"]["needle_128"],
+    "likelihoods": results and [float(answer[0][0]) for one in samples for answer in one["resps"]],
 }
 Path(sys.argv[2], f"rank{lm.rank}.json").write_text(json.dumps(report))
 """
@@ -68,7 +71,9 @@ def test_two_processes_share_the_work_and_give_the_scores_of_one(
     (one,) = evaluate([sys.executable], checkpoint, tmp_path / "one")
     first, second = evaluate(launcher, checkpoint, tmp_path / "two")
     assert first["results"] == one["results"]
-    assert first["samples"] == one["samples"]
+    # Ten documents with eight choices each.
+    assert len(one["likelihoods"]) == 80
+    assert first["likelihoods"] == pytest.approx(one["likelihoods"], abs=1e-4)
     assert second["results"] is None
     assert one["sequences"] == 10
     assert first["sequences"] == second["sequences"] == 5
