@@ -51,6 +51,9 @@ examples:
   sa-patch report runs/demo
   sa-patch report runs/demo --x mean_keys           # against the keys that were really visible
   sa-patch report runs/a runs/b --out comparison    # several models or runs in one report
+
+exit status: 0; 2 if a run cannot be read, or if a cell file in it is torn or foreign: then the
+report is written without that cell.
 """
 GENERATE_EXAMPLES = """\
 examples:
@@ -190,6 +193,12 @@ def _report(options: argparse.Namespace) -> int:
     written = write_report(options.runs, options.out, options.x, console=Console())
     for path in (written.markdown, written.csv, *written.figures[::-1]):
         print(path)
+    damaged = [aside for aside in written.report.set_aside if aside.damaged]
+    if damaged:
+        raise UserError(
+            f"the report leaves out {len(damaged)} cell file(s) that cannot be trusted, "
+            f"{damaged[0].path} first ({damaged[0].reason}); run the same sweep again to redo them"
+        )
     return 0
 
 

@@ -173,8 +173,16 @@ def test_sweep_then_report(
     assert (tmp_path / "run" / "results.csv").is_file()
     torn = next((tmp_path / "run" / "cells").iterdir())
     torn.write_text(torn.read_text()[:50])
+    (tmp_path / "run" / "results.csv").unlink()
+    assert main(["report", out]) == 2
+    said = capfd.readouterr().err
+    assert (
+        said.startswith("sa-patch: error: the report leaves out 1 cell file") and torn.name in said
+    )
+    assert (tmp_path / "run" / "results.csv").is_file()
     assert main(["sweep", sweep, "--out", out]) == 0
     assert f"cells/{torn.name} is torn" in capfd.readouterr().err
+    assert main(["report", out]) == 0
 
 
 def test_generate_streams_the_continuation(

@@ -66,6 +66,11 @@ class SetAside:
     path: Path
     reason: str
 
+    @property
+    def damaged(self) -> bool:
+        """Whether the file is not what a sweep writes, rather than a failed or unplanned cell."""
+        return self.reason.startswith(("torn", "foreign"))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -209,7 +214,7 @@ def _distrust(data: Any, stem: str, planned: tuple[str, ...] | None) -> str | No
     if data.get("id") != stem or cell_id(data["cell"]) != stem:
         return "foreign: its name is not the hash of the cell it describes"
     if planned is not None and stem not in planned:
-        return "foreign: not in the plan of this run (left from another configuration)"
+        return "unplanned: not in the plan of this run (left from another configuration)"
     for key, kind in SETTING_TYPES.items():
         if key not in data["cell"] or not isinstance(data["cell"][key], kind):
             return f"foreign: its cell has no usable {key!r}"
