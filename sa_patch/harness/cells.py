@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sa_patch.harness.atomic_write import write_whole
 
 if TYPE_CHECKING:
     # Reading a run must not load torch.
@@ -90,32 +90,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         ValueError: if `data` holds a number that JSON cannot write (NaN, infinity).
     """
     text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; where folders cannot be synced the rename is still atomic."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+    write_whole(path, text.encode("utf-8"))
 
 
 def remove_leftovers(folder: Path) -> None:

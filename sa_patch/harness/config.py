@@ -11,15 +11,16 @@ from typing import Any
 import yaml
 
 from sa_patch.errors import UserError
+from sa_patch.harness.embedded import DEFAULT_MODEL
 from sa_patch.kernels import check_backend
 from sa_patch.patching.layers import parse_layers
+from sa_patch.patching.patch import DECODE_MODES
 from sa_patch.patterns import Pattern, make_pattern, parse_pattern
+from sa_patch.patterns.base import whole_number
 from sa_patch.patterns.registry import parameters, pattern_class, suggest
 from sa_patch.resources import configs_dir
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-DECODE = ("full", "pattern")
-DEFAULT_MODEL = "smollm2-135m"
 TOP_KEYS = (
     *("name", "model", "dtype", "windows", "methods", "tasks", "limit", "num_fewshot"),
     *("gen_kwargs", "batch_size", "decode", "layers", "backend"),
@@ -65,7 +66,7 @@ class SweepConfig:
         """The same sweep with every task cut to its first `limit` items (None changes nothing)."""
         if limit is None:
             return self
-        _whole(limit, "--limit", 1)
+        whole_number(limit, "--limit", 1)
         tasks = tuple(dataclasses.replace(task, limit=limit) for task in self.tasks)
         return dataclasses.replace(self, tasks=tasks)
 
@@ -126,7 +127,7 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
     top = _mapping(raw, "the sweep file", TOP_KEYS)
     dtype = choice(top.get("dtype", "auto"), "dtype", DTYPES)
     windows = tuple(
-        _whole(window, "every window", 1) for window in _listed(top.get("windows"), "windows")
+        whole_number(window, "every window", 1) for window in _listed(top.get("windows"), "windows")
     )
     patterns = unique(
         pattern
@@ -143,8 +144,8 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
         models=models or (ModelSpec(dtype=dtype),),
         patterns=tuple(patterns),
         tasks=tuple(tasks),
-        batch_size=_whole(top.get("batch_size", 1), "batch_size", 1),
-        decode=choice(top.get("decode", "full"), "decode", DECODE),
+        batch_size=whole_number(top.get("batch_size", 1), "batch_size", 1),
+        decode=choice(top.get("decode", "full"), "decode", DECODE_MODES),
         layers=_layers(top.get("layers")),
         backend=check_backend(_text(top.get("backend", "auto"), "backend")),
     )
@@ -196,8 +197,8 @@ def _task(entry: Any, top: Mapping[str, Any]) -> TaskSpec:
     }
     return TaskSpec(
         task=_text(name, "task"),
-        limit=None if limit is None else _whole(limit, f"limit of {name}", 1),
-        num_fewshot=None if fewshot is None else _whole(fewshot, f"num_fewshot of {name}", 0),
+        limit=None if limit is None else whole_number(limit, f"limit of {name}", 1),
+        num_fewshot=None if fewshot is None else whole_number(fewshot, f"num_fewshot of {name}", 0),
         gen_kwargs=gen_kwargs,
     )
 
@@ -262,12 +263,6 @@ def _listed(raw: Any, what: str) -> list[Any]:
     if isinstance(raw, (str, int, float, Mapping)):
         return [raw]
     raise UserError(f"{what!r} must be a list, got {raw!r}")
-
-
-def _whole(value: Any, what: str, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise UserError(f"{what} must be a whole number of at least {minimum}, got {value!r}")
-    return value
 
 
 def _text(value: Any, what: str) -> str:

@@ -1,8 +1,6 @@
 """The report on one or several run folders: tables, figures, and where they come from."""
 
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from rich.console import Console
 from sa_patch.errors import UserError
 from sa_patch.harness import captions
 from sa_patch.harness.aggregate import Comparison, compare
+from sa_patch.harness.atomic_write import write_whole
 from sa_patch.harness.figure_style import Caption
 from sa_patch.harness.figures import check_axis, draw_average, draw_tasks
 from sa_patch.harness.results import Cell, Run, SetAside, load_run, merge_cells
@@ -94,10 +93,10 @@ def write_report(
             for path in _write_figure(folder / f"{name}_vs_{x}", figure)
         ]
         csv_file = folder / "results.csv"
-        _write(csv_file, csv_text(report.comparison).encode())
+        write_whole(csv_file, csv_text(report.comparison).encode())
         markdown_file = folder / "results.md"
         pictures = [path.name for path in figures if path.suffix == ".png"]
-        _write(markdown_file, markdown(report, pictures).encode())
+        write_whole(markdown_file, markdown(report, pictures).encode())
     except OSError as error:
         raise UserError(
             f"cannot write the report into {folder} ({error.strerror or error}); "
@@ -188,21 +187,6 @@ def _write_figure(stem: Path, figure: Figure) -> list[Path]:
         with matplotlib.rc_context({"svg.hashsalt": "sa_patch"}):
             figure.savefig(buffer, format=kind, **options)
         path = stem.with_name(f"{stem.name}.{kind}")
-        _write(path, buffer.getvalue())
+        write_whole(path, buffer.getvalue())
         paths.append(path)
     return paths
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path`` whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

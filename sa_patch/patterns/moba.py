@@ -32,7 +32,7 @@ class MoBA(Pattern):
 
     Chosen are, per query head, the earlier complete blocks whose mean key has the largest fp32
     dot product with the query (with grouped-query attention: the mean key of its KV head);
-    of equal ones the earlier (arXiv 2502.13189, equations 2 to 6).
+    of equal ones the earlier (arXiv 2502.13189).
 
     Args:
         block_size: tokens in a block, at least 1.

@@ -89,7 +89,7 @@ def permutation_slots(
     """The slot ``s(i)`` of each position: int64 ``[seq_len]``, uniform over permutations.
 
     A pure function of ``(seed, layer, head, seq_len)``, the same on every device
-    (arXiv 2604.00754, section 3: an independent permutation in each layer).
+    (arXiv 2604.00754: an independent permutation in each layer).
     """
     return _draw(seq_len, seed, layer, head, device)[1].clone()
 

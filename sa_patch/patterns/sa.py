@@ -1,4 +1,4 @@
-"""Stochastic attention: a window over randomly permuted slots (arXiv 2604.00754, section 3)."""
+"""Stochastic attention: a window over randomly permuted slots (arXiv 2604.00754)."""
 
 from __future__ import annotations
 
