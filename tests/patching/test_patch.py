@@ -140,9 +140,11 @@ def test_static_cache_with_unpatched_layers(stock: str) -> None:
     model.set_attn_implementation(stock)
     patch_model(model, SWA(4), layers=[1])
     arguments = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    arguments |= {"output_logits": True, "return_dict_in_generate": True}
     dynamic = model.generate(tokens, **arguments)
     static = model.generate(tokens, cache_implementation="static", **arguments)
-    assert torch.equal(static, dynamic)
+    # One unfilled slot too many in view moves the logits, but seldom the token.
+    torch.testing.assert_close(torch.stack(static.logits), torch.stack(dynamic.logits))
 
 
 def test_decode_full_sees_every_cached_key() -> None:
