@@ -11,6 +11,9 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, whole_number
 
+# Up to this many chosen blocks, one argmax for each is faster than a sort.
+_ARGMAX_PICKS = 8
+
 
 def block_means(k: Tensor, block_size: int) -> Tensor:
     """Mean key of every complete block, in fp32.
@@ -69,8 +72,8 @@ class MoBA(Pattern):
             )
         return cls(block_size=window // topk, topk=topk)
 
-    def choose_blocks(self, q: Tensor, means: Tensor, query_blocks: Tensor) -> Tensor:
-        """Mark the earlier blocks that every query chooses.
+    def rank_blocks(self, q: Tensor, means: Tensor, query_blocks: Tensor) -> Tensor:
+        """The earlier blocks that every query chooses, best first.
 
         Args:
             q: ``[q_heads, nq, head_dim]``.
@@ -78,21 +81,44 @@ class MoBA(Pattern):
             query_blocks: int64 ``[nq]``, the own block of each query.
 
         Returns:
-            bool ``[q_heads, nq, blocks]``; a query's own block is never marked.
+            int64 ``[q_heads, nq, min(topk - 1, blocks)]``; -1 where no earlier block is left.
         """
         heads, queries = q.shape[0], q.shape[1]
         kv_heads, blocks = means.shape[0], means.shape[1]
+        picks = min(self.topk - 1, blocks)
+        ranks = torch.arange(picks, device=q.device)
+        # A choice of all earlier blocks needs no ranking, and a NaN score must not hide a block.
+        if picks == blocks:
+            return ranks.where(ranks < query_blocks[:, None], -1).expand(heads, -1, -1)
         grouped = q.float().reshape(kv_heads, heads // kv_heads * queries, -1)
         scores = (grouped @ means.transpose(1, 2)).reshape(heads, queries, blocks)
-        earlier = torch.arange(blocks, device=q.device) < query_blocks[:, None]
-        # A choice of all earlier blocks needs no ranking, and a NaN score must not hide a block.
-        if self.topk - 1 >= blocks:
-            return earlier.expand(heads, -1, -1)
-        scores = scores.masked_fill(~earlier, -torch.inf)
-        # A stable sort, unlike topk, settles equal scores by position on every device.
-        best = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.topk - 1]
-        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
-        return chosen & earlier
+        later = torch.arange(blocks, device=q.device) >= query_blocks[:, None]
+        scores = scores.masked_fill(later, -torch.inf)
+        if picks > _ARGMAX_PICKS:
+            # A stable sort, unlike topk, settles equal scores by position on every device.
+            best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :picks]
+        else:
+            # So does argmax, which finds the first of several, and is faster for few.
+            rounds = []
+            for _ in range(picks):
+                rounds.append(scores.argmax(-1, keepdim=True))
+                scores.scatter_(-1, rounds[-1], -torch.inf)
+            best = (
+                torch.cat(rounds, dim=-1)
+                if rounds
+                else scores.new_empty(heads, queries, 0, dtype=torch.int64)
+            )
+        return best.masked_fill(ranks >= query_blocks[:, None], -1)
+
+    def choose_blocks(self, q: Tensor, means: Tensor, query_blocks: Tensor) -> Tensor:
+        """Mark the blocks of `rank_blocks`: bool ``[q_heads, nq, blocks]``.
+
+        A query's own block is never marked.
+        """
+        best = self.rank_blocks(q, means, query_blocks)
+        # A column too many takes the marks of those that have no block left to choose.
+        marks = torch.zeros(*best.shape[:2], means.shape[1] + 1, dtype=torch.bool, device=q.device)
+        return marks.scatter_(-1, best.where(best >= 0, means.shape[1]), True)[..., :-1]
 
     def visible(
         self,

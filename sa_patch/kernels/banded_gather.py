@@ -1,20 +1,22 @@
-"""MoBA in pure torch: every query's own block as a small causal problem, its chosen blocks
-gathered, both under one softmax."""
+"""Few queries after many cached keys: each gathers the keys it sees, in pure torch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
+from sa_patch.kernels.rows import take_rows
+from sa_patch.patterns import SA
 from sa_patch.patterns.moba import MoBA, block_means
 
 # Elements of gathered keys held at once: small enough to stay in a core's cache.
 _GATHER_ELEMENTS = 1 << 19
-# Scores of the choice that are sorted at once.
+# Scores of the choice that are held at once.
 _SCORE_ELEMENTS = 1 << 22
 
 
-def attend_blocks(
+def gather_blocks(
     pattern: MoBA, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float
 ) -> Tensor:
     """Attention of queries at ``start .. start + nq - 1`` over own and chosen blocks.
@@ -44,13 +46,10 @@ def attend_blocks(
         part = q[:, first : first + step]
         positions = torch.arange(start + first, start + first + part.shape[1], device=q.device)
         own = positions // size
-        marked = pattern.choose_blocks(part, means, own)
-        # The first `chosen_count` marked blocks in order; where fewer are marked, any, masked.
-        picks = marked.int().sort(dim=-1, descending=True, stable=True)
-        blocks = torch.cat(
-            [picks.indices[..., :chosen_count], own[None, :, None].expand(len(q), -1, 1)], dim=-1
-        )
-        seen_chosen = picks.values[..., :chosen_count, None].bool().expand(-1, -1, -1, size)
+        picks = pattern.rank_blocks(part, means, own)
+        own_column = own[None, :, None].expand(len(q), -1, 1)
+        blocks = torch.cat([picks.clamp(min=0), own_column], dim=-1)
+        seen_chosen = (picks >= 0)[..., None].expand(-1, -1, -1, size)
         offsets = torch.arange(size, device=q.device)
         seen_own = (offsets <= (positions % size)[:, None])[None, :, None].expand(len(q), -1, 1, -1)
         seen = torch.cat([seen_chosen, seen_own], dim=2).flatten(2)
@@ -63,3 +62,41 @@ def attend_blocks(
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         parts.append((weights[:, :, None] @ values.to(wide)).squeeze(2).to(q.dtype))
     return torch.cat(parts, dim=1).unflatten(0, (batch, heads))
+
+
+def gather_ring(
+    pattern: SA, q: Tensor, k: Tensor, v: Tensor, *, layer: int, start: int, scale: float
+) -> Tensor:
+    """Stochastic attention of queries at ``start .. start + nq - 1``: each gathers its own window.
+
+    Shapes as in `gather_blocks`, with ``n = start + nq`` keys.
+    """
+    heads, queries = q.shape[1:3]
+    seq_len, reach = k.shape[2], pattern.window - 1
+    order = pattern.order(seq_len, layer, heads, q.device)
+    slots = pattern.slots(seq_len, layer, heads, q.device)
+    offsets = torch.arange(-reach, reach + 1, device=q.device)
+    positions = torch.arange(start, start + queries, device=q.device)
+    width = len(offsets)
+    step = max(1, _GATHER_ELEMENTS // (width * heads * q.shape[0] * q.shape[3]))
+    blocks = []
+    for first in range(0, queries, step):
+        chunk = positions[first : first + step]
+        band = slots[:, chunk, None] + offsets
+        keys = torch.stack([draw[near % seq_len] for draw, near in zip(order, band, strict=True)])
+        seen = keys <= chunk[:, None]
+        if not pattern.circular:
+            seen = seen & (band >= 0) & (band < seq_len)
+        flat = keys.flatten(1)
+        k_near = take_rows(k, flat, heads).unflatten(2, (len(chunk), width))
+        v_near = take_rows(v, flat, heads).unflatten(2, (len(chunk), width))
+        group = heads // k_near.shape[1]
+        # Each query is its own attention problem over `width` keys; a KV head's queries share it.
+        part = q[:, :, first : first + step].unflatten(1, (k_near.shape[1], group)).transpose(2, 3)
+        mask = seen[None, :, :, None, :]
+        blocks.append(
+            scaled_dot_product_attention(part, k_near, v_near, attn_mask=mask, scale=scale)
+            .transpose(2, 3)
+            .flatten(1, 2)
+        )
+    return torch.cat(blocks, dim=2)

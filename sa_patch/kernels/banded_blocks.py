@@ -1,0 +1,178 @@
+"""MoBA in pure torch: queries grouped by the block they chose, partial results merged.
+
+Every piece has a fixed size, whatever the queries chose: the sums of a matrix product may round
+differently in another shape, and no query may feel what later tokens made others choose.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sa_patch.patterns.moba import MoBA, block_means
+
+# Rows of a tile of queries against their own block.
+_OWN_TILE = 64
+# Scores of one call: few enough to stay in the caches. Measured on two cores, as the tiles below.
+_SCORES = 1 << 18
+# Scores of the choice that are held at once.
+_RANKED = 1 << 22
+
+
+def attend_blocks(
+    pattern: MoBA, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float
+) -> Tensor:
+    """Attention of queries at ``start .. start + nq - 1`` over own and chosen blocks.
+
+    Args:
+        q: ``[batch, q_heads, nq, head_dim]``; rows of one length.
+        k, v: ``[batch, kv_heads, n, head_dim]``, ``n = start + nq``.
+
+    Returns:
+        ``[batch, q_heads, nq, head_dim]``. Memory O(n): a few copies of one KV head's queries.
+    """
+    kv_heads = k.shape[1]
+    parts = [
+        _attend_kv_head(pattern, queries, keys, values, start=start, scale=scale)
+        for q_row, k_row, v_row in zip(q, k, v, strict=True)
+        for queries, keys, values in zip(q_row.chunk(kv_heads), k_row, v_row, strict=True)
+    ]
+    return torch.cat(parts).unflatten(0, q.shape[:2])
+
+
+def _attend_kv_head(
+    pattern: MoBA, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float
+) -> Tensor:
+    """One KV head: q ``[group, nq, head_dim]``, k and v ``[n, head_dim]``."""
+    size = pattern.block_size
+    # Half precision is widened: its products would be rounded between the steps, which fused
+    # kernels do not do.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    pad = (0, 0, 0, -len(k) % size)
+    k_blocks, v_blocks = (
+        torch.nn.functional.pad(x.to(wide), pad).unflatten(0, (-1, size)) for x in (k, v)
+    )
+    scaled = q.to(wide) * scale
+    out, lse = _own_blocks(scaled, k_blocks, v_blocks, start)
+    picks = _picks(pattern, q, block_means(k, size), start)
+    for chosen in picks.unbind(-1):
+        part, part_lse = _chosen_blocks(scaled, k_blocks, v_blocks, chosen)
+        total = torch.logaddexp(lse, part_lse)
+        out = out * (lse - total).exp()[..., None] + part * (part_lse - total).exp()[..., None]
+        lse = total
+    return out.to(q.dtype)
+
+
+def _picks(pattern: MoBA, q: Tensor, means: Tensor, start: int) -> Tensor:
+    """Chosen blocks: int64 ``[group, nq, topk - 1 or fewer]``, -1 for none."""
+    own = torch.arange(start, start + q.shape[1], device=q.device) // pattern.block_size
+    step = max(1, _RANKED // max(1, len(q) * len(means)))
+    return torch.cat(
+        [
+            pattern.rank_blocks(q[:, low : low + step], means[None], own[low : low + step])
+            for low in range(0, q.shape[1], step)
+        ],
+        dim=1,
+    )
+
+
+def _own_blocks(q: Tensor, k_blocks: Tensor, v_blocks: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Causal attention within blocks: output ``[group, nq, head_dim]`` and log-sum-exp."""
+    size = k_blocks.shape[1]
+    first = start // size
+    lead = start - first * size
+    tail = (len(k_blocks) - first) * size - lead - q.shape[1]
+    q_blocks = torch.nn.functional.pad(q, (0, 0, lead, tail)).unflatten(1, (-1, size))
+    q_blocks = q_blocks.transpose(0, 1)
+    outs, sums = [], []
+    for low in range(0, size, _OWN_TILE):
+        high = min(low + _OWN_TILE, size)
+        rows, keys = torch.arange(low, high, device=q.device), torch.arange(high, device=q.device)
+        bias = torch.zeros(high - low, high, dtype=q.dtype, device=q.device)
+        bias.masked_fill_(keys > rows[:, None], -torch.inf)
+        tiles = q_blocks[:, :, low:high].flatten(1, 2)
+        out, lse = _attend_tiles(
+            tiles, k_blocks[first:, :high], v_blocks[first:, :high], bias.repeat(len(q), 1)
+        )
+        outs.append(out.unflatten(1, (len(q), -1)))
+        sums.append(lse.unflatten(1, (len(q), -1)))
+    out = torch.cat(outs, dim=2).transpose(0, 1).flatten(1, 2)
+    lse = torch.cat(sums, dim=2).transpose(0, 1).flatten(1, 2)
+    real = slice(lead, lead + q.shape[1])
+    return out[:, real], lse[:, real]
+
+
+def _chosen_blocks(
+    q: Tensor, k_blocks: Tensor, v_blocks: Tensor, chosen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention of every query over one chosen block: ``chosen [group, nq]``, -1 for none.
+
+    Returns:
+        Output ``[group, nq, head_dim]`` and its log-sum-exp, -inf where no block was chosen.
+    """
+    blocks, size = k_blocks.shape[:2]
+    tile = _chosen_tile(len(q) * size)
+    flat = chosen.flatten()
+    takers = flat.sort(stable=True)
+    counts = torch.bincount(flat + 1, minlength=blocks + 1)
+    tiles = (counts[1:] + tile - 1) // tile
+    # Row of every query in the padded tiles: its block's first tile, its place among the takers.
+    first_taker = counts.cumsum(0) - counts
+    first_tile = tiles.cumsum(0) - tiles
+    place = torch.arange(len(flat), device=q.device) - first_taker[takers.values + 1]
+    block = takers.values.clamp(min=0)
+    padded = torch.where(takers.values < 0, 0, first_tile[block] * tile + place)
+    rows = torch.empty_like(flat).scatter_(0, takers.indices, padded)
+
+    per_call = max(1, _SCORES // (tile * size))
+    total = -(-int(tiles.sum()) // per_call) * per_call
+    source = flat.new_zeros(total * tile)
+    has_block = flat >= 0
+    source[rows[has_block]] = has_block.nonzero().squeeze(1)
+    block_of_tile = flat.new_zeros(total)
+    block_of_tile[: int(tiles.sum())] = torch.arange(blocks, device=q.device).repeat_interleave(
+        tiles
+    )
+    q_rows = q.flatten(0, 1)
+    outs, sums = [], []
+    for low in range(0, total, per_call):
+        own = block_of_tile[low : low + per_call]
+        part = q_rows[source[low * tile : (low + per_call) * tile]].unflatten(0, (-1, tile))
+        out, lse = _attend_tiles(part, k_blocks[own], v_blocks[own])
+        outs.append(out.flatten(0, 1))
+        sums.append(lse.flatten())
+    if not outs:
+        return torch.zeros_like(q), q.new_full(chosen.shape, -torch.inf)
+    out = torch.cat(outs)[rows].view_as(q)
+    lse = torch.cat(sums)[rows].masked_fill(~has_block, -torch.inf)
+    return out, lse.view_as(chosen)
+
+
+def _chosen_tile(takers: int) -> int:
+    """Rows of a tile, given how many queries choose a block on average.
+
+    A block is copied for each of its tiles, and its last tile is padded: on average an eighth.
+    """
+    return min(256, max(32, 1 << ((takers // 4) | 1).bit_length() - 1))
+
+
+def _attend_tiles(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention of tiles: q ``[tiles, rows, head_dim]``, k, v ``[tiles, keys, head_dim]``.
+
+    Returns:
+        Output like q and the log-sum-exp of its scores ``[tiles, rows]``.
+    """
+    outs, sums = [], []
+    step = max(1, _SCORES // (q.shape[1] * k.shape[1]))
+    for low in range(0, len(q), step):
+        piece = slice(low, low + step)
+        scores = q[piece] @ k[piece].transpose(1, 2)
+        if bias is not None:
+            scores = scores + bias
+        weights = scores.softmax(-1)
+        outs.append(weights @ v[piece])
+        # The largest weight is exp(largest score - log-sum-exp): far cheaper than logsumexp.
+        sums.append(scores.amax(-1) - weights.amax(-1).log())
+    return torch.cat(outs), torch.cat(sums)
