@@ -124,7 +124,8 @@ def _chosen_blocks(
     padded = torch.where(takers.values < 0, 0, first_tile[block] * tile + place)
     rows = torch.empty_like(flat).scatter_(0, takers.indices, padded)
 
-    per_call = max(1, _SCORES // (tile * size))
+    # Every call has as many tiles as the next; a bound on all there can be suits short sequences.
+    per_call = max(1, min(_SCORES // (tile * size), len(flat) // tile + blocks))
     total = -(-int(tiles.sum()) // per_call) * per_call
     source = flat.new_zeros(total * tile)
     has_block = flat >= 0
