@@ -7,12 +7,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sa_patch.kernels.ring_tiles import KEY_MULTIPLE, RingTiles, ring_tiles
-from sa_patch.kernels.rows import RowWriter, by_rows, take_rows
+from sa_patch.kernels.rows import RowWriter, by_rows, take_rows, tile_rows
 from sa_patch.patterns import SA
 
-# Queries of one call. Smaller tiles waste less on keys in the future, larger ones waste less time
-# on calls; measured on two cores.
-_TILE = 32
 # What a hidden key's score loses at least: so much that its weight is zero, and a power of two, so
 # that its products with slots and positions are exact.
 _HIDDEN = 2.0**100
@@ -31,19 +28,23 @@ def attend_ring(
         ``[batch, q_heads, n, head_dim]``. Beyond the output it holds a copy of k and v at most,
         and O(w) at a time.
     """
-    heads, seq_len, block = q.shape[1], q.shape[2], _block(pattern.window)
+    heads, seq_len = q.shape[1:3]
+    tile = tile_rows(q.dtype)
+    # A block too large gathers and masks keys that most of its queries cannot reach, one too small
+    # has little to gain from being sorted. Measured as the tiles.
+    block = min(256, max(tile, 1 << (pattern.window.bit_length() - 1)))
     tiles = ring_tiles(pattern, seq_len, layer=layer, heads=heads, block=block, device=q.device)
     out = RowWriter(q, k, v)
     k, v = by_rows(k), by_rows(v)
     bias = _Bias(tiles, q.dtype)
     queries = tiles.queries.clamp(max=seq_len - 1)
     keys = tiles.keys.clamp(max=seq_len - 1)
-    for index, needed in enumerate(_needed_keys(tiles)):
+    for index, needed in enumerate(_needed_keys(tiles, tile)):
         k_band, v_band = take_rows(k, keys[:, index], heads), take_rows(v, keys[:, index], heads)
         q_block = take_rows(q, queries[:, index], heads)
         real = min(block, seq_len - index * block)
-        for low, (earlier, count) in zip(range(0, real, _TILE), needed, strict=False):
-            rows = slice(low, min(low + _TILE, real))
+        for low, (earlier, count) in zip(range(0, real, tile), needed, strict=False):
+            rows = slice(low, min(low + tile, real))
             part = scaled_dot_product_attention(
                 q_block[:, :, rows],
                 k_band[:, :, :count],
@@ -56,15 +57,9 @@ def attend_ring(
     return out.result()
 
 
-def _block(window: int) -> int:
-    """Slots of a block: one too large gathers and masks keys that most of its queries cannot
-    reach, one too small has little to gain from being sorted."""
-    return min(256, max(_TILE, 1 << (window.bit_length() - 1)))
-
-
-def _needed_keys(tiles: RingTiles) -> list[list[tuple[int, int]]]:
+def _needed_keys(tiles: RingTiles, tile: int) -> list[list[tuple[int, int]]]:
     """Per block and tile: leading keys that all its queries come after, and keys it needs."""
-    counts = tiles.counts(_TILE)
+    counts = tiles.counts(tile)
     earliest, latest = counts.amin(0).tolist(), counts.amax(0).tolist()
     return [
         [
@@ -84,11 +79,11 @@ class _Bias:
 
     def __init__(self, tiles: RingTiles, dtype: torch.dtype):
         self._reach = tiles.reach * _HIDDEN
-        self._keys = tiles.keys * _HIDDEN
-        self._queries = (tiles.queries * _HIDDEN)[..., None]
-        self._key_steps = tiles.key_steps * _HIDDEN
+        self._keys = tiles.keys.float() * _HIDDEN
+        self._queries = (tiles.queries.float() * _HIDDEN)[..., None]
+        self._key_steps = tiles.key_steps.float() * _HIDDEN
         # A query's own slot lies `reach` after the first one that it sees.
-        self._centres = ((tiles.query_steps + tiles.reach) * _HIDDEN)[..., None]
+        self._centres = ((tiles.query_steps.float() + tiles.reach) * _HIDDEN)[..., None]
         self._dtype = dtype
 
     def of(self, block: int, rows: slice, earlier: int, count: int) -> Tensor:

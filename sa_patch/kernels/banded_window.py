@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.kernels.rows import RowWriter
+from sa_patch.kernels.rows import RowWriter, tile_rows
 
 # Matrix products over a number of keys that is no multiple of this are a fifth slower on CPUs.
 _KEY_MULTIPLE = 16
-# Queries that share a band. Measured on two cores for windows of 16 to 1,024: a larger tile
-# computes more that no query sees, a smaller one makes the matrix products slow.
-_TILE = 32
 # Scores of one call: enough to fill the threads, few enough to stay in the caches.
 _SCORES = 1 << 20
 
@@ -32,32 +29,28 @@ def attend_window(
     Returns:
         ``[batch, q_heads, nq, head_dim]``. Beyond the output it holds O(w) at a time.
     """
-    width = -(-(_TILE + window - 1) // _KEY_MULTIPLE) * _KEY_MULTIPLE
-    queries = q.shape[2]
+    tile, queries = tile_rows(q.dtype), q.shape[2]
+    width = -(-(tile + window - 1) // _KEY_MULTIPLE) * _KEY_MULTIPLE
     out = RowWriter(q, k, v)
     # Queries before `window` see all that came before them.
     dense = min(queries, max(0, window - start))
     # The first tile whose band does not begin before the first key, and the end of the last.
-    first = min(queries, max(dense, width - _TILE - start))
-    last = first + (queries - first) // _TILE * _TILE
+    first = min(queries, max(dense, width - tile - start))
+    last = first + (queries - first) // tile * tile
     if dense:
         _dense(out, q[:, :, :dense], k, v, start=start, scale=scale)
-    for low, high in _ranges(dense, first) + _ranges(last, queries):
-        tile = q[:, :, low:high]
+    for low in (*range(dense, first, tile), *range(last, queries, tile)):
+        high = min(low + tile, first if low < first else queries)
         band = slice(max(0, start + low - window + 1), start + high)
-        mask = _seen(len(tile[0, 0]), band.stop - band.start, window, q.device)
-        out.write(_sdpa(tile, k[:, :, band], v[:, :, band], mask, scale), low)
+        mask = _seen(high - low, band.stop - band.start, window, q.device)
+        out.write(_sdpa(q[:, :, low:high], k[:, :, band], v[:, :, band], mask, scale), low)
     if last > first:
-        bands = slice(start + first + _TILE - width, start + last)
-        k_bands, v_bands = (x[:, :, bands].unfold(2, width, _TILE) for x in (k, v))
+        bands = slice(start + first + tile - width, start + last)
+        k_bands, v_bands = (x[:, :, bands].unfold(2, width, tile) for x in (k, v))
         _whole_tiles(
             out, q[:, :, first:last], k_bands, v_bands, first=first, window=window, scale=scale
         )
     return out.result()
-
-
-def _ranges(low: int, high: int) -> list[tuple[int, int]]:
-    return [(first, min(first + _TILE, high)) for first in range(low, high, _TILE)]
 
 
 def _seen(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
@@ -83,7 +76,7 @@ def _dense(out: RowWriter, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale
         )
         out.write(part, 0)
         return
-    step = max(_TILE, _SCORES // (q.shape[1] * end))
+    step = max(1, _SCORES // (q.shape[1] * end))
     for low in range(0, q.shape[2], step):
         tile = q[:, :, low : low + step]
         seen = start + low + tile.shape[2]
@@ -101,23 +94,28 @@ def _whole_tiles(
     window: int,
     scale: float,
 ) -> None:
-    """Tiles of `_TILE` queries, several to a call.
+    """Whole tiles of queries, several to a call.
 
     Args:
-        q: ``[batch, q_heads, tiles * _TILE, head_dim]``, written from query `first` on.
+        q: ``[batch, q_heads, tiles * tile, head_dim]``, written from query `first` on.
         k_bands, v_bands: ``[batch, kv_heads, tiles, head_dim, width]``; a band ends with its
             tile's last query.
     """
+    heads, queries = q.shape[1:3]
     tiles, width = k_bands.shape[2], k_bands.shape[4]
-    seen = _seen(_TILE, width, window, q.device)
+    tile = queries // tiles
+    seen = _seen(tile, width, window, q.device)
     bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)
     # Every tile of a row is a problem of its own: [batch, tiles, heads, ., head_dim].
-    q_tiles = q.unflatten(2, (tiles, _TILE)).transpose(1, 2)
+    q_tiles = q.unflatten(2, (tiles, tile)).transpose(1, 2)
     k_tiles, v_tiles = (x.permute(0, 2, 1, 4, 3) for x in (k_bands, v_bands))
-    step = max(1, _SCORES // (q.shape[0] * q.shape[1] * _TILE * width))
+    step = max(1, _SCORES // (heads * tile * width))
     for low in range(0, tiles, step):
         group = slice(low, low + step)
-        # A batch of one stays a view.
-        q_fold, k_fold, v_fold = (x[:, group].flatten(0, 1) for x in (q_tiles, k_tiles, v_tiles))
-        part = _sdpa(q_fold, k_fold, v_fold, bias, scale).unflatten(0, (q.shape[0], -1))
-        out.write(part.transpose(1, 2).flatten(2, 3), first + low * _TILE)
+        # Row by row: the overlapping bands of several rows could not be one view.
+        parts = [
+            _sdpa(q_row[group], k_row[group], v_row[group], bias, scale)[None]
+            for q_row, k_row, v_row in zip(q_tiles, k_tiles, v_tiles, strict=True)
+        ]
+        part = parts[0] if len(parts) == 1 else torch.cat(parts)
+        out.write(part.transpose(1, 2).flatten(2, 3), first + low * tile)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import banded, reference
+from sa_patch.kernels import banded, flash, flex, reference, triton_backend
 from sa_patch.kernels.backend import Backend, Spans
 from sa_patch.patterns import Pattern
 from sa_patch.patterns.registry import suggest
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (reference.BACKEND, banded.BACKEND)
+    module.BACKEND.name: module.BACKEND
+    for module in (reference, banded, flex, flash, triton_backend)
 }
 
 # Up to this many keys `auto` takes the dense mask. Measured by scripts/bench_backends on 2 cores
