@@ -6,9 +6,12 @@ differently in another shape, and no query may feel what later tokens made other
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.rows import needs_gradients
 from sa_patch.patterns.moba import MoBA, block_means
 
 # Rows of a tile of queries against their own block.
@@ -31,13 +34,19 @@ def attend_blocks(
     Returns:
         ``[batch, q_heads, nq, head_dim]``. Memory O(n): a few copies of one KV head's queries.
     """
-    kv_heads = k.shape[1]
-    parts = [
-        _attend_kv_head(pattern, queries, keys, values, start=start, scale=scale)
-        for q_row, k_row, v_row in zip(q, k, v, strict=True)
-        for queries, keys, values in zip(q_row.chunk(kv_heads), k_row, v_row, strict=True)
-    ]
-    return torch.cat(parts).unflatten(0, q.shape[:2])
+    batch, kv_heads = k.shape[:2]
+    q_groups = q.unflatten(1, (kv_heads, -1))
+    # In place, so that no second copy of the output is held; autograd would copy it each time.
+    out = None if needs_gradients(q, k, v) else q_groups.new_empty(q_groups.shape)
+    parts = []
+    for row, head in itertools.product(range(batch), range(kv_heads)):
+        inputs = q_groups[row, head], k[row, head], v[row, head]
+        part = _attend_kv_head(pattern, *inputs, start=start, scale=scale)
+        if out is None:
+            parts.append(part)
+        else:
+            out[row, head] = part
+    return (torch.cat(parts) if out is None else out).reshape(q.shape)
 
 
 def _attend_kv_head(
@@ -50,16 +59,16 @@ def _attend_kv_head(
     wide = torch.promote_types(q.dtype, torch.float32)
     pad = (0, 0, 0, -len(k) % size)
     k_blocks, v_blocks = (
-        torch.nn.functional.pad(x.to(wide), pad).unflatten(0, (-1, size)) for x in (k, v)
+        torch.nn.functional.pad(x, pad).unflatten(0, (-1, size))
+        for x in (k.to(wide) * scale, v.to(wide))
     )
-    scaled = q.to(wide) * scale
-    out, lse = _own_blocks(scaled, k_blocks, v_blocks, start)
+    q_wide = q.to(wide)
+    out, lse = _own_blocks(q_wide, k_blocks, v_blocks, start)
     picks = _picks(pattern, q, block_means(k, size), start)
     for chosen in picks.unbind(-1):
-        part, part_lse = _chosen_blocks(scaled, k_blocks, v_blocks, chosen)
-        total = torch.logaddexp(lse, part_lse)
-        out = out * (lse - total).exp()[..., None] + part * (part_lse - total).exp()[..., None]
-        lse = total
+        part, part_lse = _chosen_blocks(q_wide, k_blocks, v_blocks, chosen)
+        lse = torch.logaddexp(lse, part_lse)
+        out = torch.lerp(out, part, (part_lse - lse).exp()[..., None])
     return out.to(q.dtype)
 
 
@@ -81,9 +90,11 @@ def _own_blocks(q: Tensor, k_blocks: Tensor, v_blocks: Tensor, start: int) -> tu
     size = k_blocks.shape[1]
     first = start // size
     lead = start - first * size
-    tail = (len(k_blocks) - first) * size - lead - q.shape[1]
-    q_blocks = torch.nn.functional.pad(q, (0, 0, lead, tail)).unflatten(1, (-1, size))
-    q_blocks = q_blocks.transpose(0, 1)
+    real = slice(lead, lead + q.shape[1])
+    tail = (len(k_blocks) - first) * size - real.stop
+    if lead or tail:
+        q = torch.nn.functional.pad(q, (0, 0, lead, tail))
+    q_blocks = q.unflatten(1, (-1, size)).transpose(0, 1)
     outs, sums = [], []
     for low in range(0, size, _OWN_TILE):
         high = min(low + _OWN_TILE, size)
@@ -96,9 +107,10 @@ def _own_blocks(q: Tensor, k_blocks: Tensor, v_blocks: Tensor, start: int) -> tu
         )
         outs.append(out.unflatten(1, (len(q), -1)))
         sums.append(lse.unflatten(1, (len(q), -1)))
-    out = torch.cat(outs, dim=2).transpose(0, 1).flatten(1, 2)
+    out = torch.cat(outs, dim=2)
+    outs.clear()
+    out = out.transpose(0, 1).flatten(1, 2)
     lse = torch.cat(sums, dim=2).transpose(0, 1).flatten(1, 2)
-    real = slice(lead, lead + q.shape[1])
     return out[:, real], lse[:, real]
 
 
@@ -144,7 +156,9 @@ def _chosen_blocks(
         sums.append(lse.flatten())
     if not outs:
         return torch.zeros_like(q), q.new_full(chosen.shape, -torch.inf)
-    out = torch.cat(outs)[rows].view_as(q)
+    out = torch.cat(outs)
+    outs.clear()
+    out = out[rows].view_as(q)
     lse = torch.cat(sums)[rows].masked_fill(~has_block, -torch.inf)
     return out, lse.view_as(chosen)
 

@@ -13,6 +13,8 @@ from sa_patch.patterns import SA
 # What a hidden key's score loses at least: so much that its weight is zero, and a power of two, so
 # that its products with slots and positions are exact.
 _HIDDEN = 2.0**100
+# Blocks of a single row that go into one call, at most.
+_TOGETHER = 8
 
 
 def attend_ring(
@@ -28,46 +30,58 @@ def attend_ring(
         ``[batch, q_heads, n, head_dim]``. Beyond the output it holds a copy of k and v at most,
         and O(w) at a time.
     """
-    heads, seq_len = q.shape[1:3]
+    batch, heads, seq_len, _ = q.shape
     tile = tile_rows(q.dtype)
     # A block too large gathers and masks keys that most of its queries cannot reach, one too small
     # has little to gain from being sorted. Measured as the tiles.
-    block = min(256, max(tile, 1 << (pattern.window.bit_length() - 1)))
+    block = min(128, max(tile, 1 << (pattern.window.bit_length() - 1)))
     tiles = ring_tiles(pattern, seq_len, layer=layer, heads=heads, block=block, device=q.device)
     out = RowWriter(q, k, v)
     k, v = by_rows(k), by_rows(v)
     bias = _Bias(tiles, q.dtype)
     queries = tiles.queries.clamp(max=seq_len - 1)
     keys = tiles.keys.clamp(max=seq_len - 1)
-    for index, needed in enumerate(_needed_keys(tiles, tile)):
-        k_band, v_band = take_rows(k, keys[:, index], heads), take_rows(v, keys[:, index], heads)
-        q_block = take_rows(q, queries[:, index], heads)
-        real = min(block, seq_len - index * block)
-        for low, (earlier, count) in zip(range(0, real, tile), needed, strict=False):
+    counts = tiles.counts(tile)
+    earliest, latest = counts.amin(0).tolist(), counts.amax(0).tolist()
+    for blocks in _groups(seq_len, block, batch):
+        k_bands, v_bands = (_blocks_of(x, keys[:, blocks], heads) for x in (k, v))
+        q_blocks = _blocks_of(q, queries[:, blocks], heads)
+        real = min(block, seq_len - blocks.start * block)
+        before = 0
+        for index, low in enumerate(range(0, real, tile)):
             rows = slice(low, min(low + tile, real))
+            needed = max(block_counts[index] for block_counts in latest[blocks])
+            count = -(-needed // KEY_MULTIPLE) * KEY_MULTIPLE
             part = scaled_dot_product_attention(
-                q_block[:, :, rows],
-                k_band[:, :, :count],
-                v_band[:, :, :count],
-                attn_mask=bias.of(index, rows, earlier, count),
+                q_blocks[:, :, rows],
+                k_bands[:, :, :count],
+                v_bands[:, :, :count],
+                attn_mask=bias.of(blocks, rows, before, count),
                 scale=scale,
-                enable_gqa=heads != k_band.shape[1],
+                enable_gqa=heads != k_bands.shape[1],
             )
-            out.scatter(part, queries[:, index, rows])
+            by_row = part.transpose(1, 2).reshape(batch, -1, heads, part.shape[3])
+            out.scatter(by_row.transpose(1, 2), queries[:, blocks, rows].flatten(1))
+            before = min(block_counts[index] for block_counts in earliest[blocks])
     return out.result()
 
 
-def _needed_keys(tiles: RingTiles, tile: int) -> list[list[tuple[int, int]]]:
-    """Per block and tile: leading keys that all its queries come after, and keys it needs."""
-    counts = tiles.counts(tile)
-    earliest, latest = counts.amin(0).tolist(), counts.amax(0).tolist()
-    return [
-        [
-            (earlier, -(-count // KEY_MULTIPLE) * KEY_MULTIPLE)
-            for earlier, count in zip([0, *low], high, strict=False)
-        ]
-        for low, high in zip(earliest, latest, strict=True)
-    ]
+def _groups(seq_len: int, block: int, batch: int) -> list[slice]:
+    """Blocks whose tiles share a call; a last block that is not whole goes alone.
+
+    One block of one row is too little work for threads to share.
+    """
+    whole = seq_len // block
+    # Their bands are copies, which must stay a small part of a short sequence.
+    together = min(_TOGETHER, max(1, whole // 4)) if batch == 1 else 1
+    groups = [slice(low, min(low + together, whole)) for low in range(0, whole, together)]
+    return groups + [slice(whole, whole + 1)] * (seq_len % block > 0)
+
+
+def _blocks_of(x: Tensor, places: Tensor, heads: int) -> Tensor:
+    """Rows of x at ``places [draws, blocks, m]``: ``[batch * blocks, heads, m, head_dim]``."""
+    rows = take_rows(x, places.flatten(1), heads).unflatten(2, places.shape[1:])
+    return rows.transpose(1, 2).flatten(0, 1)
 
 
 class _Bias:
@@ -78,20 +92,21 @@ class _Bias:
     """
 
     def __init__(self, tiles: RingTiles, dtype: torch.dtype):
+        # All [blocks, draws, .], as the kernel wants them.
         self._reach = tiles.reach * _HIDDEN
-        self._keys = tiles.keys.float() * _HIDDEN
-        self._queries = (tiles.queries.float() * _HIDDEN)[..., None]
-        self._key_steps = tiles.key_steps.float() * _HIDDEN
+        self._keys = tiles.keys.float().transpose(0, 1) * _HIDDEN
+        self._queries = (tiles.queries.float().transpose(0, 1) * _HIDDEN)[..., None]
+        self._key_steps = tiles.key_steps.float().transpose(0, 1) * _HIDDEN
         # A query's own slot lies `reach` after the first one that it sees.
-        self._centres = ((tiles.query_steps.float() + tiles.reach) * _HIDDEN)[..., None]
+        centres = tiles.query_steps.float().transpose(0, 1) + tiles.reach
+        self._centres = (centres * _HIDDEN)[..., None]
         self._dtype = dtype
 
-    def of(self, block: int, rows: slice, earlier: int, count: int) -> Tensor:
-        """``[1, draws, rows, count]``; the first `earlier` keys precede all of these queries."""
-        distance = self._key_steps[:, block, None, :count] - self._centres[:, block, rows]
+    def of(self, blocks: slice, rows: slice, before: int, count: int) -> Tensor:
+        """``[blocks, draws, rows, count]``; the first `before` keys precede all these queries."""
+        distance = self._key_steps[blocks, :, None, :count] - self._centres[blocks, :, rows]
         room = self._reach - distance.abs_()
-        before = self._queries[:, block, rows] - self._keys[:, block, None, earlier:count]
-        later = room[:, :, earlier:]
-        torch.minimum(later, before, out=later)
+        ahead = self._queries[blocks, :, rows] - self._keys[blocks, :, None, before:count]
+        torch.minimum(room[..., before:], ahead, out=room[..., before:])
         # Four dimensions: with three, torch falls back from its fused CPU kernel.
-        return room.clamp_(max=0).to(self._dtype)[None]
+        return room.clamp_(max=0).to(self._dtype)

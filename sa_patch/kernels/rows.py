@@ -16,6 +16,11 @@ def tile_rows(dtype: torch.dtype) -> int:
     return 32 if dtype.itemsize >= 4 else 64
 
 
+def needs_gradients(*inputs: Tensor) -> bool:
+    """Whether autograd records what is done with these."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
 class RowWriter:
     """The output of attention over ``q [batch, q_heads, nq, head_dim]``, written tile by tile.
 
@@ -28,7 +33,7 @@ class RowWriter:
 
     def __init__(self, q: Tensor, *inputs: Tensor):
         self._kept: list[tuple[Tensor, Tensor]] | None = None
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, *inputs)):
+        if needs_gradients(q, *inputs):
             self._kept = []
         batch, heads, queries, head_dim = q.shape
         self._out = q.new_empty(batch, queries, heads, head_dim)

@@ -93,7 +93,8 @@ class MoBA(Pattern):
         grouped = q.float().reshape(kv_heads, heads // kv_heads * queries, -1)
         scores = (grouped @ means.transpose(1, 2)).reshape(heads, queries, blocks)
         later = torch.arange(blocks, device=q.device) >= query_blocks[:, None]
-        scores = scores.masked_fill(later, -torch.inf)
+        # A score of an earlier block stays above what marks the others, however low it is.
+        scores = scores.clamp_(min=torch.finfo(scores.dtype).min).masked_fill_(later, -torch.inf)
         if picks > _ARGMAX_PICKS:
             # A stable sort, unlike topk, settles equal scores by position on every device.
             best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :picks]
