@@ -1,0 +1,142 @@
+"""Launch parameters of the Triton kernels.
+
+The table was chosen by reasoning, from the shared memory and the registers that the compiler
+reports for compute capability 9.0 and 8.0: tiles as large as they can be without spilling. It is a
+starting point that no measurement has confirmed yet; `triton_tune.tune` measures candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel's launch.
+
+    Args:
+        block_m: rows of a tile, queries times the heads that share their keys.
+        block_n: keys of a step.
+        warps, stages: of Triton.
+    """
+
+    block_m: int
+    block_n: int
+    warps: int = 4
+    stages: int = 2
+
+
+@dataclass(frozen=True)
+class BandConfig:
+    """Full, sliding-window and stochastic attention.
+
+    Args:
+        tiles: tiles in a block of slots. More of them waste fewer keys in the future, and more
+            on the band of a larger block.
+        permute_once: copy k and v into the order of slots first, and read them there.
+    """
+
+    launch: Launch
+    tiles: int = 4
+    permute_once: bool = False
+
+
+@dataclass(frozen=True)
+class MobaConfig:
+    """Mixture of block attention: one launch for each of its kernels."""
+
+    choose: Launch
+    chosen: Launch
+    own: Launch
+
+
+Config = BandConfig | MobaConfig
+
+# Under the interpreter a program costs milliseconds whatever its size. Short sequences, which tests
+# use, must still fill several tiles.
+_INTERPRETED_SHORT = 512
+_SMALL = Launch(block_m=64, block_n=32)
+_LARGE = Launch(block_m=512, block_n=512)
+
+# By (4 bytes an element and not 2, head_dim > 64, head_dim > 128).
+ShapeClass = tuple[bool, bool, bool]
+_HOPPER: dict[ShapeClass, Launch] = {
+    (False, False, False): Launch(128, 64, warps=4, stages=3),
+    (False, True, False): Launch(128, 64, warps=8, stages=3),
+    (False, True, True): Launch(64, 32, warps=8, stages=2),
+    # Exact fp32 products run outside the tensor cores, from registers.
+    (True, False, False): Launch(32, 32, warps=8, stages=2),
+    (True, True, False): Launch(32, 32, warps=8, stages=2),
+    (True, True, True): Launch(16, 32, warps=8, stages=2),
+}
+_BAND: dict[str, dict[ShapeClass, Launch]] = {
+    "hopper": _HOPPER,
+    "ampere": {
+        **_HOPPER,
+        (False, False, False): Launch(64, 64, warps=4, stages=3),
+        (False, True, False): Launch(128, 32, warps=8, stages=3),
+        (False, True, True): Launch(32, 32, warps=8, stages=2),
+    },
+}
+# The merge holds a second tile of results.
+_OWN = {
+    device: {**table, (False, True, True): Launch(32, 32, warps=8, stages=2)}
+    for device, table in _BAND.items()
+}
+# The choice multiplies in fp32 whatever the dtype.
+_CHOOSE: dict[ShapeClass, Launch] = {
+    (wide, over_64, over_128): Launch(16 if over_128 else 32, 32, warps=8, stages=2)
+    for wide in (False, True)
+    for over_64, over_128 in ((False, False), (True, False), (True, True))
+}
+
+
+def device_class(device: torch.device, *, interpreted: bool) -> str:
+    """Which part of the table serves a device: "interpreter", "ampere" or "hopper"."""
+    if interpreted:
+        return "interpreter"
+    early = device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0)
+    return "ampere" if early else "hopper"
+
+
+def _shape_class(q: Tensor) -> ShapeClass:
+    return q.element_size() > 2, q.shape[3] > 64, q.shape[3] > 128
+
+
+def band_config(q: Tensor, seq_len: int, device: str) -> BandConfig:
+    """The table's entry for full, sliding-window and stochastic attention."""
+    if device == "interpreter":
+        return BandConfig(_SMALL if seq_len <= _INTERPRETED_SHORT else _LARGE, tiles=2)
+    return BandConfig(_BAND[device][_shape_class(q)])
+
+
+def moba_config(q: Tensor, seq_len: int, block_size: int, device: str) -> MobaConfig:
+    """The table's entry for mixture of block attention."""
+    if device == "interpreter":
+        choose = chosen = own = _SMALL if seq_len <= _INTERPRETED_SHORT else _LARGE
+    else:
+        shape = _shape_class(q)
+        choose, chosen, own = _CHOOSE[shape], _BAND[device][shape], _OWN[device][shape]
+    # Keys beyond the block would only be masked.
+    fitting = min(chosen.block_n, max(16, next_power_of_2(block_size)))
+    return MobaConfig(choose, replace(chosen, block_n=fitting), own)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Width of a row inside the kernels: a power of two that a matrix product takes."""
+    return max(16, next_power_of_2(head_dim))
+
+
+def packed_heads(group: int, block_m: int) -> int:
+    """Query heads of a KV head that share a tile: a divisor of their number.
+
+    At most a quarter of the tile's rows, so that several queries remain to each.
+    """
+    return max(n for n in range(1, min(group, max(1, block_m // 4)) + 1) if group % n == 0)

@@ -1,0 +1,124 @@
+"""What the Triton kernels share: loading rows, and one step of the online softmax.
+
+The softmax is kept in base 2: weights are ``exp2(scale * (score - top))`` with log2(e) folded into
+`scale`, which is never negative, so that the largest score is the largest exponent.
+
+Kernels become interpreted ones where TRITON_INTERPRET=1 was set when this module was imported.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def nearest_bfloat16(x: tl.tensor) -> tl.tensor:
+    """fp32 rounded to what bfloat16 can hold, ties to even: the interpreter's cast cuts off."""
+    bits = x.to(tl.uint32, bitcast=True)
+    bits = bits + 0x7FFF + ((bits >> 16) & 1)
+    return (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_rows(
+    base: tl.tensor, offsets: tl.tensor, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr
+) -> tl.tensor:
+    """Rows that begin at ``base + offsets [m]`` as ``[m, BLOCK_D]``, zero beyond HEAD_DIM.
+
+    Offsets from the start of a sequence are int64: a row times its stride passes 2^31 in long ones.
+    """
+    columns = tl.arange(0, BLOCK_D)
+    places = base + offsets[:, None] + columns[None, :]
+    if HEAD_DIM == BLOCK_D:
+        loaded = tl.load(places)
+    else:
+        loaded = tl.load(places, mask=columns[None, :] < HEAD_DIM, other=0.0)
+    return loaded
+
+
+@triton.jit
+def store_rows(
+    base: tl.tensor,
+    offsets: tl.tensor,
+    values: tl.tensor,
+    real: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+) -> None:
+    """Write those rows of ``values [m, BLOCK_D]`` that are `real [m]` to ``base + offsets``."""
+    columns = tl.arange(0, BLOCK_D)
+    places = base + offsets[:, None] + columns[None, :]
+    inside = real[:, None] & (columns[None, :] < HEAD_DIM)
+    if WIDEN and base.dtype.element_ty == tl.bfloat16:
+        values = nearest_bfloat16(values)
+    tl.store(places, values.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def softmax_step(
+    acc: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    visible: tl.tensor,
+    scale: tl.tensor,
+    MASKED: tl.constexpr,
+    WIDEN: tl.constexpr,
+) -> tl.tensor:
+    """Take a block of keys into the running softmax of every row.
+
+    Args:
+        acc, top, total: fp32 ``[m, d]``, ``[m]``, ``[m]``: weighted sum of values, largest raw
+            score (-inf where nothing was visible yet) and sum of weights.
+        q, k, v: ``[m, d]``, ``[n, d]``, ``[n, d]``.
+        visible: bool ``[m, n]``, read where MASKED.
+        WIDEN: round and multiply in fp32, for the interpreter, which has no bfloat16 product.
+
+    Returns:
+        acc, top and total with the block in them.
+    """
+    if WIDEN:
+        scores = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision="ieee")
+    else:
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if MASKED:
+        scores = tl.where(visible, scores, float("-inf"))
+    higher = tl.maximum(top, tl.max(scores, 1))
+    # Where no key was visible so far the pivot must be finite: -inf - -inf is not a number.
+    pivot = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.exp2(scores * scale - (pivot * scale)[:, None])
+    faded = tl.exp2((top - pivot) * scale)
+    total = total * faded + tl.sum(weights, 1)
+    acc = acc * faded[:, None]
+    if WIDEN:
+        if v.dtype == tl.bfloat16:
+            weights = nearest_bfloat16(weights)
+        else:
+            weights = weights.to(v.dtype).to(tl.float32)
+        acc = tl.dot(weights, v.to(tl.float32), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+    return acc, higher, total
+
+
+@triton.jit
+def start_softmax(ROWS: tl.constexpr, BLOCK_D: tl.constexpr) -> tl.tensor:
+    """acc, top and total before the first key."""
+    acc = tl.zeros([ROWS, BLOCK_D], tl.float32)
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    return acc, top, total
+
+
+@triton.jit
+def finish_softmax(acc: tl.tensor, top: tl.tensor, total: tl.tensor, scale: tl.tensor) -> tl.tensor:
+    """Output ``[m, d]`` and log2-sum-exp2 ``[m]``; zero and -inf for rows that saw nothing."""
+    seen = total > 0.0
+    total = tl.where(seen, total, 1.0)
+    return acc / total[:, None], tl.where(seen, top * scale + tl.log2(total), float("-inf"))
