@@ -23,6 +23,7 @@ examples:
   sa-patch sweep configs/qwen3-8b.yaml --out runs/q8 --confirm-run-unsafe-code
   sa-patch generate smollm2-135m "The sea is" --method sa --window 64
   sa-patch methods                           # patterns and backends, and what works here
+  sa-patch bench --n 1K,4K --window 128      # how fast each of them is, beside its rivals
   sa-patch lm-eval --model sa-patch --tasks hellaswag \\
       --model_args pretrained=Qwen/Qwen3-8B,method=sa,window=128,seed=0
 
@@ -63,6 +64,18 @@ examples:
       --dtype bfloat16 --device-map auto
 """
 
+BENCH_EXAMPLES = """\
+examples:
+  sa-patch bench                                     # CPU: 8/2 heads of 64, 1K to 16K, minutes
+  sa-patch bench --n 2K,8K --methods sa,swa --backends banded --threads 2
+  sa-patch bench --device cuda --methods sa,moba:block_size=512,topk=3
+  sa-patch bench --heads 9 --kv-heads 3 --dtype bfloat16 --window 64,256
+
+No time is printed before the same call has passed its check against float64 on a sample of
+queries. exit status: 0; 1 if a result was wrong or a call failed; 2 if the request is wrong; 130
+interrupted (what was measured is kept).
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (2 for a request that cannot be served)."""
@@ -91,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("lm-eval", help="lm-eval's own command, with the model 'sa-patch'")
     _add_generate(commands.add_parser("generate", help="continue a text with a patched model"))
     _add_methods(commands.add_parser("methods", help="list patterns and backends"))
+    _add_bench(commands.add_parser("bench", help="time every pattern and backend, and rivals"))
     return parser
 
 
@@ -165,6 +179,16 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_methods)
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    from sa_patch.harness.benchmark.arguments import OPTIONS
+
+    _formatted(parser, BENCH_EXAMPLES)
+    parser.description = "Time attention over every pattern on every backend beside its rivals."
+    for name, value, meaning in OPTIONS:
+        parser.add_argument(f"--{name}", metavar=value, help=meaning)
+    parser.set_defaults(run=_bench)
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from sa_patch.harness.config import load_config
     from sa_patch.harness.plan import make_plan
@@ -237,3 +261,18 @@ def _methods(options: argparse.Namespace) -> int:
     shape = Shape(options.n, options.heads, options.kv_heads, options.head_dim, options.window)
     print_methods(shape, Console())
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from sa_patch.harness.benchmark.arguments import OPTIONS
+    from sa_patch.harness.benchmark.options import make_options
+    from sa_patch.harness.benchmark.run import run_bench
+
+    fields = [name.replace("-", "_") for name, _, _ in OPTIONS]
+    given = {field: getattr(options, field) for field in fields}
+    outcome = run_bench(make_options(**given), Console(), command=options.command_line)
+    for path in outcome.files:
+        print(path)
+    return outcome.exit_status

@@ -1,0 +1,1 @@
+"""How fast is attention over each pattern: the benchmark and the goal sheet of a GPU."""
