@@ -29,9 +29,16 @@ def test_auto_takes_the_dense_mask_only_for_short_sequences() -> None:
         assert choose_backend(pattern, long, long).name == "banded"
 
 
+def serving(pattern: Pattern, q: torch.Tensor, k: torch.Tensor) -> list[str]:
+    """The backends that can serve a call."""
+    return [name for name, backend in BACKENDS.items() if backend.supports(pattern, q, k)[0]]
+
+
 def test_named_backend_is_taken_at_its_word() -> None:
     q, k, _ = inputs()
-    for name in BACKENDS:
+    able = serving(SA(4), q, k)
+    assert {"reference", "banded", "triton"} <= set(able)
+    for name in able:
         assert choose_backend(SA(4), q, k, name).name == name
 
 
@@ -80,7 +87,7 @@ def test_unknown_pattern_is_served_by_its_definition() -> None:
 def test_last_queries_alone_equal_the_whole() -> None:
     q, k, v = inputs(40)
     for pattern in (Full(), SWA(5), SA(5), SA(3, per_head=True), MoBA(4, 2)):
-        for backend in ("auto", *BACKENDS):
+        for backend in ("auto", *serving(pattern, q[:, :, -7:], k)):
             whole = sparse_attention(q, k, v, pattern, backend=backend)
             last = sparse_attention(q[:, :, -7:], k, v, pattern, backend=backend)
             torch.testing.assert_close(last, whole[:, :, -7:], atol=1e-5, rtol=0)
@@ -89,7 +96,7 @@ def test_last_queries_alone_equal_the_whole() -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_lengths_may_be_zero(dtype: torch.dtype) -> None:
     q, k, v = inputs()
-    for backend in BACKENDS:
+    for backend in serving(SA(3), q, k):
         out = sparse_attention(
             q, k, v, SA(3), lengths=torch.tensor([0, 9], dtype=dtype), backend=backend
         )

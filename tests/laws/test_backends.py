@@ -23,7 +23,9 @@ from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 from tests.laws.strategies import (
     BACKEND_NAMES,
     METHODS,
+    SLOW_BACKENDS,
     Case,
+    affordable,
     cases,
     make_case,
     patterns,
@@ -55,8 +57,10 @@ def worst(actual: Tensor, expected: OracleResult) -> float:
 @settings(max_examples=20)
 @given(data=st.data())
 def test_backend_equals_the_float64_oracle(method: str, backend: str, data: st.DataObject) -> None:
+    if not affordable(backend, data):
+        return
     pattern = data.draw(patterns(method))
-    case = data.draw(cases())
+    case = data.draw(cases(backend=backend))
     if serves(backend, pattern, case):
         actual = case.run(pattern, backend)
         assert actual.shape == case.q.shape and actual.dtype == case.q.dtype
@@ -145,6 +149,8 @@ def test_moba_settles_ties_for_the_earlier_block(
     backend: str, block_size: int, topk: int, seq_len: int, seed: int
 ) -> None:
     """Small whole numbers tie often, and their means and products are exact in fp32."""
+    if backend in SLOW_BACKENDS and seed % 4:
+        return
     generator = torch.Generator().manual_seed(seed)
 
     def numbers(heads: int) -> Tensor:
@@ -189,6 +195,8 @@ def test_bfloat16_error_is_at_most_twice_that_of_sdpa(
     for n in (2, 63, 100):
         case = bfloat16_case(n, head_dim)
         for pattern in grid_patterns(method, n):
+            if not serves(backend, pattern, case):
+                continue
             expected = bfloat16_oracle(n, head_dim, pattern)
             actual = case.run(pattern, backend)
             assert actual.dtype == torch.bfloat16
@@ -205,7 +213,7 @@ def test_bfloat16_error_is_at_most_twice_that_of_sdpa(
 def test_gradients_equal_those_of_reference(method: str, backend: str, data: st.DataObject) -> None:
     pattern = data.draw(patterns(method))
     case = data.draw(cases())
-    if not serves(backend, pattern, case):
+    if not serves(backend, pattern, case, gradients=True):
         return
     toward = torch.randn(case.q.shape, generator=torch.Generator().manual_seed(1))
     gradients = []
@@ -226,21 +234,18 @@ def test_the_last_queries_alone_equal_the_end_of_the_whole(
     method: str, backend: str, data: st.DataObject
 ) -> None:
     """Fewer queries than keys are the last ones of each row: what decoding asks for."""
-    pattern = data.draw(patterns(method))
-    case = data.draw(cases(min_len=2, ragged=True))
-    if not serves(backend, pattern, case):
+    if not affordable(backend, data):
         return
-    whole = case.run(pattern, backend)
+    pattern = data.draw(patterns(method))
+    case = data.draw(cases(min_len=2, ragged=True, backend=backend))
     count = data.draw(st.integers(1, min(case.real_tokens())))
     rows = [(row, slice(length - count, length)) for row, length in enumerate(case.real_tokens())]
-    last = Case(
-        torch.stack([case.q[row, :, place] for row, place in rows]),
-        case.k,
-        case.v,
-        case.lengths,
-        case.layer,
-        case.scale,
-    ).run(pattern, backend)
+    last_queries = torch.stack([case.q[row, :, place] for row, place in rows])
+    last_case = Case(last_queries, case.k, case.v, case.lengths, case.layer, case.scale)
+    if not (serves(backend, pattern, case) and serves(backend, pattern, last_case)):
+        return
+    whole = case.run(pattern, backend)
+    last = last_case.run(pattern, backend)
     ends = torch.stack([whole[row, :, place] for row, place in rows])
     assert (last - ends).abs().max() <= FP32_TOLERANCE
 
@@ -251,6 +256,8 @@ def test_strided_inputs_and_uninitialised_memory_do_not_show(method: str, backen
     """Models pass transposed views; torch.empty is filled with NaN here, so use of it shows."""
     for pattern in grid_patterns(method, 70):
         case = make_case(batch=2, seq_len=70, lengths=[70, 33], poison=False)
+        if not serves(backend, pattern, case):
+            continue
         expected = case.run(pattern, backend)
         views = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (case.q, case.k, case.v)]
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -267,6 +274,8 @@ def test_strided_inputs_and_uninitialised_memory_do_not_show(method: str, backen
 def test_empty_rows_and_single_tokens(method: str, backend: str) -> None:
     pattern = grid_patterns(method, 10)[-1]
     case = make_case(batch=3, seq_len=10, lengths=[0, 1, 10])
+    if not serves(backend, pattern, case):
+        return
     out = case.run(pattern, backend)
     assert torch.equal(out[0], torch.zeros_like(out[0]))
     assert np.allclose(out[1, :, 0], case.v[1, :, 0].repeat_interleave(2, 0), atol=1e-6)
@@ -278,6 +287,8 @@ def test_training_after_inference_mode_works(method: str, backend: str) -> None:
     """Nothing remembered from a call under inference_mode may stand in the way of gradients."""
     pattern = grid_patterns(method, 41)[1 if method != "full" else 0]
     case = make_case(seq_len=41, layer=17)
+    if not serves(backend, pattern, case, gradients=True):
+        return
     with torch.inference_mode():
         expected = case.run(pattern, backend)
     case.q.requires_grad_()

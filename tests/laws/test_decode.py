@@ -20,7 +20,13 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from sa_patch import patch_model, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA
-from tests.laws.strategies import BACKEND_NAMES, METHODS, PREFIX_STABLE, narrow_pattern, patterns
+from tests.laws.strategies import (
+    METHODS,
+    MODEL_BACKENDS,
+    PREFIX_STABLE,
+    narrow_pattern,
+    patterns,
+)
 from tests.models import FAMILIES, PAD, random_tokens, tiny_model
 
 TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10
@@ -66,7 +72,7 @@ def test_full_decode_is_stock_attention_over_the_patched_prefills_cache(
     assert torch.equal(ours, decode(copied))
 
 
-@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("backend", MODEL_BACKENDS)
 @pytest.mark.parametrize("method", PREFIX_STABLE)
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "llama"])
 @settings(max_examples=4)
@@ -89,7 +95,7 @@ def test_chunked_prefill_equals_one_shot_where_the_pattern_goes_on(
     assert difference[1, padding:].max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize("backend", MODEL_BACKENDS)
 @pytest.mark.parametrize("method", METHODS)
 @torch.no_grad()
 def test_the_last_token_through_the_cache_sees_the_same_keys(method: str, backend: str) -> None:
