@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
@@ -15,17 +16,24 @@ BACKENDS: dict[str, Backend] = {
     for module in (reference, banded, flex, flash, triton_backend)
 }
 
-# Up to this many keys `auto` takes the dense mask. Measured by scripts/bench_backends on 2 cores
-# (fp32, one row, 9 query and 3 KV heads of 64), time of `banded` over time of `reference` at
-# n = 256, 512, 1024: SWA w = 128: 1.04, 0.72, 0.43; SA w = 32: 1.75, 0.89, 0.43, w = 128: 2.6, 1.2,
-# 0.50; MoBA with blocks of 16: 4.0, 2.1, 0.91, of 64: 12, 6.6, 2.5.
-_DENSE_KEYS, _DENSE_KEYS_DRAWN, _DENSE_KEYS_CONTENT = 256, 512, 1024
+# Up to this many keys `auto` takes the dense mask, and `banded` beyond; twice as many in half
+# precision, whose matrix products are faster. Measured by `scripts/bench_attention --short` on 2
+# cores (one row, 9 query and 3 KV heads of 64): time of `banded` over time of `reference` at
+# n = 128, 256, 512, 1024 in fp32 | n = 256, 512, 1024 in bf16
+#   SWA w = 32: 0.99, 0.53, 0.24, 0.13 | 1.3, 0.54, 0.23    w = 128: 0.99, 0.82, 0.42, 0.24 | 1.1,
+#   0.57, 0.29
+#   SA w = 32: 2.2, 1.4, 0.63, 0.33 | 1.7, 0.91, 0.43    w = 128: 0.92, 2.0, 1.1, 0.51 | 2.1, 1.3,
+#   0.63
+#   MoBA, blocks of 16: 3.2, 1.6, 0.69, 0.25 | 2.1, 1.0, 0.47    of 64: 0.97, 1.8, 0.73, 0.27 | 2.4,
+#   1.1, 0.49
+# `flex` is behind `banded` on CPUs at all lengths measured (eval/results/attention). No GPU has been
+# measured yet, so there too `auto` stays with these two; `scripts/gpu_goals` measures the others.
+_DENSE_KEYS, _DENSE_KEYS_DRAWN = 128, 256
 
 
-def _dense_keys(pattern: Pattern) -> int:
-    if pattern.reads_content:
-        return _DENSE_KEYS_CONTENT
-    return _DENSE_KEYS if pattern.prefix_stable else _DENSE_KEYS_DRAWN
+def _dense_keys(pattern: Pattern, dtype: torch.dtype) -> int:
+    bands = pattern.prefix_stable and not pattern.reads_content
+    return (_DENSE_KEYS if bands else _DENSE_KEYS_DRAWN) * (1 if dtype.itemsize >= 4 else 2)
 
 
 def check_backend(name: str) -> str:
@@ -58,7 +66,7 @@ def choose_backend(pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto"
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
     banded_ok, _ = banded.supports(pattern, q, k)
-    if k.shape[2] <= _dense_keys(pattern) or not banded_ok:
+    if k.shape[2] <= _dense_keys(pattern, q.dtype) or not banded_ok:
         return reference.BACKEND
     return banded.BACKEND
 
