@@ -26,8 +26,8 @@ BACKENDS: dict[str, Backend] = {
 #   0.63
 #   MoBA, blocks of 16: 3.2, 1.6, 0.69, 0.25 | 2.1, 1.0, 0.47    of 64: 0.97, 1.8, 0.73, 0.27 | 2.4,
 #   1.1, 0.49
-# `flex` is behind `banded` on CPUs at all lengths measured (eval/results/attention). No GPU has been
-# measured yet, so there too `auto` stays with these two; `scripts/gpu_goals` measures the others.
+# On CPUs `flex` is behind `banded` at all lengths measured (eval/results/attention). No GPU has
+# been measured yet, so there too `auto` stays with these two; scripts/gpu_goals measures the rest.
 _DENSE_KEYS, _DENSE_KEYS_DRAWN = 128, 256
 
 
