@@ -6,6 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # There is a worker for every core; threads would only wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton kernels run in its interpreter, on the CPU; it is asked for before Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

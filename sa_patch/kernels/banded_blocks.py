@@ -7,6 +7,7 @@ differently in another shape, and no query may feel what later tokens made other
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -122,45 +123,68 @@ def _chosen_blocks(
     Returns:
         Output ``[group, nq, head_dim]`` and its log-sum-exp, -inf where no block was chosen.
     """
-    blocks, size = k_blocks.shape[:2]
-    tile = _chosen_tile(len(q) * size)
-    flat = chosen.flatten()
-    takers = flat.sort(stable=True)
-    counts = torch.bincount(flat + 1, minlength=blocks + 1)
-    tiles = (counts[1:] + tile - 1) // tile
-    # Row of every query in the padded tiles: its block's first tile, its place among the takers.
-    first_taker = counts.cumsum(0) - counts
-    first_tile = tiles.cumsum(0) - tiles
-    place = torch.arange(len(flat), device=q.device) - first_taker[takers.values + 1]
-    block = takers.values.clamp(min=0)
-    padded = torch.where(takers.values < 0, 0, first_tile[block] * tile + place)
-    rows = torch.empty_like(flat).scatter_(0, takers.indices, padded)
-
-    # Every call has as many tiles as the next; a bound on all there can be suits short sequences.
-    per_call = max(1, min(_SCORES // (tile * size), len(flat) // tile + blocks))
-    total = -(-int(tiles.sum()) // per_call) * per_call
-    source = flat.new_zeros(total * tile)
-    has_block = flat >= 0
-    source[rows[has_block]] = has_block.nonzero().squeeze(1)
-    block_of_tile = flat.new_zeros(total)
-    block_of_tile[: int(tiles.sum())] = torch.arange(blocks, device=q.device).repeat_interleave(
-        tiles
-    )
-    q_rows = q.flatten(0, 1)
-    outs, sums = [], []
-    for low in range(0, total, per_call):
-        own = block_of_tile[low : low + per_call]
-        part = q_rows[source[low * tile : (low + per_call) * tile]].unflatten(0, (-1, tile))
-        out, lse = _attend_tiles(part, k_blocks[own], v_blocks[own])
-        outs.append(out.flatten(0, 1))
-        sums.append(lse.flatten())
-    if not outs:
+    plan = _plan_tiles(chosen.flatten(), *k_blocks.shape[:2], group=len(q))
+    if not len(plan.blocks):
         return torch.zeros_like(q), q.new_full(chosen.shape, -torch.inf)
-    out = torch.cat(outs)
-    outs.clear()
-    out = out[rows].view_as(q)
-    lse = torch.cat(sums)[rows].masked_fill(~has_block, -torch.inf)
+    q_rows = q.flatten(0, 1)
+    in_place = not needs_gradients(q, k_blocks, v_blocks)
+    joined = q.new_empty(len(plan.queries) if in_place else 0, q.shape[2])
+    outs, sums = [], []
+    for low in range(0, len(plan.blocks), plan.per_call):
+        own = plan.blocks[low : low + plan.per_call]
+        places = slice(low * plan.tile, (low + plan.per_call) * plan.tile)
+        tiles = q_rows[plan.queries[places]].unflatten(0, (-1, plan.tile))
+        out, lse = _attend_tiles(tiles, k_blocks[own], v_blocks[own])
+        sums.append(lse.flatten())
+        if in_place:
+            joined[places] = out.flatten(0, 1)
+        else:
+            outs.append(out.flatten(0, 1))
+    out = (joined if in_place else torch.cat(outs))[plan.places].view_as(q)
+    lse = torch.cat(sums)[plan.places].masked_fill(chosen.flatten() < 0, -torch.inf)
     return out, lse.view_as(chosen)
+
+
+@dataclass(frozen=True)
+class _TilePlan:
+    """Queries in tiles that share their block.
+
+    Args:
+        tile: rows of a tile.
+        per_call: tiles of a call; their number is a multiple of it.
+        blocks: int64 ``[tiles]``, the block of each.
+        queries: int64 ``[tiles * tile]``, the query of each row; 0 in padding.
+        places: int64 ``[queries]``, the row of each query; 0 for one that has no block.
+    """
+
+    tile: int
+    per_call: int
+    blocks: Tensor
+    queries: Tensor
+    places: Tensor
+
+
+def _plan_tiles(chosen: Tensor, blocks: int, size: int, *, group: int) -> _TilePlan:
+    """Group queries by their block, ``chosen [queries]``, -1 for none."""
+    tile = _chosen_tile(group * size)
+    takers = chosen.sort(stable=True)
+    counts = torch.bincount(chosen + 1, minlength=blocks + 1)
+    tiles = (counts[1:] + tile - 1) // tile
+    # A query's row: its block's first tile, and its place among the takers.
+    first_taker, first_tile = counts.cumsum(0) - counts, tiles.cumsum(0) - tiles
+    place = torch.arange(len(chosen), device=chosen.device) - first_taker[takers.values + 1]
+    row = first_tile[takers.values.clamp(min=0)] * tile + place
+    places = torch.empty_like(chosen)
+    places.scatter_(0, takers.indices, torch.where(takers.values < 0, 0, row))
+    # Every call has as many tiles as the next; a bound on all there can be suits short sequences.
+    per_call = max(1, min(_SCORES // (tile * size), len(chosen) // tile + blocks))
+    used = int(tiles.sum())
+    total = -(-used // per_call) * per_call
+    queries, of_tiles = chosen.new_zeros(total * tile), chosen.new_zeros(total)
+    has_block = chosen >= 0
+    queries[places[has_block]] = has_block.nonzero().squeeze(1)
+    of_tiles[:used] = torch.arange(blocks, device=chosen.device).repeat_interleave(tiles)
+    return _TilePlan(tile, per_call, of_tiles, queries, places)
 
 
 def _chosen_tile(takers: int) -> int:

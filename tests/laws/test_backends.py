@@ -129,8 +129,12 @@ def test_backend_equals_reference_on_long_sequences(
     pattern: Pattern, lengths: list[int] | None, backend: str
 ) -> None:
     """Long enough for several blocks of queries, and not a multiple of any block."""
+    seq_len = 1000
+    if backend == "triton" and pattern == MoBA(1, 3):
+        # A program for every block would take the interpreter half a minute.
+        seq_len, lengths = 400, lengths and [400, 300]
     batch = 1 if lengths is None else len(lengths)
-    case = make_case(batch=batch, seq_len=1000, head_dim=16, lengths=lengths, layer=3)
+    case = make_case(batch=batch, seq_len=seq_len, head_dim=16, lengths=lengths, layer=3)
     if serves(backend, pattern, case):
         difference = (case.run(pattern, backend) - case.run(pattern, "reference")).abs().amax(-1)
         # fp32 scores of blocks that tie may round differently in products of other shapes.

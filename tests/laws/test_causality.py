@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa_patch import patch_model
+from sa_patch.patterns import SA, SWA, MoBA, Pattern
 from tests.laws.strategies import (
     BACKEND_NAMES,
     METHODS,
@@ -19,6 +20,7 @@ from tests.laws.strategies import (
     Case,
     affordable,
     cases,
+    make_case,
     patterns,
     serves,
 )
@@ -56,6 +58,21 @@ def test_outputs_before_a_changed_token_are_bit_identical(
     before = case.run(pattern, backend)
     after = with_other_tail(case, start, stop, seed=start).run(pattern, backend)
     assert torch.equal(before[:, :, :start], after[:, :, :start])
+
+
+@pytest.mark.parametrize("pattern", [SWA(50), SA(40), MoBA(32, 3), MoBA(7, 4)], ids=str)
+def test_threads_change_nothing_before_a_changed_token(pattern: Pattern) -> None:
+    """Enough work for several threads, which must not split it by what the tokens are."""
+    case = make_case(seq_len=700, head_dim=32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        before = case.run(pattern, "banded")
+        after = with_other_tail(case, 301, 700, seed=1).run(pattern, "banded")
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(before[:, :, :301], after[:, :, :301])
+    assert not torch.equal(before[:, :, 301:], after[:, :, 301:])
 
 
 @pytest.mark.parametrize("backend", MODEL_BACKENDS)

@@ -7,6 +7,7 @@ Seen red when `banded` made its block of queries the whole sequence, `auto` took
 length, MoBA gathered all queries at once, and a patched model built the stock mask as well.
 """
 
+import gc
 from typing import Any
 
 import pytest
@@ -58,6 +59,8 @@ class LargestTensor(TorchDispatchMode):
 
 def allocations(run: Any) -> tuple[int, int]:
     """Largest single allocation, and peak of live memory above the start, in bytes."""
+    # Garbage of earlier calls that is freed while this one is watched would be taken for its own.
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = run()
     del result
@@ -70,6 +73,11 @@ def allocations(run: Any) -> tuple[int, int]:
     return largest, peak
 
 
+def long_enough(backend: str) -> int:
+    """Tokens of a call; Triton's interpreter is given half."""
+    return N // 2 if backend == "triton" else N
+
+
 def kernel_call(pattern: Pattern, backend: str, n: int, **shape: Any) -> Any:
     case = make_case(q_heads=2, kv_heads=1, seq_len=n, head_dim=4, **shape)
     assert serves(backend, pattern, case)
@@ -79,21 +87,22 @@ def kernel_call(pattern: Pattern, backend: str, n: int, **shape: Any) -> Any:
 @pytest.mark.parametrize("backend", FREE_OF_SQUARES)
 @pytest.mark.parametrize("pattern", NARROW_PATTERNS, ids=str)
 def test_no_allocation_is_of_size_n_squared(pattern: Pattern, backend: str) -> None:
-    run = kernel_call(pattern, backend, N)
+    n = long_enough(backend)
+    run = kernel_call(pattern, backend, n)
     run()
     with LargestTensor() as seen:
         run()
     largest, peak = allocations(run)
-    assert seen.elements < N * N / 2
-    assert largest < 2 * N * N, "half a square of floats"
-    assert peak < 4 * N * N, "several arrays that only together amount to n x n floats"
+    assert seen.elements < n * n / 2
+    assert largest < 2 * n * n, "half a square of floats"
+    assert peak < 4 * n * n, "several arrays that only together amount to n x n floats"
 
 
 @pytest.mark.parametrize("backend", FREE_OF_SQUARES)
 @pytest.mark.parametrize("pattern", NARROW_PATTERNS, ids=str)
 def test_memory_grows_in_proportion_to_the_length(pattern: Pattern, backend: str) -> None:
     peaks = []
-    for n in (N, 2 * N):
+    for n in (long_enough(backend), 2 * long_enough(backend)):
         run = kernel_call(pattern, backend, n)
         run()
         peaks.append(allocations(run)[1])
@@ -103,11 +112,12 @@ def test_memory_grows_in_proportion_to_the_length(pattern: Pattern, backend: str
 @pytest.mark.parametrize("backend", FREE_OF_SQUARES)
 @pytest.mark.parametrize("pattern", [SWA(16), SA(16), MoBA(16, 2)], ids=str)
 def test_ragged_batches_allocate_no_square_either(pattern: Pattern, backend: str) -> None:
-    run = kernel_call(pattern, backend, N, batch=2, lengths=[N - 700, N])
+    n = long_enough(backend)
+    run = kernel_call(pattern, backend, n, batch=2, lengths=[n - 700, n])
     with LargestTensor() as seen:
         run()
-    assert seen.elements < N * N / 2
-    assert allocations(run)[0] < 2 * N * N, "half a square of floats"
+    assert seen.elements < n * n / 2
+    assert allocations(run)[0] < 2 * n * n, "half a square of floats"
 
 
 @pytest.mark.parametrize("backend", ["banded", "auto"])
