@@ -1,5 +1,6 @@
 """The command: help at once, one sentence and status 2 for a mistake, and each subcommand."""
 
+import json
 import os
 import subprocess
 import sys
@@ -197,8 +198,37 @@ def test_generate_streams_the_continuation(
 def test_methods_lists_patterns_and_backends(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--n", "64", "--heads", "4", "--kv-heads", "2"]) == 0
     shown = capfd.readouterr().out
-    for name in ("full", "swa", "sa", "moba", "reference", "banded"):
+    for name in ("full", "swa", "sa", "moba", "reference", "banded", "flex", "flash", "triton"):
         assert name in shown
+    # What auto takes is said beside each method.
+    assert shown.count("reference (cpu)") == 4
+
+
+def test_bench_writes_what_it_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--n", "64,96", "--window", "8", "--methods", "sa,swa", "--backends", "banded"]
+    sizes = ["--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--repeats", "3"]
+    assert main(["bench", *options, *sizes, "--out", str(tmp_path)]) == 0
+    assert "sa:window=8" in capfd.readouterr().out
+    written = json.loads((tmp_path / "attention.json").read_text())
+    assert written["complete"] and len(written["cells"]) == 2 * 3
+    assert (tmp_path / "attention.md").exists() and (tmp_path / "attention.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--n", "1K,x"], "n takes whole numbers"),
+        (["--methods", "saa"], "did you mean 'sa'"),
+        (["--backends", "bandit"], "did you mean 'banded'"),
+        (["--heads", "3", "--kv-heads", "2"], "multiple"),
+    ],
+)
+def test_bad_benchmarks_are_refused(
+    options: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *options]) == 2
+    error = capfd.readouterr().err
+    assert says in error and "Traceback" not in error
 
 
 def test_lm_evals_own_command_has_our_model_and_tasks(checkpoint: Path, tmp_path: Path) -> None:

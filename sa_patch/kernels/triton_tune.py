@@ -68,7 +68,7 @@ def tune(
     repeat_ms: int = 50,
     tolerance: float = 2e-2,
 ) -> list[Timing]:
-    """Time configurations on whole sequences, fastest first; plans are cached, as in a model.
+    """Time configurations on whole sequences, fastest first; plans come from the cache.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]`` on a CUDA device; k, v: ``[batch, kv_heads, n,
