@@ -4,10 +4,13 @@ MoBA ranks blocks by fp32 scores. Where the oracle finds the last chosen block a
 left out closer than rounding error, either choice is right and the query is not compared; such
 queries must be rare, and exact ties are tested with whole numbers, where nothing rounds.
 
-Seen red when `banded` took w for w - 1, left the ring open, lost a key at the second block of
-queries, shared one permutation among heads or took a nearly saturated pattern for a saturated one;
-when SWA's definition was one key wide of the mark in every backend; when MoBA settled ties for the
-later block or used another KV head's means; when `scale` was ignored.
+Seen red when `banded` took w for w - 1 or left the ring open; lost a tile of queries, the last
+block or a key of a band; shared one permutation, or one head's need of keys, among all heads; cut
+off keys that some tile of a group needs; hid them by too little; took the first w + 1 queries for
+dense; merged MoBA's blocks with other weights or without their log-sum-exp; or took a nearly
+saturated pattern for a saturated one. When SWA's definition was one key wide of the mark in every
+backend; when MoBA settled ties for the later block or used another KV head's means; when `scale` was
+ignored.
 """
 
 import functools
@@ -119,6 +122,8 @@ def test_backend_equals_reference_over_the_grid(
         SA(200, seed=1),
         SA(90, circular=False),
         SA(30, per_head=True),
+        # Several tiles to a block, which differ from head to head in the keys they need.
+        SA(150, per_head=True),
         MoBA(1, 3),
         MoBA(37, 4),
         MoBA(128, 2),
