@@ -9,8 +9,8 @@ block or a key of a band; shared one permutation, or one head's need of keys, am
 off keys that some tile of a group needs; hid them by too little; took the first w + 1 queries for
 dense; merged MoBA's blocks with other weights or without their log-sum-exp; or took a nearly
 saturated pattern for a saturated one. When SWA's definition was one key wide of the mark in every
-backend; when MoBA settled ties for the later block or used another KV head's means; when `scale` was
-ignored.
+backend; when MoBA settled ties for the later block or used another KV head's means; when `scale`
+was ignored.
 """
 
 import functools
