@@ -23,7 +23,7 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import Backend, Spans
 from sa_patch.kernels.flex_blocks import BlockLists, chosen_blocks, ring_blocks, window_blocks
-from sa_patch.kernels.flex_cache import TensorCache
+from sa_patch.kernels.tensor_cache import TensorCache
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 
 # `flex_kernel` is imported where it is used: it loads torch's compiler, which takes seconds.

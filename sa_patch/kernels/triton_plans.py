@@ -5,9 +5,6 @@ Everything is computed from plain integers or on the device, so that nothing wai
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.ring_tiles import RingTiles, ring_tiles
+from sa_patch.kernels.tensor_cache import TensorCache
 from sa_patch.patterns import SA
 
 # A 36-layer model's plans at n = 32,768 and w = 256 take 60 MiB.
@@ -114,42 +112,7 @@ class RingPlan(NamedTuple):
     counts: Tensor
 
 
-class PlanCache:
-    """The most recently used plans, bounded by the bytes of their tensors."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
-        self._plans: OrderedDict[Hashable, tuple[Tensor, ...]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return len(self._plans)
-
-    def get(self, key: Hashable) -> tuple[Tensor, ...] | None:
-        with self._lock:
-            plan = self._plans.get(key)
-            if plan is not None:
-                self._plans.move_to_end(key)
-            return plan
-
-    def put(self, key: Hashable, plan: tuple[Tensor, ...]) -> None:
-        """Keep `plan`, and forget the least recently used ones beyond the limit."""
-        with self._lock:
-            if key in self._plans:
-                self.held -= _bytes(self._plans.pop(key))
-            self._plans[key] = plan
-            self.held += _bytes(plan)
-            while self.held > self.limit:
-                _, oldest = self._plans.popitem(last=False)
-                self.held -= _bytes(oldest)
-
-
-def _bytes(plan: tuple[Tensor, ...]) -> int:
-    return sum(part.nbytes for part in plan)
-
-
-PLANS = PlanCache(CACHE_BYTES)
+PLANS = TensorCache(CACHE_BYTES)
 
 
 def ring_plan(
@@ -181,16 +144,16 @@ def _plan_of_length(
 ) -> RingPlan:
     draws = len(pattern.draws(heads))
     key = (pattern, length, layer, draws, block, device, current_stream(device))
-    plan = PLANS.get(key)
-    if plan is None:
+
+    def build() -> tuple[Tensor, ...]:
         tiles: RingTiles = ring_tiles(
             pattern, length, layer=layer, heads=heads, block=block, device=device
         )
         counts = torch.searchsorted(tiles.keys, tiles.queries, right=True, out_int32=True)
         parts = (tiles.queries, tiles.query_steps, tiles.keys, tiles.key_steps, counts)
-        plan = RingPlan(*(part.flatten(0, 1) for part in parts))
-        PLANS.put(key, plan)
-    return RingPlan(*plan)
+        return tuple(part.flatten(0, 1) for part in parts)
+
+    return RingPlan(*PLANS.get(key, build))
 
 
 def slot_ordered(x: Tensor, pattern: SA, rows: tuple[Row, ...], layer: int) -> Tensor:
@@ -212,8 +175,4 @@ def slot_ordered(x: Tensor, pattern: SA, rows: tuple[Row, ...], layer: int) -> T
 def _slot_order(pattern: SA, length: int, layer: int, device: torch.device) -> Tensor:
     """Position in every slot: int64 ``[length]``."""
     key = ("order", pattern, length, layer, device, current_stream(device))
-    held = PLANS.get(key)
-    if held is None:
-        held = (pattern.order(length, layer, 1, device)[0],)
-        PLANS.put(key, held)
-    return held[0]
+    return PLANS.get(key, lambda: (pattern.order(length, layer, 1, device)[0],))[0]

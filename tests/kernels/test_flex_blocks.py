@@ -14,7 +14,6 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from sa_patch.kernels import flex_blocks
 from sa_patch.kernels.flex_blocks import BlockLists, chosen_blocks, ring_blocks, window_blocks
-from sa_patch.kernels.flex_cache import TensorCache
 from sa_patch.kernels.flex_kernel import listed
 from sa_patch.patterns import MoBA
 
@@ -195,27 +194,3 @@ def test_gradients_can_walk_the_lists_from_the_keys_side() -> None:
     ):
         forward = listed_blocks(counts, blocks, rows)
         assert torch.equal(listed_blocks(q_counts[0, 0], q_blocks[0, 0], rows), forward.T)
-
-
-def test_cache_drops_the_least_recently_used_beyond_its_bytes() -> None:
-    cache = TensorCache(limit=1000)
-
-    def build(elements: int) -> tuple[Tensor, ...]:
-        return (torch.zeros(elements, dtype=torch.uint8),)
-
-    first = cache.get("a", lambda: build(400))
-    cache.get("b", lambda: build(400))
-    assert cache.get("a", lambda: build(1))[0] is first[0], "rebuilt though it was held"
-    cache.get("c", lambda: build(400))
-    assert len(cache) == 2 and cache.bytes == 800
-    assert cache.get("a", lambda: build(1))[0] is first[0], "the most recent was dropped"
-    assert len(cache.get("b", lambda: build(7))[0]) == 7, "the oldest was kept"
-    assert len(cache.get("big", lambda: build(2000))[0]) == 2000
-    assert cache.bytes <= 1000
-
-
-def test_cached_tensors_can_be_trained_through_later() -> None:
-    cache = TensorCache(limit=1000)
-    with torch.inference_mode():
-        (held,) = cache.get("x", lambda: (torch.zeros(3),))
-    assert not held.is_inference()

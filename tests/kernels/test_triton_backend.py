@@ -10,9 +10,9 @@ import torch
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import choose_backend, triton_backend, triton_plans
+from sa_patch.kernels.tensor_cache import TensorCache
 from sa_patch.kernels.triton_configs import packed_heads, padded_head_dim
 from sa_patch.kernels.triton_plans import (
-    PlanCache,
     RingPlan,
     Row,
     band_table,
@@ -120,7 +120,7 @@ def test_the_tables_hold_every_query_once() -> None:
 
 
 def test_plans_are_remembered_by_what_determines_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_plans, "PLANS", PlanCache(1 << 20))
+    monkeypatch.setattr(triton_plans, "PLANS", TensorCache(1 << 20))
     rows, five = (Row(0, 0, 50),), SA(5)
 
     def plan(pattern: SA = five, layer: int = 0, heads: int = 4, block: int = 16) -> RingPlan:
@@ -136,27 +136,12 @@ def test_plans_are_remembered_by_what_determines_them(monkeypatch: pytest.Monkey
     assert others[-1].queries.shape[0] == 2 * others[-2].queries.shape[0]
 
 
-def test_the_cache_forgets_the_least_recently_used_beyond_its_bytes() -> None:
-    def plan() -> RingPlan:
-        return RingPlan(*(torch.zeros(10, dtype=torch.int32) for _ in RingPlan._fields))
-
-    cache = PlanCache(600)
-    for name in "abc":
-        cache.put(name, plan())
-    assert cache.held == 600 and cache.get("a") is not None
-    cache.put("d", plan())
-    assert cache.held == 600 and len(cache) == 3
-    assert cache.get("b") is None and cache.get("a") is not None
-    cache.put("d", plan())
-    assert cache.held == 600 and len(cache) == 3
-
-
 def test_one_plan_beyond_the_limit_is_used_but_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_plans, "PLANS", PlanCache(1))
+    monkeypatch.setattr(triton_plans, "PLANS", TensorCache(1))
     case = make_case(seq_len=30)
     difference = run(case, SA(4))[0] - case.run(SA(4), "reference")
     assert difference.abs().max() <= 1e-5
-    assert len(triton_plans.PLANS) == 0 and triton_plans.PLANS.held == 0
+    assert len(triton_plans.PLANS) == 0 and triton_plans.PLANS.bytes == 0
 
 
 def test_tuning_needs_a_gpu() -> None:
