@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.kernels.ring_tiles import KEY_MULTIPLE, RingTiles, ring_tiles
-from sa_patch.kernels.rows import RowWriter, by_rows, take_rows, tile_rows
+from sa_patch.kernels.ring_tiles import RingTiles, ring_tiles
+from sa_patch.kernels.rows import RowWriter, by_rows, take_rows, tile_rows, whole_vectors
 from sa_patch.patterns import SA
 
 # What a hidden key's score loses at least: so much that its weight is zero, and a power of two, so
@@ -28,13 +28,11 @@ def attend_ring(
 
     Returns:
         ``[batch, q_heads, n, head_dim]``. Beyond the output it holds a copy of k and v at most,
-        and O(w) at a time.
+        the O(n) indices of `ring_tiles`, and a few bands at a time.
     """
     batch, heads, seq_len, _ = q.shape
     tile = tile_rows(q.dtype)
-    # A block too large gathers and masks keys that most of its queries cannot reach, one too small
-    # has little to gain from being sorted. Measured as the tiles.
-    block = min(128, max(tile, 1 << (pattern.window.bit_length() - 1)))
+    block = _block(pattern.window, tile)
     tiles = ring_tiles(pattern, seq_len, layer=layer, heads=heads, block=block, device=q.device)
     out = RowWriter(q, k, v)
     k, v = by_rows(k), by_rows(v)
@@ -43,7 +41,7 @@ def attend_ring(
     keys = tiles.keys.clamp(max=seq_len - 1)
     counts = tiles.counts(tile)
     earliest, latest = counts.amin(0).tolist(), counts.amax(0).tolist()
-    for blocks in _groups(seq_len, block, batch):
+    for blocks in _groups(seq_len, block, tiles.keys.shape[2], batch):
         k_bands, v_bands = (_blocks_of(x, keys[:, blocks], heads) for x in (k, v))
         q_blocks = _blocks_of(q, queries[:, blocks], heads)
         real = min(block, seq_len - blocks.start * block)
@@ -51,7 +49,7 @@ def attend_ring(
         for index, low in enumerate(range(0, real, tile)):
             rows = slice(low, min(low + tile, real))
             needed = max(block_counts[index] for block_counts in latest[blocks])
-            count = -(-needed // KEY_MULTIPLE) * KEY_MULTIPLE
+            count = whole_vectors(needed)
             part = scaled_dot_product_attention(
                 q_blocks[:, :, rows],
                 k_bands[:, :, :count],
@@ -66,14 +64,25 @@ def attend_ring(
     return out.result()
 
 
-def _groups(seq_len: int, block: int, batch: int) -> list[slice]:
+def _block(window: int, tile: int) -> int:
+    """Slots of a block.
+
+    One too large gathers and masks keys that most of its queries cannot reach, one too small has
+    little to gain from being sorted; measured as the tiles, for windows of 16 to 1,024. In wide
+    windows blocks grow with their bands, so that the indices of all bands stay O(n).
+    """
+    near = 1 << (window.bit_length() - 1)
+    return max(tile, min(128, near), near // 8)
+
+
+def _groups(seq_len: int, block: int, band: int, batch: int) -> list[slice]:
     """Blocks whose tiles share a call; a last block that is not whole goes alone.
 
     One block of one row is too little work for threads to share.
     """
     whole = seq_len // block
     # Their bands are copies, which must stay a small part of a short sequence.
-    together = min(_TOGETHER, max(1, whole // 4)) if batch == 1 else 1
+    together = min(_TOGETHER, max(1, seq_len * 5 // 4 // band)) if batch == 1 else 1
     groups = [slice(low, min(low + together, whole)) for low in range(0, whole, together)]
     return groups + [slice(whole, whole + 1)] * (seq_len % block > 0)
 

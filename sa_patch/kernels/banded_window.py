@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.kernels.rows import RowWriter, tile_rows
+from sa_patch.kernels.rows import RowWriter, tile_rows, whole_vectors
 
-# Matrix products over a number of keys that is no multiple of this are a fifth slower on CPUs.
-_KEY_MULTIPLE = 16
 # Scores of one call: enough to fill the threads, few enough to stay in the caches.
 _SCORES = 1 << 20
 
@@ -30,7 +28,7 @@ def attend_window(
         ``[batch, q_heads, nq, head_dim]``. Beyond the output it holds O(w) at a time.
     """
     tile, queries = tile_rows(q.dtype), q.shape[2]
-    width = -(-(tile + window - 1) // _KEY_MULTIPLE) * _KEY_MULTIPLE
+    width = whole_vectors(tile + window - 1)
     out = RowWriter(q, k, v)
     # Queries before `window` see all that came before them.
     dense = min(queries, max(0, window - start))

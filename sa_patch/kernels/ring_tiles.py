@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.rows import whole_vectors
 from sa_patch.patterns import SA
-
-# Bands are padded to whole vectors: matrix products over an odd number of keys are a fifth slower.
-KEY_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class RingTiles:
         queries: int32 ``[draws, blocks, block]``, positions of each block's queries, ascending.
         query_steps: int32, like `queries`: slot of each query, counted from its block's first.
         keys: int32 ``[draws, blocks, width]``, positions of each band's keys, ascending; `width`
-            is ``block + 2 * reach``, rounded up to `KEY_MULTIPLE`.
+            is ``block + 2 * reach``, rounded up by `whole_vectors`.
         key_steps: int32, like `keys`: slot of each key, counted from its band's first. A query
             sees the real keys of ``0 <= key_step - query_step <= 2 * reach`` and
             ``key <= query``.
@@ -71,7 +69,7 @@ def ring_tiles(
     first = torch.arange(blocks, device=device)[:, None] * block
     query_slots = first + torch.arange(block, device=device)
     band = block + 2 * reach
-    steps = torch.arange(-(-band // KEY_MULTIPLE) * KEY_MULTIPLE, device=device)
+    steps = torch.arange(whole_vectors(band), device=device)
     key_slots = first - reach + steps
     queries, query_steps = _sorted_rows(order, query_slots, query_slots < seq_len)
     real = (steps < band).expand_as(key_slots)

@@ -17,14 +17,20 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.kernels import triton_configs
 from sa_patch.kernels.backend import Backend, Spans
-from sa_patch.kernels.triton_configs import BandConfig, Config, MobaConfig, band_config, moba_config
+from sa_patch.kernels.triton_configs import (
+    UNLIMITED,
+    BandConfig,
+    Config,
+    MobaConfig,
+    band_config,
+    moba_config,
+)
 from sa_patch.kernels.triton_plans import Row
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_HEAD_DIM = 256
 _MIN_CAPABILITY = (8, 0)
-_UNLIMITED = 2**31 - 1
 # Given to kernels in place of 0, which would turn the -inf of a hidden key to NaN.
 _TINY_SCALE = 1e-30
 
@@ -53,7 +59,7 @@ def _wrong_device(device: torch.device) -> str:
         return ""
     if device.type != "cpu":
         return f"the tensors are on {device.type}, the kernels run on CUDA GPUs"
-    if not _interpreting():
+    if not interpreting():
         return (
             "the tensors are on the CPU, where only Triton's interpreter runs (TRITON_INTERPRET=1)"
         )
@@ -63,7 +69,8 @@ def _wrong_device(device: torch.device) -> str:
     return ""
 
 
-def _interpreting() -> bool:
+def interpreting() -> bool:
+    """Whether TRITON_INTERPRET asks for the interpreter."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -175,7 +182,7 @@ def _launch(
         return
     if not isinstance(config, BandConfig):
         config = band_config(q, longest, device)
-    window = pattern.window if isinstance(pattern, SWA) else _UNLIMITED
+    window = pattern.window if isinstance(pattern, SWA) else UNLIMITED
     if isinstance(pattern, SA):
         ring = tuple(row for row in rows if not pattern.saturated(row.length))
         rows = tuple(row for row in rows if pattern.saturated(row.length))

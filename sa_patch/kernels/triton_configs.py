@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# A window that hides nothing, as an int32.
+UNLIMITED = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Launch:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sa_patch.kernels.triton_band import band_kernel
 from sa_patch.kernels.triton_configs import (
+    UNLIMITED,
     BandConfig,
     Launch,
     packed_heads,
@@ -26,7 +27,6 @@ from sa_patch.kernels.triton_plans import (
 from sa_patch.kernels.triton_softmax import INTERPRETED
 from sa_patch.patterns import SA
 
-UNLIMITED = 2**31 - 1
 LOG2_E = 1.4426950408889634
 
 Rows = tuple[Row, ...]

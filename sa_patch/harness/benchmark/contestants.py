@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, choose_backend, flash, sparse_attention
+from sa_patch.kernels.triton_backend import interpreting
 from sa_patch.patterns import SA, SWA, Full, Pattern
 
 BASELINE = "SDPA full"
@@ -135,8 +135,7 @@ def gather(
 
 def interpreted(backend: str, q: Tensor) -> bool:
     """Whether this backend's kernels would run in Triton's interpreter."""
-    asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
-    return backend == "triton" and (q.device.type == "cpu" or asked)
+    return backend == "triton" and (q.device.type == "cpu" or interpreting())
 
 
 def automatic(pattern: Pattern, q: Tensor, k: Tensor) -> str:
