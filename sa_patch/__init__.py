@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sa_patch.kernels import sparse_attention
     from sa_patch.patching import patch_model, patched, unpatch_model
-    from sa_patch.patterns import SA, SWA, Full, MoBA
+    from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PSA",
     "SA",
     "SWA",
+    "BlockTopK",
     "Full",
     "MoBA",
+    "Sinks",
     "patch_model",
     "patched",
     "sparse_attention",
@@ -28,10 +31,13 @@ __all__ = [
 ]
 
 _HOME = {
+    "PSA": "sa_patch.patterns",
     "SA": "sa_patch.patterns",
     "SWA": "sa_patch.patterns",
+    "BlockTopK": "sa_patch.patterns",
     "Full": "sa_patch.patterns",
     "MoBA": "sa_patch.patterns",
+    "Sinks": "sa_patch.patterns",
     "sparse_attention": "sa_patch.kernels",
     "patch_model": "sa_patch.patching",
     "patched": "sa_patch.patching",

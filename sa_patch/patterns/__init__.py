@@ -1,19 +1,32 @@
 """WHICH keys may a query see: index mathematics, one file per pattern."""
 
 from sa_patch.patterns.base import Pattern
+from sa_patch.patterns.block_topk import BlockTopK
+from sa_patch.patterns.budget import split_budget
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
+from sa_patch.patterns.psa import PSA
 from sa_patch.patterns.registry import PATTERNS, make_pattern, parse_pattern
 from sa_patch.patterns.sa import SA
+from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.swa import SWA
+from sa_patch.patterns.union import Union, seed_of, unite, with_seed
 
 __all__ = [
     "PATTERNS",
+    "PSA",
     "SA",
     "SWA",
+    "BlockTopK",
     "Full",
     "MoBA",
     "Pattern",
+    "Sinks",
+    "Union",
     "make_pattern",
     "parse_pattern",
+    "seed_of",
+    "split_budget",
+    "unite",
+    "with_seed",
 ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,13 +29,35 @@ def whole_number(value: Any, field: str, minimum: int) -> int:
     return value
 
 
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""``rule(i, j)``: whether query i sees key j, elementwise, for ``j <= i``.
+
+i and j are int64 and broadcast against each other; their first dimension is the heads' (or 1). The
+result has as many heads as the pattern or the arguments tell apart.
+"""
+
+
+class Profile(NamedTuple):
+    """What a query sees, as far as it can be said without drawing or reading anything.
+
+    Query i sees the first `sinks` keys and the nearest `window`, and each other earlier key with
+    probability ``chance[i]``, independently of other patterns.
+    """
+
+    sinks: int
+    window: int
+    chance: Tensor
+    """float64 ``[seq_len]``"""
+
+
 @dataclass(frozen=True)
 class Pattern(ABC):
     """Which keys each query of one sequence sees, causal by original position.
 
     A pattern is index mathematics only: it knows nothing of models or of the softmax. Instances
     are immutable and hashable, validate their parameters when built, and print as a text form
-    (``sa:window=128,seed=0``) that `sa_patch.patterns.parse_pattern` reads back.
+    (``sa:window=128,seed=0``) that `sa_patch.patterns.parse_pattern` reads back. ``A | B`` is the
+    pattern of the keys that A or B sees.
     """
 
     name: ClassVar[str]
@@ -45,6 +68,12 @@ class Pattern(ABC):
     """Whether the visible set of query i does not depend on how many tokens follow it."""
     reads_content: ClassVar[bool] = False
     """Whether `visible` needs the queries and keys themselves (block choice)."""
+
+    def __or__(self, other: Pattern) -> Pattern:
+        """The pattern of the keys that either sees, each counted once."""
+        from sa_patch.patterns.union import unite
+
+        return unite(self, other) if isinstance(other, Pattern) else NotImplemented
 
     @abstractmethod
     def visible(
@@ -92,10 +121,41 @@ class Pattern(ABC):
             rows.append(self.visible(positions, seq_len, layer=layer, heads=heads).sum(-1))
         return torch.cat(rows, dim=-1) if rows else torch.zeros(1, 0, dtype=torch.int64)
 
-    def selection_dots(self, seq_len: int) -> Tensor:
+    @property
+    def counts_need_content(self) -> bool:
+        """Whether `count_visible` cannot say what is seen, because chosen keys may coincide."""
+        return False
+
+    @property
+    def bounded_reach(self) -> tuple[int, int] | None:
+        """(sinks, window) if no query ever sees more than the first and the nearest keys."""
+        return None
+
+    def profile(self, seq_len: int) -> Profile:
+        """What is known of the visible keys in advance; how unions state their budget.
+
+        By default as if the keys before a query's own were drawn at random.
+        """
+        earlier = torch.arange(seq_len, dtype=torch.float64)
+        return Profile(0, 1, (self.keys_per_query(seq_len) - 1) / earlier.clamp(min=1))
+
+    def rule(
+        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Rule:
+        """Membership of single pairs, for patterns that do not read content.
+
+        Raises:
+            TypeError: for a pattern that chooses by content.
+        """
+        raise TypeError(f"{self.name} chooses keys by content")
+
+    def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         """Dot products of length head_dim spent per query on choosing keys: float64 ``[seq_len]``.
 
         They count towards a pattern's attention FLOPs beside the visible keys.
+
+        Args:
+            group: query heads that share a KV head; a choice they share costs each its part.
         """
         return torch.zeros(seq_len, dtype=torch.float64)
 

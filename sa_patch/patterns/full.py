@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sa_patch.patterns.base import Pattern
+from sa_patch.patterns.base import Pattern, Rule
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Full(Pattern):
     ) -> Tensor:
         keys = torch.arange(seq_len, device=query_positions.device)
         return (keys <= query_positions[:, None])[None]
+
+    def rule(
+        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Rule:
+        return lambda i, j: j <= i
 
     def keys_per_query(self, seq_len: int) -> Tensor:
         return torch.arange(1, seq_len + 1, dtype=torch.float64)

@@ -10,9 +10,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, whole_number
-
-# Up to this many chosen blocks, one argmax for each is faster than a sort.
-_ARGMAX_PICKS = 8
+from sa_patch.patterns.choice import first_best
 
 
 def block_means(k: Tensor, block_size: int) -> Tensor:
@@ -95,20 +93,7 @@ class MoBA(Pattern):
         later = torch.arange(blocks, device=q.device) >= query_blocks[:, None]
         # A score of an earlier block stays above what marks the others, however low it is.
         scores = scores.clamp_(min=torch.finfo(scores.dtype).min).masked_fill_(later, -torch.inf)
-        if picks > _ARGMAX_PICKS:
-            # A stable sort, unlike topk, settles equal scores by position on every device.
-            best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :picks]
-        else:
-            # So does argmax, which finds the first of several, and is faster for few.
-            rounds = []
-            for _ in range(picks):
-                rounds.append(scores.argmax(-1, keepdim=True))
-                scores.scatter_(-1, rounds[-1], -torch.inf)
-            best = (
-                torch.cat(rounds, dim=-1)
-                if rounds
-                else scores.new_empty(heads, queries, 0, dtype=torch.int64)
-            )
+        best = first_best(scores, picks)
         return best.masked_fill(ranks >= query_blocks[:, None], -1)
 
     def choose_blocks(self, q: Tensor, means: Tensor, query_blocks: Tensor) -> Tensor:
@@ -159,7 +144,7 @@ class MoBA(Pattern):
         chosen = (positions // self.block_size).clamp(max=self.topk - 1)
         return (chosen * self.block_size + positions % self.block_size + 1)[None]
 
-    def selection_dots(self, seq_len: int) -> Tensor:
+    def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         if self.topk == 1:
             return torch.zeros(seq_len, dtype=torch.float64)
         return (torch.arange(seq_len) // self.block_size).double()

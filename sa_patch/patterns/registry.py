@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 from typing import Any
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern
+from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
+from sa_patch.patterns.psa import PSA
 from sa_patch.patterns.sa import SA
+from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.swa import SWA
+from sa_patch.patterns.union import unite
 
-PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (Full, SWA, SA, MoBA)}
+PATTERNS: dict[str, type[Pattern]] = {
+    cls.name: cls for cls in (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK)
+}
 
 
 def suggest(word: str, known: list[str]) -> str:
@@ -64,9 +71,11 @@ def make_pattern(name: str, **params: Any) -> Pattern:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     builder: Any = cls
     if "window" in given and "window" not in fields:
-        if "block_size" in given:
-            raise UserError(f"give {name!r} either window or block_size, not both")
         builder = cls.from_window  # type: ignore[attr-defined]
+        beside = inspect.signature(builder).parameters
+        for key in given:
+            if key not in beside:
+                raise UserError(f"give {name!r} either window or {key}, not both")
     else:
         for key, entry in fields.items():
             if entry.default is dataclasses.MISSING and key not in given:
@@ -76,8 +85,10 @@ def make_pattern(name: str, **params: Any) -> Pattern:
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Read a pattern's text form, ``name`` or ``name:key=value,key=value``.
+    """Read a pattern's text form: ``name:key=value,key=value``, or several joined by ``+``.
 
+    The first values may go without their keys, in the order of the class's parameters:
+    ``sinks:4+swa:60+sa:64``. Semicolons serve where commas already separate arguments.
     ``parse_pattern(str(pattern)) == pattern`` for every pattern.
 
     Raises:
@@ -85,16 +96,36 @@ def parse_pattern(text: str) -> Pattern:
     """
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"a method is written name:key=value,..., got {text!r}")
-    name, _, rest = text.strip().partition(":")
+    parts = text.split("+")
+    if len(parts) == 1:
+        return _parse_part(text, text)
+    return unite(*(_parse_part(part, text) for part in parts))
+
+
+def _parse_part(part: str, text: str) -> Pattern:
+    """One part of the union `text`."""
+    if not part.strip():
+        raise UserError(f"a part of the union {text!r} is empty; it is written sinks:4+swa:60")
+    name, _, rest = part.strip().partition(":")
+    name = name.strip()
+    known = [field.name for field in dataclasses.fields(pattern_class(name))]
     params: dict[str, Any] = {}
-    for part in filter(None, (piece.strip() for piece in rest.split(","))):
-        key, equals, value = part.partition("=")
+    pieces = [piece.strip() for piece in rest.replace(";", ",").split(",")]
+    for place, piece in enumerate(filter(None, pieces)):
+        key, equals, value = (word.strip() for word in piece.partition("="))
         if not equals:
-            raise UserError(f"{part!r} in {text!r} is not of the form key=value")
-        if key.strip() in params:
-            raise UserError(f"{key.strip()!r} is given twice in {text!r}")
-        params[key.strip()] = parse_value(value.strip())
-    return make_pattern(name.strip(), **params)
+            # Only the leading values can be told from a key that lacks its value.
+            if place >= len(known) or len(params) != place or not _is_value(key):
+                raise UserError(f"{piece!r} in {text!r} is not of the form key=value")
+            key, value = known[place], key
+        if key in params:
+            raise UserError(f"{key!r} is given twice in {text!r}")
+        params[key] = parse_value(value)
+    return make_pattern(name, **params)
+
+
+def _is_value(text: str) -> bool:
+    return not isinstance(parse_value(text), str)
 
 
 def parse_value(text: str) -> int | float | bool | str:

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.patterns.base import Pattern, whole_number
+from sa_patch.patterns.base import Pattern, Profile, Rule, whole_number
 from sa_patch.patterns.permutation import permutation_order, permutation_slots
-
-# Band entries that `count_visible` compares at once.
-_COUNT_ENTRIES = 1 << 22
+from sa_patch.patterns.ring import Ring
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,14 @@ class SA(Pattern):
             ]
         )
 
+    def ring(
+        self, seq_len: int, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Ring:
+        """The slots as points of a ring, or of a line, that reaches `window` - 1 to either side."""
+        slots = self.slots(seq_len, layer, heads, device)
+        reach = torch.full((seq_len,), self.window - 1, device=slots.device)
+        return Ring(slots, reach, seq_len if self.circular else None)
+
     def visible(
         self,
         query_positions: Tensor,
@@ -90,12 +96,16 @@ class SA(Pattern):
         q: Tensor | None = None,
         k: Tensor | None = None,
     ) -> Tensor:
-        slots = self.slots(seq_len, layer, heads, query_positions.device)
-        distance = (slots[:, query_positions, None] - slots[:, None, :]).abs()
-        if self.circular:
-            distance = torch.minimum(distance, seq_len - distance)
-        keys = torch.arange(seq_len, device=query_positions.device)
-        return (distance < self.window) & (keys <= query_positions[:, None])
+        return self.ring(seq_len, layer, heads, query_positions.device).visible(query_positions)
+
+    def rule(
+        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Rule:
+        return self.ring(seq_len, layer, heads, device).rule()
+
+    def profile(self, seq_len: int) -> Profile:
+        chance = torch.full((seq_len,), self.pair_probability(seq_len), dtype=torch.float64)
+        return Profile(0, 1, chance)
 
     def pair_probability(self, seq_len: int) -> float:
         """P(a given pair of different tokens is within the window), before causality.
@@ -125,17 +135,4 @@ class SA(Pattern):
     def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
         if self.saturated(seq_len):
             return torch.arange(1, seq_len + 1).expand(len(self.draws(heads)), seq_len)
-        offsets = torch.arange(1 - self.window, self.window)
-        counts = torch.empty(len(self.draws(heads)), seq_len, dtype=torch.int64)
-        rows = max(1, _COUNT_ENTRIES // len(offsets))
-        for draw, order in enumerate(self.order(seq_len, layer, heads)):
-            for start in range(0, seq_len, rows):
-                slots = torch.arange(start, min(start + rows, seq_len))
-                band = slots[:, None] + offsets
-                inside = torch.ones_like(band, dtype=torch.bool)
-                if not self.circular:
-                    inside = (band >= 0) & (band < seq_len)
-                queries = order[slots]
-                seen = inside & (order[band % seq_len] <= queries[:, None])
-                counts[draw, queries] = seen.sum(-1)
-        return counts
+        return self.ring(seq_len, layer, heads).count()

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sa_patch.patterns.base import Pattern, whole_number
+from sa_patch.patterns.base import Pattern, Profile, Rule, whole_number
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,18 @@ class SWA(Pattern):
         keys = torch.arange(seq_len, device=query_positions.device)
         behind = query_positions[:, None] - keys
         return ((behind >= 0) & (behind < self.window))[None]
+
+    def rule(
+        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Rule:
+        return lambda i, j: i - j < self.window
+
+    def profile(self, seq_len: int) -> Profile:
+        return Profile(0, self.window, torch.zeros(seq_len, dtype=torch.float64))
+
+    @property
+    def bounded_reach(self) -> tuple[int, int] | None:
+        return 0, self.window
 
     def keys_per_query(self, seq_len: int) -> Tensor:
         return torch.arange(1, seq_len + 1, dtype=torch.float64).clamp(max=self.window)

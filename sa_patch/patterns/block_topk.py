@@ -1,0 +1,201 @@
+"""Small blocks chosen by content, coarse to fine, beside sinks and the neighbourhood."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.patterns.base import Pattern, Profile, whole_number
+from sa_patch.patterns.block_tree import best_leaves, scored_nodes
+
+
+@dataclass(frozen=True)
+class BlockTopK(Pattern):
+    """Query i sees the sinks, its neighbourhood, and the `topk` earlier blocks that fit it best.
+
+    Tokens from `sinks` on are cut into blocks of `block_size`. In view are the first `sinks`
+    tokens; of the query's own block what came so far, and the `local` tokens before that block;
+    and of all earlier blocks the `topk` whose mean key has the largest fp32 dot product with the
+    query, chosen for each query head (MoBA's rule, arXiv 2502.13189, in blocks small enough to
+    spend no budget on keys that merely stand beside a wanted one).
+
+    With ``branch = 0`` every earlier block is scored. Otherwise blocks are the leaves of a tree
+    whose nodes join `branch` complete neighbours, and a beam search walks it from the top: on every
+    level the `beam` best nodes stay, and their children are scored on the next. So a choice costs
+    ``O(beam * branch * log n)`` dot products. The choice never depends on later tokens.
+
+    Args:
+        block_size: tokens in a block, at least 1.
+        topk: chosen blocks in view, the query's own not counted; at least 0.
+        sinks: first tokens in view, at least 0.
+        local: tokens before the query's own block in view, a multiple of `block_size`.
+        branch: children of a node, at least 2; 0 for a flat choice.
+        beam: nodes that stay on each level; ``beam * branch`` is at least `topk`.
+        grouped: one choice for the query heads that share a KV head, by the sum of their queries.
+
+    Raises:
+        UserError: if a parameter is not of these kinds.
+    """
+
+    block_size: int = field(default=4, metadata={"always": True})
+    topk: int = field(default=8, metadata={"always": True})
+    sinks: int = field(default=4, metadata={"always": True})
+    local: int = field(default=8, metadata={"always": True})
+    branch: int = 8
+    beam: int = 8
+    grouped: bool = False
+
+    name: ClassVar[str] = "block_topk"
+    summary: ClassVar[str] = "sinks, neighbourhood and the best small blocks, found coarse to fine"
+    reads_content: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        whole_number(self.block_size, "block_size", 1)
+        whole_number(self.beam, "beam", 1)
+        for name in ("topk", "sinks", "local", "branch"):
+            whole_number(getattr(self, name), name, 0)
+        if not isinstance(self.grouped, bool):
+            raise UserError(f"grouped must be true or false, got {self.grouped!r}")
+        if self.local % self.block_size:
+            raise UserError(
+                f"local must be a multiple of block_size={self.block_size}, got {self.local}"
+            )
+        if self.branch == 1:
+            raise UserError("branch must be at least 2, or 0 for a flat choice; got 1")
+        if self.branch and self.beam * self.branch < self.topk:
+            raise UserError(
+                f"beam * branch must be at least topk={self.topk}, so that enough blocks are left "
+                f"to choose from; got beam={self.beam}, branch={self.branch}"
+            )
+
+    @classmethod
+    def from_window(
+        cls,
+        window: int,
+        block_size: int = 4,
+        sinks: int = 4,
+        branch: int = 8,
+        beam: int = 8,
+        grouped: bool = False,
+    ) -> BlockTopK:
+        """The pattern that shows at most `window` keys: a quarter near, the rest chosen.
+
+        Raises:
+            UserError: if `window` leaves no room for one chosen block.
+        """
+        whole_number(window, "window", 1)
+        whole_number(block_size, "block_size", 1)
+        whole_number(sinks, "sinks", 0)
+        near = window // 4 // block_size * block_size
+        topk = (window - sinks - block_size - near) // block_size
+        if topk < 1:
+            raise UserError(
+                f"window={window} leaves no room for a chosen block beside {sinks} sinks and blocks"
+                f" of {block_size}; take a larger window or smaller blocks"
+            )
+        if branch and beam * branch < topk:
+            beam = -(-topk // branch)
+        return cls(block_size, topk, sinks, near, branch, beam, grouped)
+
+    def own_block(self, positions: Tensor) -> Tensor:
+        """The block of each position, counted from token `sinks`; negative in the sinks."""
+        return torch.div(positions - self.sinks, self.block_size, rounding_mode="floor")
+
+    def eligible(self, positions: Tensor) -> Tensor:
+        """How many blocks each query may choose from: those before its neighbourhood."""
+        return (self.own_block(positions) - self.local // self.block_size).clamp(min=0)
+
+    def picks(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        """The blocks that every query chooses.
+
+        Args:
+            q: ``[q_heads, nq, head_dim]``.
+            k: ``[kv_heads, n, head_dim]``, all keys of the sequence.
+            positions: int64 ``[nq]``, of the queries.
+
+        Returns:
+            int64 ``[choosers, nq, topk]``, -1 where fewer blocks are eligible; a chooser is a
+            query head, or with `grouped` a KV head. A block stands at most once in a row.
+        """
+        kv_heads, head_dim = k.shape[0], k.shape[2]
+        per_kv_head = q.float().reshape(kv_heads, -1, q.shape[1], head_dim)
+        if self.grouped:
+            per_kv_head = per_kv_head.sum(1, keepdim=True)
+        leaves = best_leaves(
+            per_kv_head,
+            k[:, self.sinks :],
+            self.eligible(positions),
+            block_size=self.block_size,
+            topk=self.topk,
+            branch=self.branch,
+            beam=self.beam,
+        )
+        return leaves.flatten(0, 1)
+
+    def near(self, query_positions: Tensor, seq_len: int) -> Tensor:
+        """What is in view unchosen, sinks and neighbourhood: bool ``[nq, seq_len]``."""
+        i = query_positions[:, None]
+        keys = torch.arange(seq_len, device=i.device)
+        first_near = self.sinks + self.eligible(i) * self.block_size
+        return ((keys < self.sinks) | (keys >= first_near)) & (keys <= i)
+
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor:
+        if q is None or k is None:
+            raise UserError("block_topk chooses blocks by content: visible() needs q and k")
+        picks = self.picks(q, k, query_positions)
+        picks = picks.repeat_interleave(len(q) // len(picks), dim=0)
+        near = self.near(query_positions, seq_len)
+        # The first column takes the marks of those that have fewer blocks to choose from.
+        blocks = -(-max(0, seq_len - self.sinks) // self.block_size)
+        marks = torch.zeros(*picks.shape[:2], blocks + 1, dtype=torch.bool, device=q.device)
+        chosen = marks.scatter_(-1, picks + 1, True)[..., 1:]
+        keys = torch.arange(seq_len, device=q.device)
+        of_key = self.own_block(keys)
+        if not blocks:
+            return near.expand(len(q), -1, -1)
+        return near | (chosen[..., of_key.clamp(min=0)] & (of_key >= 0))
+
+    def profile(self, seq_len: int) -> Profile:
+        i = torch.arange(seq_len, dtype=torch.float64)
+        seen = (self.sinks + self.local + 1 + torch.zeros_like(i)).minimum(i + 1)
+        rest = (self.keys_per_query(seq_len) - seen).clamp(min=0)
+        return Profile(self.sinks, self.local + 1, rest / (i + 1 - seen).clamp(min=1))
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        return self.count_visible(seq_len)[0].double()
+
+    def saturated(self, seq_len: int) -> bool:
+        return int(self.eligible(torch.tensor(seq_len - 1))) <= self.topk
+
+    @property
+    def effective_window(self) -> int | None:
+        return self.sinks + self.local + self.block_size * (self.topk + 1)
+
+    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        # How many keys are seen does not depend on which blocks are chosen.
+        positions = torch.arange(seq_len)
+        eligible = self.eligible(positions)
+        hidden = (eligible - self.topk).clamp(min=0) * self.block_size
+        return (positions + 1 - hidden)[None]
+
+    def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
+        dots = scored_nodes(
+            self.eligible(torch.arange(seq_len)),
+            topk=self.topk,
+            branch=self.branch,
+            beam=self.beam,
+        )
+        return dots.double() / (group if self.grouped else 1)

@@ -1,0 +1,117 @@
+"""Prefix-stable stochastic attention: random neighbours that later tokens never change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.patterns.base import Pattern, Profile, Rule, whole_number
+from sa_patch.patterns.permutation import hash_key, hash_positions
+from sa_patch.patterns.ring import Ring
+
+# Points on the ring: so many that distances are exact in fp32, where kernels compute with them.
+RING_SIZE = 1 << 24
+# Tells the draws of this pattern from the permutations of SA.
+_DOMAIN = 0x505341
+
+
+@dataclass(frozen=True)
+class PSA(Pattern):
+    """Query i sees itself and the earlier keys whose points lie within its reach on a ring.
+
+    Every position j has a fixed pseudo-random point on a ring of 2^24, from (seed, layer, head, j)
+    alone, and query i reaches ``floor((window - 1) * 2^23 / i)`` to either side. So it sees every
+    earlier key with the same probability, `window` keys in expectation (all of them while
+    ``i < window``); nothing is spent on the future, and its visible set never changes as tokens
+    follow: caches and chunked prefill agree with one-shot prefill.
+
+    Args:
+        window: keys in view in expectation, the query's own among them; at least 1.
+        seed: any integer; with the layer it fixes all points.
+        per_head: draw points for every query head as well.
+
+    Raises:
+        UserError: if a parameter is not of these kinds.
+    """
+
+    window: int = field(metadata={"always": True})
+    seed: int = field(default=0, metadata={"always": True})
+    per_head: bool = False
+
+    name: ClassVar[str] = "psa"
+    summary: ClassVar[str] = "prefix-stable stochastic attention: fixed random points, w keys each"
+
+    def __post_init__(self) -> None:
+        whole_number(self.window, "window", 1)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise UserError(f"seed must be a whole number, got {self.seed!r}")
+        if not isinstance(self.per_head, bool):
+            raise UserError(f"per_head must be true or false, got {self.per_head!r}")
+
+    def draws(self, heads: int) -> list[int | None]:
+        """The head coordinate of every draw of points that `heads` query heads use."""
+        return list(range(heads)) if self.per_head else [None]
+
+    def ring(
+        self, seq_len: int, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Ring:
+        """The points and reaches of the first `seq_len` positions."""
+        points = torch.stack(
+            [
+                hash_positions(
+                    seq_len,
+                    hash_key(_DOMAIN, self.seed, layer, 0 if head is None else head + 1),
+                    device,
+                )
+                >> 38
+                for head in self.draws(heads)
+            ]
+        )
+        return Ring(points, self.reach(seq_len, device), RING_SIZE)
+
+    def reach(self, seq_len: int, device: torch.device | None = None) -> Tensor:
+        """Distance within which each query sees: int64 ``[seq_len]``."""
+        earlier = torch.arange(seq_len, device=device).clamp(min=1)
+        most = RING_SIZE // 2
+        return ((self.window - 1) * most // earlier).clamp(max=most)
+
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor:
+        return self.ring(seq_len, layer, heads, query_positions.device).visible(query_positions)
+
+    def rule(
+        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Rule:
+        return self.ring(seq_len, layer, heads, device).rule()
+
+    def pair_probability(self, seq_len: int) -> Tensor:
+        """P(query i sees a given earlier key): float64 ``[seq_len]``."""
+        return ((2.0 * self.reach(seq_len) + 1) / RING_SIZE).clamp(max=1)
+
+    def profile(self, seq_len: int) -> Profile:
+        return Profile(0, 1, self.pair_probability(seq_len))
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        return 1 + torch.arange(seq_len) * self.pair_probability(seq_len)
+
+    def saturated(self, seq_len: int) -> bool:
+        return self.window >= seq_len
+
+    @property
+    def effective_window(self) -> int | None:
+        return self.window
+
+    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        return self.ring(seq_len, layer, heads).count()

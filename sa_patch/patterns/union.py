@@ -1,0 +1,230 @@
+"""Unions: several patterns under one softmax, each key counted once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.patterns.base import Pattern, Profile, Rule
+from sa_patch.patterns.full import Full
+from sa_patch.patterns.psa import PSA
+from sa_patch.patterns.sa import SA
+from sa_patch.patterns.sinks import Sinks
+from sa_patch.patterns.swa import SWA
+
+# Queries whose mask is built at once when counting.
+_COUNT_ROWS = 512
+
+
+def unite(*patterns: Pattern) -> Pattern:
+    """The pattern of the keys that any of these sees.
+
+    Unions are flattened; of several sinks or windows the largest stays, of equal parts one; full
+    attention swallows the rest. What is left stands in one order, so that equal unions are equal
+    objects.
+
+    Raises:
+        UserError: for no pattern at all.
+    """
+    parts = _merged(part for pattern in patterns for part in _flat(pattern))
+    if not parts:
+        raise UserError("a union needs at least one pattern, for example sinks:4+swa:60")
+    return parts[0] if len(parts) == 1 else Union(parts)
+
+
+def _merged(parts: Iterable[Pattern]) -> tuple[Pattern, ...]:
+    """What is left of the parts of a union, in order."""
+    merged: dict[object, Pattern] = {}
+    for part in parts:
+        if isinstance(part, Full):
+            return (part,)
+        if isinstance(part, Sinks):
+            size = max(part.size, getattr(merged.get(Sinks), "size", 0))
+            merged[Sinks] = Sinks(size)
+        elif isinstance(part, SWA):
+            window = max(part.window, getattr(merged.get(SWA), "window", 0))
+            merged[SWA] = SWA(window)
+        else:
+            merged[part] = part
+    return tuple(sorted(merged.values(), key=_place))
+
+
+def _flat(pattern: Pattern) -> tuple[Pattern, ...]:
+    return pattern.parts if isinstance(pattern, Union) else (pattern,)
+
+
+def _place(pattern: Pattern) -> tuple[bool, int, str]:
+    """Cheap and certain parts first, those that choose by content last."""
+    order = (Sinks, SWA, SA, PSA)
+    known = order.index(type(pattern)) if type(pattern) in order else len(order)
+    return pattern.reads_content, known, str(pattern)
+
+
+@dataclass(frozen=True)
+class Union(Pattern):
+    """Query i sees the keys that any of the parts shows it. Made by ``A | B`` or by `unite`.
+
+    Args:
+        parts: at least two patterns, as `unite` leaves them.
+
+    Raises:
+        UserError: if the parts are not of that form.
+    """
+
+    parts: tuple[Pattern, ...]
+
+    name: ClassVar[str] = "union"
+    summary: ClassVar[str] = "several patterns under one softmax, such as sinks:4+swa:60+sa:64"
+
+    def __post_init__(self) -> None:
+        parts = self.parts if isinstance(self.parts, tuple) else ()
+        plain = len(parts) > 1 and all(
+            isinstance(part, Pattern) and not isinstance(part, Union) for part in parts
+        )
+        # Parts that could be joined would be counted twice.
+        if not plain or _merged(parts) != parts:
+            raise UserError("make a union with |, for example Sinks(4) | SWA(60) | SA(64)")
+
+    @property
+    def prefix_stable(self) -> bool:  # type: ignore[override]
+        """Whether all parts are."""
+        return all(part.prefix_stable for part in self.parts)
+
+    @property
+    def reads_content(self) -> bool:  # type: ignore[override]
+        """Whether a part does."""
+        return any(part.reads_content for part in self.parts)
+
+    @property
+    def counts_need_content(self) -> bool:
+        return self.reads_content
+
+    @property
+    def bounded_reach(self) -> tuple[int, int] | None:
+        reaches = [part.bounded_reach for part in self.parts]
+        if any(reach is None for reach in reaches):
+            return None
+        known = [reach for reach in reaches if reach is not None]
+        return max(sinks for sinks, _ in known), max(window for _, window in known)
+
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor:
+        masks = (
+            part.visible(query_positions, seq_len, layer=layer, heads=heads, q=q, k=k)
+            for part in self.parts
+        )
+        return reduce(torch.logical_or, masks)
+
+    def rule(
+        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Rule:
+        rules = [part.rule(seq_len, layer=layer, heads=heads, device=device) for part in self.parts]
+        return lambda i, j: reduce(torch.logical_or, (rule(i, j) for rule in rules))
+
+    def profile(self, seq_len: int) -> Profile:
+        parts = [part.profile(seq_len) for part in self.parts]
+        hidden = reduce(torch.mul, (1 - part.chance for part in parts))
+        return Profile(
+            max(part.sinks for part in parts), max(part.window for part in parts), 1 - hidden
+        )
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        """Expected number of visible keys, the parts being drawn independently.
+
+        For parts that choose by content: as if they chose at random.
+        """
+        sinks, window, chance = self.profile(seq_len)
+        before = torch.arange(1, seq_len + 1, dtype=torch.float64)
+        certain = before.clamp(max=sinks + window)
+        return certain + (before - certain) * chance
+
+    def saturated(self, seq_len: int) -> bool:
+        sinks, window, _ = self.profile(seq_len)
+        return sinks + window >= seq_len or any(part.saturated(seq_len) for part in self.parts)
+
+    @property
+    def effective_window(self) -> int | None:
+        windows = [part.effective_window for part in self.parts]
+        return None if None in windows else sum(window or 0 for window in windows)
+
+    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        """Measured number of visible keys of each query: int64 ``[heads or 1, seq_len]``.
+
+        Raises:
+            UserError: if a part chooses by content: which keys coincide is then only known where
+                the choice is made.
+        """
+        if self.reads_content:
+            raise UserError(f"what {self} sees can only be counted where its blocks are chosen")
+        counts = []
+        earlier: list[Rule] = []
+        for part in self.parts:
+            unless = _any_of(earlier) if earlier else None
+            if isinstance(part, (SA, PSA)):
+                counts.append(part.ring(seq_len, layer, heads).count(unless))
+            else:
+                counts.append(_count(part, seq_len, layer, heads, unless))
+            earlier.append(part.rule(seq_len, layer=layer, heads=heads))
+        return reduce(torch.add, counts)
+
+    def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
+        return reduce(torch.add, (part.selection_dots(seq_len, group) for part in self.parts))
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self.parts))
+
+
+def _any_of(rules: list[Rule]) -> Rule:
+    kept = tuple(rules)
+    return lambda i, j: reduce(torch.logical_or, (rule(i, j) for rule in kept))
+
+
+def _count(part: Pattern, seq_len: int, layer: int, heads: int, unless: Rule | None) -> Tensor:
+    """Keys that a part shows each query, those that `unless` names left out."""
+    rows = []
+    keys = torch.arange(seq_len)
+    for start in range(0, seq_len, _COUNT_ROWS):
+        positions = torch.arange(start, min(start + _COUNT_ROWS, seq_len))
+        seen = part.visible(positions, seq_len, layer=layer, heads=heads)
+        if unless is not None:
+            seen = seen & ~unless(positions[None, :, None], keys[None, None])
+        rows.append(seen.sum(-1))
+    return torch.cat(rows, dim=-1) if rows else torch.zeros(1, 0, dtype=torch.int64)
+
+
+def with_seed(pattern: Pattern, seed: int) -> Pattern:
+    """The same pattern with another seed in every part that draws at random.
+
+    Raises:
+        UserError: if it draws nothing.
+    """
+    parts = _flat(pattern)
+    if not any(hasattr(part, "seed") for part in parts):
+        raise UserError(f"{pattern} draws nothing at random, so it takes no seed")
+    return unite(
+        *(
+            dataclasses.replace(part, seed=seed) if hasattr(part, "seed") else part  # type: ignore[call-arg]
+            for part in parts
+        )
+    )
+
+
+def seed_of(pattern: Pattern) -> int | None:
+    """The seed of a pattern, of a union that of its first random part; None without one."""
+    seeds = [part.seed for part in _flat(pattern) if hasattr(part, "seed")]
+    return seeds[0] if seeds else None
