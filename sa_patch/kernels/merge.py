@@ -1,0 +1,95 @@
+"""Attention over disjoint sets of keys, joined by the log-sum-exp of their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.rows import needs_gradients
+
+# Below this a log-sum-exp holds nothing but hidden scores.
+_NOTHING_SEEN = -(2.0**90)
+
+
+def hidden_score(dtype: torch.dtype) -> float:
+    """What hides a key when added to its score: finite, and a power of two where it can be.
+
+    Not -inf: torch's fused CPU kernel returns a log-sum-exp of 0 for a query all of whose scores
+    are -inf, as if it had seen something.
+    """
+    return max(-(2.0**100), torch.finfo(dtype).min)
+
+
+def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over all keys of the parts, no two of which hold the same key of a query.
+
+    Args:
+        parts: for each its output ``[batch, q_heads, nq, head_dim]``, finite everywhere, and the
+            natural log-sum-exp of its visible scaled scores ``[batch, q_heads, nq]`` in fp32;
+            -inf, or hugely negative, where a query sees no key of the part.
+
+    Returns:
+        Like an output, computed in fp32 at least; zero where a query sees nothing at all.
+    """
+    (out, lse), *others = parts
+    if not others:
+        return out
+    peak = lse.detach()
+    for _, other in others:
+        peak = torch.maximum(peak, other.detach())
+    peak = peak.clamp(min=_NOTHING_SEEN)
+    weight = (lse - peak).exp()
+    total = weight
+    joined = out * weight[..., None]
+    for part, part_lse in others:
+        weight = (part_lse - peak).exp()
+        total = total + weight
+        joined = joined + part * weight[..., None]
+    # The largest part weighs 1, so that less than that means none at all.
+    return (joined / total.clamp(min=0.5)[..., None]).to(out.dtype)
+
+
+def attend_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of tiles, with the log-sum-exp of the scores.
+
+    Args:
+        q: ``[batch, q_heads, nq, head_dim]``.
+        k, v: ``[batch, kv_heads, keys, head_dim]``; `q_heads` is a multiple of `kv_heads`.
+        bias: what is added to the scores, broadcastable to ``[batch, q_heads, nq, keys]``, with two
+            dimensions or four: a bool mask of what is visible, or numbers like q's with
+            `hidden_score` for what is not (never -inf).
+
+    Returns:
+        The output, like q, and the log-sum-exp ``[batch, q_heads, nq]``, fp32 at least. A query
+        that sees nothing has -inf there and any finite output. Differentiable, both.
+    """
+    if bias is not None and bias.dtype == torch.bool:
+        hidden = hidden_score(q.dtype)
+        bias = torch.zeros_like(bias, dtype=q.dtype).masked_fill_(~bias, hidden)
+    if q.device.type == "cpu" and not needs_gradients(q, k, v):
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, attn_mask=bias, scale=scale
+        )
+    else:
+        out, lse = _explicit(q, k, v, bias, scale)
+    return out, lse.masked_fill(lse < hidden_score(q.dtype) / 2, -torch.inf)
+
+
+def _explicit(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`attend_with_lse` step by step, half precision widened as fused kernels do."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    kv_heads = k.shape[1]
+    groups = q.to(wide).unflatten(1, (kv_heads, -1))
+    scores = groups @ (k.to(wide) * scale)[:, :, None].transpose(-1, -2)
+    scores = scores.flatten(1, 2)
+    if bias is not None:
+        scores = scores + bias
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp().unflatten(1, (kv_heads, -1))
+    return (weights @ v.to(wide)[:, :, None]).flatten(1, 2).to(q.dtype), lse
