@@ -14,10 +14,13 @@ from torch import Tensor
 
 from sa_patch.patterns.choice import first_best
 from sa_patch.patterns.moba import block_means
+from sa_patch.patterns.pair_dots import pair_dots
 
-# Scores, or elements of gathered means, that are held at once.
+# Scores that are held at once: on CPUs few enough to stay in the caches.
+_HELD_CPU = 1 << 17
 _HELD = 1 << 22
-# A product with all nodes of a level is this many times cheaper for each than gathering candidates.
+# A product with all nodes of a level is this many times cheaper for each than with candidates only.
+_PRODUCT_GAIN_CPU = 8
 _PRODUCT_GAIN = 16
 
 
@@ -44,6 +47,7 @@ def level_count(most: int, branch: int, beam: int) -> int:
     return levels
 
 
+@torch.no_grad()
 def best_leaves(
     q: Tensor,
     k: Tensor,
@@ -62,7 +66,7 @@ def best_leaves(
         eligible: int64 ``[nq]``.
 
     Returns:
-        int64 ``[kv_heads, group, nq, topk]``, -1 where fewer leaves are eligible.
+        int64 ``[kv_heads, group, nq, topk]``, in any order, -1 where fewer leaves are eligible.
     """
     shape = (*q.shape[:3], topk)
     most = int(eligible.max()) if eligible.numel() else 0
@@ -71,11 +75,9 @@ def best_leaves(
     if most <= topk:
         return _all_of(eligible, topk).expand(shape)
     means = level_means(k, block_size, branch, level_count(most, branch, beam))
-    leaves = means[0].shape[1]
-    width = (beam + 1) * branch if branch else leaves
-    gathered = width if leaves <= width * _PRODUCT_GAIN else width * q.shape[3]
-    held = max(gathered, min(leaves, width * _PRODUCT_GAIN))
-    step = max(1, _HELD // (q.shape[0] * q.shape[1] * held))
+    width = (beam + 1) * branch if branch else most
+    held = _HELD_CPU if q.device.type == "cpu" else _HELD
+    step = max(1, held // (q.shape[0] * q.shape[1] * width))
     chosen = [
         _search(q[:, :, low : low + step], means, eligible[low : low + step], topk, branch, beam)
         for low in range(0, q.shape[2], step)
@@ -93,16 +95,21 @@ def _search(
     q: Tensor, means: list[Tensor], eligible: Tensor, topk: int, branch: int, beam: int
 ) -> Tensor:
     """`best_leaves` for a few queries."""
-    top = len(means) - 1
-    if not branch:
-        candidates = _all_of(eligible, means[0].shape[1]).expand(*q.shape[:3], -1)
-        return _best(q, means[0], candidates, topk)
-    # All nodes above the highest level that is scored: at most `beam` for every query.
-    kept = _all_of(eligible // branch ** (top + 1), beam).expand(*q.shape[:3], -1)
+    # Levels of which these queries know `beam` nodes at most leave nothing to choose.
+    most = int(eligible.max())
+    top = level_count(most, branch, beam) - 1
+    kept = None
     for level in range(top, -1, -1):
         known = eligible // branch**level
-        candidates = _children(kept, known, branch)
-        kept = _best(q, means[level], candidates, beam if level else topk)
+        nodes = means[level][:, : most // branch**level]
+        limit = beam if level else topk
+        if nodes.shape[1] <= limit:
+            kept = _all_of(known, limit).expand(*q.shape[:3], limit)
+        elif kept is None:
+            kept = _best_of_all(q, nodes, known, limit)
+        else:
+            kept = _best_of(q, nodes, _children(kept, known, branch), limit)
+    assert kept is not None
     return kept
 
 
@@ -121,30 +128,50 @@ def _children(kept: Tensor, known: Tensor, branch: int) -> Tensor:
     return torch.cat([children, left_over.expand(*kept.shape[:3], -1)], dim=-1)
 
 
-def _best(q: Tensor, means: Tensor, candidates: Tensor, limit: int) -> Tensor:
-    """The `limit` best of the candidates: int64 ``[kv_heads, group, nq, limit]``, -1 for none."""
+def _best_of_all(q: Tensor, nodes: Tensor, known: Tensor, limit: int) -> Tensor:
+    """The `limit` best of the nodes ``[kv_heads, nodes, head_dim]`` that each query knows.
+
+    Returns:
+        int64 ``[kv_heads, group, nq, limit]``, -1 for none.
+    """
+    scores = _with_all(q, nodes)
+    places = torch.arange(nodes.shape[1], device=q.device)
+    best, found = _best(scores, places >= known[:, None], limit)
+    return best.where(found, -1)
+
+
+def _best_of(q: Tensor, nodes: Tensor, candidates: Tensor, limit: int) -> Tensor:
+    """`_best_of_all` of candidates ``[kv_heads, group, nq, candidates]``, -1 for none."""
     short = limit - candidates.shape[-1]
     if short > 0:
         candidates = torch.nn.functional.pad(candidates, (0, short), value=-1)
-    nodes, width = means.shape[1], candidates.shape[-1]
-    absent = candidates < 0
+    count, width = nodes.shape[1], candidates.shape[-1]
     places = candidates.clamp(min=0)
-    if nodes <= width * _PRODUCT_GAIN:
-        every = q.flatten(1, 2) @ means.transpose(1, 2)
-        scores = every.unflatten(1, q.shape[1:3]).gather(-1, places)
+    gain = _PRODUCT_GAIN_CPU if q.device.type == "cpu" else _PRODUCT_GAIN
+    if count <= width * gain:
+        scores = _with_all(q, nodes).gather(-1, places)
     else:
-        heads = torch.arange(len(means), device=q.device)[:, None]
-        near = means[heads, places.flatten(1)].view(*places.shape, -1)
-        scores = (near @ q[..., None]).squeeze(-1)
+        # One table of all heads' nodes.
+        first = torch.arange(len(nodes), device=q.device)[:, None, None, None] * count
+        flat = (places + first).flatten(0, 2)
+        scores = pair_dots(q.flatten(0, 2), nodes.flatten(0, 1), flat).view(places.shape)
+    best, found = _best(scores, candidates < 0, limit)
+    return candidates.gather(-1, best).where(found, -1)
+
+
+def _with_all(q: Tensor, nodes: Tensor) -> Tensor:
+    """Dot products of all queries and nodes: ``[kv_heads, group, nq, nodes]``."""
+    return (q.flatten(1, 2) @ nodes.transpose(1, 2)).unflatten(1, q.shape[1:3])
+
+
+def _best(scores: Tensor, absent: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Places of the `limit` best scores, and whether there are so many; scores are overwritten."""
+    lowest = torch.finfo(scores.dtype).min
     # A real score stays above what marks the absent, however low it is, NaN or not.
-    scores = scores.nan_to_num(torch.finfo(scores.dtype).min).clamp_(
-        min=torch.finfo(scores.dtype).min
-    )
-    best = first_best(scores.masked_fill_(absent, -torch.inf), limit)
-    chosen = candidates.gather(-1, best)
-    # Rounds of argmax name the first candidate again once all are taken.
+    scores = scores.nan_to_num_(nan=lowest, neginf=lowest).masked_fill_(absent, -torch.inf)
     found = (~absent).sum(-1, keepdim=True)
-    return chosen.where(torch.arange(limit, device=q.device) < found, -1)
+    best = first_best(scores, limit)
+    return best, torch.arange(limit, device=scores.device) < found
 
 
 def scored_nodes(eligible: Tensor, *, topk: int, branch: int, beam: int) -> Tensor:

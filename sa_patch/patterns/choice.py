@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Up to this many picks, one argmax for each is faster than a sort.
+# Up to this many picks, one argmax for each is faster than what else settles ties: on CPUs torch's
+# topk, on other devices, where looking for ties would mean waiting for them, a sort.
+_ARGMAX_PICKS_CPU = 2
 _ARGMAX_PICKS = 8
 
 
@@ -13,15 +15,23 @@ def first_best(scores: Tensor, picks: int) -> Tensor:
     """The `picks` largest scores of every row, largest first; of equal ones the first.
 
     Args:
-        scores: ``[..., candidates]``, at least `picks` of them, without NaN. May be overwritten.
+        scores: ``[..., candidates]``, at least `picks` of them, without NaN; -inf marks what is no
+            candidate. May be overwritten.
 
     Returns:
-        int64 ``[..., picks]``.
+        int64 ``[..., picks]``. Where a row has fewer candidates, any places fill it up.
     """
-    if picks > _ARGMAX_PICKS:
-        # A stable sort, unlike topk, settles equal scores by position on every device.
-        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :picks]
-    # So does argmax, which finds the first of several, and is faster for few.
+    on_cpu = scores.device.type == "cpu"
+    if picks <= (_ARGMAX_PICKS_CPU if on_cpu else _ARGMAX_PICKS):
+        return _by_argmax(scores, picks)
+    if on_cpu:
+        return _by_topk(scores, picks)
+    # A stable sort, unlike topk, settles equal scores by position.
+    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :picks]
+
+
+def _by_argmax(scores: Tensor, picks: int) -> Tensor:
+    """`first_best`, one by one: argmax finds the first of several."""
     rounds = []
     for _ in range(picks):
         rounds.append(scores.argmax(-1, keepdim=True))
@@ -29,3 +39,17 @@ def first_best(scores: Tensor, picks: int) -> Tensor:
     if not rounds:
         return scores.new_empty(*scores.shape[:-1], 0, dtype=torch.int64)
     return torch.cat(rounds, dim=-1)
+
+
+def _by_topk(scores: Tensor, picks: int) -> Tensor:
+    """`first_best` by torch's topk, which leaves open which of several equal scores it takes.
+
+    So one more than asked for is taken, and rows with equal scores among these are sorted.
+    """
+    values, best = scores.topk(min(picks + 1, scores.shape[-1]))
+    equal = (values[..., 1:] == values[..., :-1]) & (values[..., 1:] > -torch.inf)
+    tied = equal.any(-1)
+    if tied.any():
+        order = scores[tied].sort(dim=-1, descending=True, stable=True).indices
+        best[tied] = order[..., : best.shape[-1]]
+    return best[..., :picks]
