@@ -13,7 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import attend
+from sa_patch.kernels import Spans, attend
 from sa_patch.patching.mask import SparseMask, sparse_mask
 from sa_patch.patterns import Pattern
 
@@ -22,6 +22,9 @@ IMPLEMENTATION = "sa_patch"
 
 # Arguments by which a model changes the softmax itself; a pattern that ignored them would be wrong.
 _SOFTMAX_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+Observer = Callable[[int, Tensor, Tensor, Spans], None]
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,15 @@ class LayerPlan:
         decode: "full" or "pattern", see `sa_patch.patching.patch_model`.
         backend: name of the kernel backend, or "auto".
         stock: the model's attention implementation before it was patched.
+        observer: called with (layer, q, k, spans) before each sparse attention, with the tensors
+            as `sa_patch.kernels.attend` takes them; None for nobody.
     """
 
     pattern: Pattern | None
     decode: str
     backend: str
     stock: str
+    observer: Observer | None = None
 
 
 _ATTRIBUTE = "_sa_patch_plan"
@@ -102,12 +108,17 @@ def sparse_attention_forward(
     _refuse_unsupported(module, attention_mask, dropout, kwargs)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
     packing = attention_mask.packing()
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    query = packing.pack(query, packing.query_order)
+    key = packing.pack(key, packing.key_order)
+    if plan.observer is not None:
+        plan.observer(layer, query, key, packing.spans)
     out = attend(
         plan.pattern,
-        packing.pack(query, packing.query_order),
-        packing.pack(key, packing.key_order),
+        query,
+        key,
         packing.pack(value, packing.key_order),
-        layer=int(module.layer_idx),  # type: ignore[arg-type]
+        layer=layer,
         spans=packing.spans,
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
         backend=plan.backend,

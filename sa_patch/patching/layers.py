@@ -53,33 +53,16 @@ def attention_layers(model: PreTrainedModel) -> dict[int, nn.Module]:
     return dict(sorted(found.items()))
 
 
-def choose_layers(model: PreTrainedModel, layers: Iterable[int] | str | None) -> set[int]:
-    """The indices of the layers to make sparse.
+def default_layers(model: PreTrainedModel) -> set[int]:
+    """The layers that are sparse where nothing else is said.
 
-    By default all, except those that have a window of their own in a model that also has full
-    layers (as Gemma does).
-
-    Args:
-        layers: indices, or text such as ``"4-35"`` or ``"0,1,5-7"``; None for the default.
-
-    Raises:
-        UserError: for an index that is not an attention layer of the model, or an empty choice.
+    All, except those that have a window of their own in a model that also has full layers (as
+    Gemma does).
     """
     available = attention_layers(model)
-    if layers is None:
-        kinds = getattr(model.config, "layer_types", None) or []
-        full = {i for i in available if i < len(kinds) and kinds[i] == "full_attention"}
-        return full or set(available)
-    chosen = parse_layers(layers)
-    unknown = sorted(chosen - set(available))
-    if unknown:
-        raise UserError(
-            f"layers {unknown} are not attention layers of this model; it has "
-            f"{format_layers(available)}"
-        )
-    if not chosen:
-        raise UserError("layers is empty; name at least one layer, or leave it out for all")
-    return chosen
+    kinds = getattr(model.config, "layer_types", None) or []
+    full = {i for i in available if i < len(kinds) and kinds[i] == "full_attention"}
+    return full or set(available)
 
 
 def parse_layers(layers: Iterable[int] | str | int) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,8 +12,15 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
-from sa_patch.patching.attention import IMPLEMENTATION, LayerPlan, get_plan, set_plan
-from sa_patch.patching.layers import attention_layers, base_model, choose_layers
+from sa_patch.patching.attention import (
+    IMPLEMENTATION,
+    LayerPlan,
+    Observer,
+    get_plan,
+    set_plan,
+)
+from sa_patch.patching.layers import attention_layers, base_model
+from sa_patch.patching.schedule import Layers, Schedule
 from sa_patch.patterns import SA, Pattern, parse_pattern
 
 Model = TypeVar("Model")
@@ -25,7 +33,7 @@ def patch_model(
     pattern: Pattern | str | None = None,
     *,
     window: int | None = None,
-    layers: Iterable[int] | str | None = None,
+    layers: Layers = None,
     decode: str = "full",
     backend: str = "auto",
 ) -> Model:
@@ -39,7 +47,10 @@ def patch_model(
         pattern: which keys a query sees, or its text form (``"swa:window=256"``).
         window: short for ``SA(window=window)``, the default method.
         layers: indices of the layers to make sparse, or text such as ``"4-35"``; the others keep
-            their stock attention. Default: all full-attention layers.
+            their stock attention. Or a mapping of these to patterns, their text forms, or None or
+            "full" for stock attention (``{"0-3": "full", 7: SWA(64)}``); layers that it does not
+            name take the pattern if one is given, else keep their stock attention. Default: all
+            full-attention layers.
         decode: what a query does that arrives when keys are already cached. "full": it sees all
             of them. "pattern": the pattern goes on over the whole sequence.
         backend: kernel backend, or "auto" for the fastest that is able.
@@ -51,18 +62,18 @@ def patch_model(
         UserError: for a bad argument, or a model that cannot be patched, with the reason. The
             model is then as it was.
     """
-    chosen_pattern = _read_pattern(pattern, window)
+    schedule = Schedule.read(layers)
+    given = _read_pattern(pattern, window, optional=schedule.own is not None)
     check_decode(decode)
     check_backend(backend)
     inner = base_model(model)
     modules = attention_layers(inner)
-    chosen = choose_layers(inner, layers)
+    assigned = schedule.assign(inner, given)
     stock = _stock_implementation(inner)
     if inner.config._attn_implementation != IMPLEMENTATION:
         _own_config(inner)
     for index, module in modules.items():
-        layer_pattern = chosen_pattern if index in chosen else None
-        set_plan(module, LayerPlan(layer_pattern, decode, backend, stock))
+        set_plan(module, LayerPlan(assigned[index], decode, backend, stock))
     inner.set_attn_implementation(IMPLEMENTATION)
     return model
 
@@ -99,7 +110,7 @@ def patched(
     pattern: Pattern | str | None = None,
     *,
     window: int | None = None,
-    layers: Iterable[int] | str | None = None,
+    layers: Layers = None,
     decode: str = "full",
     backend: str = "auto",
 ) -> Iterator[Model]:
@@ -121,7 +132,24 @@ def patched(
             inner.set_attn_implementation(IMPLEMENTATION)
 
 
-def _read_pattern(pattern: Pattern | str | None, window: int | None) -> Pattern:
+def layer_patterns(model: object) -> dict[int, Pattern | None]:
+    """The pattern of every attention layer of a model, None where it has its stock attention."""
+    plans = {i: get_plan(module) for i, module in attention_layers(base_model(model)).items()}
+    return {index: None if plan is None else plan.pattern for index, plan in plans.items()}
+
+
+def observe_layers(model: object, observer: Observer, layers: Iterable[int]) -> None:
+    """Have patched layers call `observer` before each sparse attention, until the next patch."""
+    modules = attention_layers(base_model(model))
+    for index in layers:
+        plan = get_plan(modules[index])
+        if plan is not None:
+            set_plan(modules[index], dataclasses.replace(plan, observer=observer))
+
+
+def _read_pattern(
+    pattern: Pattern | str | None, window: int | None, optional: bool
+) -> Pattern | None:
     if pattern is not None and window is not None:
         raise UserError("give patch_model either a pattern or window=, not both")
     if window is not None:
@@ -130,10 +158,12 @@ def _read_pattern(pattern: Pattern | str | None, window: int | None) -> Pattern:
         return parse_pattern(pattern)
     if isinstance(pattern, Pattern):
         return pattern
+    if pattern is None and optional:
+        return None
     if pattern is None:
         raise UserError(
             "patch_model needs window=..., for example patch_model(model, window=128), "
-            "or a pattern such as SWA(window=256)"
+            "a pattern such as SWA(window=256), or layers={layer: pattern}"
         )
     raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
 
