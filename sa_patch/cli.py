@@ -44,6 +44,11 @@ a sweep file:
   model: smollm2-135m              # or {pretrained: Qwen/Qwen3-8B, dtype: bfloat16}
   windows: [16, 32, 64]
   methods: [full, swa, {method: sa, seeds: [0, 1, 2]}, {method: moba, topk: 2}]
+            # several patterns joined, and budgets shared out over sinks, a window and the rest:
+            # {method: "sinks:4+swa:60+sa:64", seeds: [0, 1]},
+            # {method: split, total: [64, 128], sinks: 4, local: 0.5, rest: psa, seeds: [0]},
+            # layers that stay full, or take another pattern (or the file of sa-patch calibrate):
+            # {method: "swa:64", layers: {0-3: full, 7: "swa:256"}}
   tasks: [lambada_openai, {task: mmlu, limit: 2}]        # any task of lm-eval, and ours
   limit: 50                                              # items per task; leave out for all
 """
@@ -60,6 +65,7 @@ GENERATE_EXAMPLES = """\
 examples:
   sa-patch generate smollm2-135m "The sea is"
   sa-patch generate smollm2-135m "Why is the sky blue?" --chat --method swa --window 256
+  sa-patch generate smollm2-135m "Once" --method sinks:4+swa:252 --decode pattern --layers 2-29
   sa-patch generate Qwen/Qwen3-8B "Once upon a time" --method moba:block_size=64,topk=2 \\
       --dtype bfloat16 --device-map auto
 """
@@ -149,14 +155,14 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="hub id, folder, or smollm2-135m")
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument(
-        "--method", default="sa", help="a name, or a text form such as sa:window=64"
+        "--method", default="sa", help="a name, or a text form such as sinks:4+swa:60+sa:64"
     )
     parser.add_argument("--window", type=int, help="keys in view (default: 128)")
     parser.add_argument("--seed", type=int, help="of a random pattern")
     parser.add_argument("--topk", type=int, help="blocks of moba")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--chat", action="store_true", help="use the model's chat template")
-    parser.add_argument("--layers", help="layers to patch, such as 4-35 (default: all)")
+    parser.add_argument("--layers", help="layers to patch, such as 4-35, or a schedule file (default: all)")
     parser.add_argument("--decode", default="full", help="full or pattern, for the new tokens")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--dtype", default="auto")

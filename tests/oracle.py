@@ -4,12 +4,13 @@ Nothing here comes from `sa_patch`: the point of this file is to disagree with i
 Everything is NumPy and plain loops, slow and obvious. One sequence is a pair of `n` real tokens;
 a query `i` has a list of visible keys `j`, and its output is the softmax average over that list.
 
-The random permutation of `sa` is an input here (`slots[i]` is the slot of position `i`); that it is
-uniformly random is tested by itself in `tests/laws/test_budget.py`.
+The random permutation of `sa` is an input here (`slots[i]` is the slot of position `i`), and so are
+the points of `psa`; that they are uniformly random is tested by itself in `tests/laws`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,11 +73,85 @@ def keys_moba(i: int, scores: Sequence[float], block_size: int, topk: int) -> li
     return [j for j in range(i + 1) if j // block_size in blocks]
 
 
+def keys_sinks(i: int, size: int) -> list[int]:
+    """The first `size` keys, as far as they came before the query or are it."""
+    return [j for j in range(i + 1) if j < size]
+
+
+def keys_psa(i: int, points: Ints, window: int, ring: int) -> list[int]:
+    """The query's own key, and earlier ones whose points lie within (window - 1) / (2 i) of the
+    ring's circumference, rounded down."""
+    seen = []
+    for j in range(i + 1):
+        apart = abs(int(points[i]) - int(points[j]))
+        distance = min(apart, ring - apart)
+        if j == i or distance * i <= (window - 1) * (ring // 2):
+            seen.append(j)
+    return seen
+
+
+def tree_search(
+    query: Floats, leaves: list[Floats], topk: int, branch: int, beam: int
+) -> tuple[list[int], float, int]:
+    """The leaves (mean keys of blocks, all of them eligible) that a beam search finds best.
+
+    Returns the leaves, the smallest margin of any decision on the way, and the dot products spent.
+    """
+    levels = [leaves]
+    while branch and len(levels[-1]) > beam:
+        below = levels[-1]
+        levels.append(
+            [
+                np.mean(below[node * branch : (node + 1) * branch], axis=0)
+                for node in range(len(below) // branch)
+            ]
+        )
+    candidates = list(range(len(levels[-1])))
+    margin, spent = float("inf"), 0
+    for level in range(len(levels) - 1, -1, -1):
+        limit = beam if level else topk
+        if len(candidates) > limit:
+            scores = [float(np.dot(query, levels[level][node])) for node in candidates]
+            spent += len(scores)
+            margin = min(margin, choice_margin(scores, limit))
+            candidates = [candidates[place] for place in chosen_blocks(scores, limit)]
+        if level:
+            below_count = len(levels[level - 1])
+            children = [node * branch + step for node in candidates for step in range(branch)]
+            candidates = [*children, *range(len(levels[level]) * branch, below_count)]
+    return sorted(candidates), margin, spent
+
+
+def keys_block_topk(
+    i: int,
+    query: Floats,
+    keys: Floats,
+    block_size: int,
+    topk: int,
+    sinks: int,
+    local: int,
+    branch: int,
+    beam: int,
+) -> tuple[list[int], float]:
+    """Sinks, own block, `local` tokens before it, and the best earlier blocks; and the margin."""
+    if i < sinks:
+        return list(range(i + 1)), float("inf")
+    first_near = max(sinks, sinks + (i - sinks) // block_size * block_size - local)
+    count = (first_near - sinks) // block_size
+    starts = [sinks + block * block_size for block in range(count)]
+    leaves = [keys[start : start + block_size].mean(axis=0) for start in starts]
+    chosen, margin, _ = tree_search(query, leaves, topk, branch, beam)
+    seen = {*range(sinks), *range(first_near, i + 1)}
+    for block in chosen:
+        seen.update(range(starts[block], starts[block] + block_size))
+    return sorted(seen), margin
+
+
 @dataclass
 class OracleResult:
     """output: [batch, q_heads, n, head_dim], zero at padding; visible: [batch, q_heads, n, n] bool.
 
-    `margin [batch, q_heads, n]` says by how much MoBA's choice was decided. Where it is within
+    `margin [batch, q_heads, n]` says by how much a choice of blocks was decided. Where it is within
     rounding error of zero, 32-bit arithmetic may rightly choose another block.
     """
 
@@ -92,6 +167,55 @@ def softmax_average(query: Floats, keys: Floats, values: Floats, scale: float) -
     return np.asarray((weights / weights.sum()) @ values, dtype=np.float64)
 
 
+@dataclass
+class Row:
+    """One head of one row: queries [n, head_dim], keys [n, head_dim], of the query head `head`.
+
+    `group` are the queries of all heads that share its KV head: [heads, n, head_dim].
+    """
+
+    queries: Floats
+    keys: Floats
+    group: Floats
+    head: int
+
+
+def visible_keys(
+    i: int, row: Row, method: str, arguments: dict[str, Any]
+) -> tuple[list[int], float]:
+    """The keys that query i sees, ascending, and the margin of its choice."""
+    certain = float("inf")
+    if method == "full":
+        return keys_full(i), certain
+    if method == "swa":
+        return keys_swa(i, **arguments), certain
+    if method == "sinks":
+        return keys_sinks(i, **arguments), certain
+    if method == "sa":
+        slots = arguments["slots"](len(row.keys), row.head)
+        return keys_sa(i, slots, arguments["window"], arguments["circular"]), certain
+    if method == "psa":
+        points = arguments["points"](len(row.keys), row.head)
+        return keys_psa(i, points, arguments["window"], arguments["ring"]), certain
+    if method == "moba":
+        block_size, topk = arguments["block_size"], arguments["topk"]
+        scores = block_scores(i, row.queries[i], row.keys, block_size)
+        return keys_moba(i, scores, block_size, topk), choice_margin(scores, topk - 1)
+    if method == "block_topk":
+        rest = {key: value for key, value in arguments.items() if key != "grouped"}
+        query = row.group[:, i].sum(axis=0) if arguments["grouped"] else row.queries[i]
+        return keys_block_topk(i, query, row.keys, **rest)
+    if method == "union":
+        seen: set[int] = set()
+        margin = certain
+        for part, own in arguments["parts"]:
+            keys, part_margin = visible_keys(i, row, part, own)
+            seen.update(keys)
+            margin = min(margin, part_margin)
+        return sorted(seen), margin
+    raise ValueError(f"the oracle has no definition of {method!r}")
+
+
 def attention(
     q: Floats,
     k: Floats,
@@ -100,16 +224,14 @@ def attention(
     *,
     lengths: Sequence[int] | None = None,
     scale: float | None = None,
-    window: int = 0,
-    circular: bool = True,
-    slots: Callable[[int, int], Ints] | None = None,
-    block_size: int = 0,
-    topk: int = 0,
+    **arguments: Any,
 ) -> OracleResult:
     """Attention of `method` over right-padded rows.
 
     q: [batch, q_heads, n, head_dim]; k, v: [batch, kv_heads, n, head_dim]; lengths: [batch].
-    slots(seq_len, q_head) gives the slot of each position, for `sa`.
+    `arguments` are the method's own. For `sa`, slots(seq_len, q_head) gives the slot of each
+    position; for `psa`, points(seq_len, q_head) its point, of `ring` that there are; a `union`
+    has `parts`, pairs of a method and its arguments.
     """
     batch, q_heads, n, head_dim = q.shape
     group = q_heads // k.shape[1]
@@ -119,29 +241,21 @@ def attention(
         visible=np.zeros((batch, q_heads, n, n), dtype=bool),
         margin=np.full((batch, q_heads, n), np.inf),
     )
-    for row in range(batch):
-        length = n if lengths is None else int(lengths[row])
+    for index in range(batch):
+        length = n if lengths is None else int(lengths[index])
         for head in range(q_heads):
-            queries = q[row, head, :length]
-            keys = k[row, head // group, :length]
-            values = v[row, head // group, :length]
-            row_slots = slots(length, head) if slots is not None and length else None
+            kv_head = head // group
+            values = v[index, kv_head, :length]
+            row = Row(
+                queries=q[index, head, :length],
+                keys=k[index, kv_head, :length],
+                group=q[index, kv_head * group : (kv_head + 1) * group, :length],
+                head=head,
+            )
             for i in range(length):
-                if method == "full":
-                    seen = keys_full(i)
-                elif method == "swa":
-                    seen = keys_swa(i, window)
-                elif method == "sa":
-                    assert row_slots is not None, "sa needs its permutation"
-                    seen = keys_sa(i, row_slots, window, circular)
-                elif method == "moba":
-                    scores = block_scores(i, queries[i], keys, block_size)
-                    seen = keys_moba(i, scores, block_size, topk)
-                    result.margin[row, head, i] = choice_margin(scores, topk - 1)
-                else:
-                    raise ValueError(f"the oracle has no definition of {method!r}")
-                result.visible[row, head, i, seen] = True
-                result.output[row, head, i] = softmax_average(
-                    queries[i], keys[seen], values[seen], scale
+                seen, result.margin[index, head, i] = visible_keys(i, row, method, arguments)
+                result.visible[index, head, i, seen] = True
+                result.output[index, head, i] = softmax_average(
+                    row.queries[i], row.keys[seen], values[seen], scale
                 )
     return result

@@ -132,6 +132,10 @@ def test_an_output_folder_that_cannot_be_written(
         (["--method", "swa", "--seed", "1"], "has no parameter 'seed'"),
         (["--method", "sa:window=x"], "window must be a whole number"),
         (["--method", "sa:window=4", "--window", "5"], "holds the parameters already"),
+        (["--method", "sinks:4+swa:6", "--topk", "5"], "holds the parameters already"),
+        (["--method", "sinks:4+swa:6", "--seed", "5"], "draws nothing at random"),
+        (["--method", "sinks+swa"], "method 'swa' needs 'window'"),
+        (["--layers", "nowhere.yaml"], "no schedule file nowhere.yaml"),
         (["--layers", "9"], "layers [9] are not attention layers"),
         (["--backend", "bandit"], "did you mean 'banded'"),
         (["--decode", "sometimes"], "decode"),
@@ -193,6 +197,26 @@ def test_generate_streams_the_continuation(
     assert main(["generate", str(checkpoint), "The old man", *options]) == 0
     shown = capfd.readouterr().out
     assert shown.startswith("The old man") and len(shown) > len("The old man\n")
+
+
+def test_generate_takes_a_composed_pattern_and_a_schedule_file(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    schedule = tmp_path / "schedule.yaml"
+    schedule.write_text("layers: {0: full, 1-2: 'swa:2'}\n")
+    shown = []
+    for options in (
+        ["--method", "full"],
+        ["--method", "sinks:2+swa:3+sa:3", "--seed", "4", "--decode", "pattern"],
+        ["--method", "sinks:2+swa:3", "--decode", "pattern", "--layers", str(schedule)],
+        ["--method", "full", "--decode", "pattern", "--layers", str(schedule)],
+    ):
+        options += ["--max-new-tokens", "12"]
+        assert main(["generate", str(checkpoint), "The old man", *options]) == 0
+        shown.append(capfd.readouterr().out)
+    assert len(set(shown[:3])) == 3
+    # The file gives every layer a pattern, so that none is left for the method.
+    assert shown[2] == shown[3]
 
 
 def test_methods_lists_patterns_and_backends(capfd: pytest.CaptureFixture[str]) -> None:

@@ -26,12 +26,14 @@ def cell_id(cell: Mapping[str, Any]) -> str:
 
 
 def pattern_fields(pattern: Pattern) -> dict[str, Any]:
-    """The part of a cell's identity that a pattern gives."""
+    """The part of a cell's identity that a pattern gives; a union's seed is its random parts'."""
+    from sa_patch.patterns import seed_of
+
     return {
         "pattern": str(pattern),
         "method": pattern.name,
         "window": pattern.effective_window,
-        "seed": getattr(pattern, "seed", None),
+        "seed": seed_of(pattern),
     }
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from sa_patch.errors import UserError
-from sa_patch.harness.config import DTYPES, choice
+from sa_patch.harness.config import DTYPES
 from sa_patch.harness.embedded import resolve_model
 from sa_patch.harness.layer_check import check_layers
 from sa_patch.harness.quiet import silenced
 from sa_patch.harness.reason import one_line
+from sa_patch.harness.schedule_file import read_layers
+from sa_patch.harness.yaml_values import choice
 from sa_patch.kernels import check_backend
-from sa_patch.patching import check_decode, parse_layers, patch_model
-from sa_patch.patterns import Pattern, make_pattern, parse_pattern
+from sa_patch.patching import check_decode, patch_model
+from sa_patch.patterns import Pattern, make_pattern, parse_pattern, with_seed
 from sa_patch.patterns.registry import parameters, pattern_class
 
 DEFAULT_WINDOW = 128
@@ -21,15 +23,20 @@ DEFAULT_WINDOW = 128
 def choose_pattern(
     method: str, window: int | None = None, seed: int | None = None, topk: int | None = None
 ) -> Pattern:
-    """The pattern of a method's name and options, or of a text form such as ``sa:window=64``.
+    """The pattern of a method's name and options, or of a text form such as ``sinks:4+sa:64``.
+
+    Beside a text form only a seed may stand, which is then that of all its random parts.
 
     Raises:
         UserError: for an unknown method, or an option or value that it does not take.
     """
-    if ":" in method:
-        if (window, seed, topk) != (None, None, None):
-            raise UserError(f"{method!r} holds the parameters already; leave the options out")
-        return parse_pattern(method)
+    if set(":+") & set(method):
+        if (window, topk) != (None, None):
+            raise UserError(
+                f"{method!r} holds the parameters already; leave --window and --topk out"
+            )
+        pattern = parse_pattern(method)
+        return pattern if seed is None else with_seed(pattern, seed)
     if window is None and "window" in parameters(pattern_class(method)):
         window = DEFAULT_WINDOW
     return make_pattern(method, window=window, seed=seed, topk=topk)
@@ -54,6 +61,7 @@ def generate_text(
 
     Args:
         model: hub id, folder, or ``smollm2-135m``.
+        layers: text such as ``"4-35"``, or the path of a schedule file; None for all.
         chat: put the prompt into the tokenizer's chat template.
 
     Raises:
@@ -69,9 +77,9 @@ def generate_text(
     choice(dtype, "dtype", DTYPES)
     check_backend(backend)
     check_decode(decode)
-    chosen_layers = None if layers is None else parse_layers(layers)
+    schedule = read_layers(layers)
     source = resolve_model(model, gguf_file, revision)
-    check_layers(source, chosen_layers)
+    check_layers(source, schedule.named)
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
     options: dict[str, Any] = {"revision": source.revision, "gguf_file": source.gguf_file}
@@ -85,7 +93,7 @@ def generate_text(
         except Exception as error:
             reason = one_line(error)
             raise UserError(f"the model {model!r} could not be loaded: {reason}") from error
-        patch_model(loaded, pattern, layers=chosen_layers, decode=decode, backend=backend)
+        patch_model(loaded, pattern, layers=schedule, decode=decode, backend=backend)
     if chat:
         if not tokenizer.chat_template:
             raise UserError(f"{model} has no chat template; leave --chat out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,19 @@ from transformers import PreTrainedModel
 from sa_patch.errors import UserError
 from sa_patch.harness.embedded import resolve_model
 from sa_patch.harness.layer_check import check_layers
-from sa_patch.harness.measure import PatternMeter, head_shape, padding_lengths
-from sa_patch.kernels import check_backend
-from sa_patch.patching import attention_layers, check_decode, parse_layers, patch_model
-from sa_patch.patching.layers import base_model, choose_layers
-from sa_patch.patterns import Pattern, make_pattern, parse_pattern
+from sa_patch.harness.measure import HeadShape, PatternMeter, padding_lengths
+from sa_patch.harness.schedule_file import read_layers
+from sa_patch.kernels import Spans, check_backend
+from sa_patch.patching import (
+    Layers,
+    Schedule,
+    check_decode,
+    layer_patterns,
+    observe_layers,
+    patch_model,
+)
+from sa_patch.patching.layers import base_model
+from sa_patch.patterns import Pattern, make_pattern, parse_pattern, with_seed
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
@@ -33,16 +41,23 @@ class SAPatchLM(HFLM):
 
     Scores do not depend on the batch size. lm-eval pads log-likelihood batches on the right and
     passes no mask; causality alone makes that harmless for prefix-stable patterns, and for the
-    others (SA draws its permutation for the sequence's own length) each batch is made of
-    sequences of one length, so that there is no padding at all.
+    others (SA draws its permutation for the sequence's own length), and where visible keys are
+    counted as they are chosen, each batch is made of sequences of one length, so that there is no
+    padding at all.
 
     Args:
         pretrained: hub id, local folder, a .gguf file, "smollm2-135m" for the embedded model, or
             a model object.
-        method: name of a pattern; its parameters are the next six arguments.
-        window, seed, topk, block_size, circular, per_head: see `sa_patch.patterns`.
-        pattern: a pattern, or its text form, instead of `method` and its parameters.
-        layers, decode, backend: see `sa_patch.patch_model`.
+        method: name of a pattern; its parameters are the arguments up to `grouped`.
+        window, seed, topk, block_size, circular, per_head, sinks, local, branch, beam, grouped:
+            see `sa_patch.patterns`.
+        pattern: a pattern, or its text form, instead of `method` and its parameters; `seed` may
+            stand beside it, and is that of all its random parts. In ``--model_args``, where commas
+            separate arguments, semicolons separate its parameters
+            (``pattern=sinks:4+moba:block_size=16;topk=4``).
+        layers: see `sa_patch.patch_model`; or the path of a schedule file (``.yaml``). In
+            ``--model_args`` ``layers=0-3+7`` means layers 0 to 3, and 7.
+        decode, backend: see `sa_patch.patch_model`.
         hf_arguments: everything that lm-eval's `hf` model takes (``batch_size``, ``dtype``,
             ``device``, ``gguf_file``, ``device_map``, ...).
 
@@ -61,8 +76,13 @@ class SAPatchLM(HFLM):
         block_size: int | None = None,
         circular: bool | None = None,
         per_head: bool | None = None,
+        sinks: int | None = None,
+        local: int | None = None,
+        branch: int | None = None,
+        beam: int | None = None,
+        grouped: bool | None = None,
         pattern: Pattern | str | None = None,
-        layers: Iterable[int] | str | None = None,
+        layers: Layers = None,
         decode: str = "full",
         backend: str = "auto",
         **hf_arguments: Any,
@@ -74,16 +94,21 @@ class SAPatchLM(HFLM):
             "block_size": block_size,
             "circular": circular,
             "per_head": per_head,
+            "sinks": sinks,
+            "local": local,
+            "branch": branch,
+            "beam": beam,
+            "grouped": grouped,
         }
         chosen = _read_pattern(pattern, method, params)
         check_backend(backend)
         check_decode(decode)
-        chosen_layers = None if layers is None else parse_layers(layers)
+        schedule = read_layers(layers)
         if isinstance(pretrained, str):
             source = resolve_model(
                 pretrained, hf_arguments.pop("gguf_file", None), hf_arguments.get("revision")
             )
-            check_layers(source, chosen_layers)
+            check_layers(source, schedule.named)
             pretrained = source.pretrained
             if source.gguf_file is not None:
                 hf_arguments["gguf_file"] = source.gguf_file
@@ -95,13 +120,16 @@ class SAPatchLM(HFLM):
         # Under the same name lm-eval has an option of its own: which of its code paths to take.
         super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
         self._share_work()
-        self.use_pattern(chosen, layers=chosen_layers, decode=decode, backend=backend)
+        self.use_pattern(chosen, layers=schedule, decode=decode, backend=backend)
+
+    # Set while lm-eval tries batch sizes.
+    _probing = False
 
     def use_pattern(
         self,
         pattern: Pattern,
         *,
-        layers: Iterable[int] | str | None = None,
+        layers: Layers = None,
         decode: str = "full",
         backend: str = "auto",
     ) -> None:
@@ -111,20 +139,29 @@ class SAPatchLM(HFLM):
             UserError: see `sa_patch.patch_model`.
         """
         model = base_model(self.model)
-        patch_model(model, pattern, layers=layers, decode=decode, backend=backend)
+        schedule = Schedule.read(layers)
+        patch_model(model, pattern, layers=schedule, decode=decode, backend=backend)
         self.pattern = pattern
-        self._identity = f"{pattern} layers={layers} decode={decode}"
+        self._identity = f"{pattern} layers={schedule.to_plain()} decode={decode}"
+        patterns = layer_patterns(model)
+        self._unstable = next((p for p in patterns.values() if p and not p.prefix_stable), None)
         self._check_distributed()
         if getattr(self, "cache_hook", None) is not None:
             self._own_cache(self.cache_hook)
-        heads, head_dim = head_shape(model.config)
-        self.meter = PatternMeter(
-            pattern,
-            sparse_layers=choose_layers(model, layers),
-            all_layers=attention_layers(model),
-            heads=heads,
-            head_dim=head_dim,
-        )
+        self.meter = PatternMeter(patterns, HeadShape.of(model.config))
+        observe_layers(model, self._observe, self.meter.observed_layers)
+
+    def _observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+        if not self._probing:
+            self.meter.observe(layer, q, k, spans)
+
+    def _detect_batch_size(self, *arguments: Any, **named: Any) -> int:
+        """lm-eval's trial of batch sizes, which must not enter the measurements."""
+        self._probing = True
+        try:
+            return int(super()._detect_batch_size(*arguments, **named))
+        finally:
+            self._probing = False
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's request cache, if it holds no answers of another pattern or model.
@@ -162,11 +199,11 @@ class SAPatchLM(HFLM):
 
     def _check_distributed(self) -> None:
         accelerator = getattr(self, "accelerator", None)
-        if accelerator is None or self.pattern.prefix_stable:
+        if accelerator is None or self._unstable is None:
             return
         if accelerator.distributed_type == DistributedType.FSDP:
             raise UserError(
-                f"{self.pattern.name} cannot be evaluated under FSDP, whose processes must run "
+                f"{self._unstable.name} cannot be evaluated under FSDP, whose processes must run "
                 "equally many batches; use data-parallel processes or device_map='auto'"
             )
 
@@ -183,7 +220,8 @@ class SAPatchLM(HFLM):
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         self._meter_requests(requests)
-        if self.pattern.prefix_stable or not requests:
+        padding_is_harmless = self._unstable is None and not self.meter.observed_layers
+        if padding_is_harmless or not requests:
             return self._run(requests, disable_tqdm, override_bs, **kwargs)
         by_length: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
@@ -240,9 +278,11 @@ def _read_pattern(
         if method is None:
             method = "sa" if given else "full"
         return make_pattern(method, **params)
-    if method is not None or given:
+    if method is not None or given not in ([], ["seed"]):
         raise UserError(
             "give either pattern= or method= with its parameters, not both "
-            f"(got pattern={str(pattern)!r} and {', '.join(given) or 'method'})"
+            f"(got pattern={str(pattern)!r} and {', '.join(given) or 'method'}); within pattern= "
+            "parameters are separated by semicolons, and only seed= may stand beside it"
         )
-    return parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    chosen = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    return with_seed(chosen, params["seed"]) if given else chosen

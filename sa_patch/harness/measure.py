@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sa_patch.patterns import Full, Pattern
+from sa_patch.harness.observed import Observed
+from sa_patch.kernels import Spans
+from sa_patch.patterns import Full, Pattern, seed_of
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """Query heads, KV heads and head_dim of a layer."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, config: Any) -> HeadShape:
+        """The shape that a model's configuration gives its layers."""
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        heads = int(text.num_attention_heads)
+        kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return cls(heads, kv_heads, int(head_dim))
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Counts for one sequence, summed over the layers of a model and averaged over heads.
+    """Counts for sequences, summed over the layers of a model and averaged over heads.
 
     Args:
         visible: query-key pairs that entered a softmax.
@@ -23,72 +44,91 @@ class Spent:
         dots: dot products spent on choosing keys.
     """
 
-    visible: float
-    last: float
-    dots: float
+    visible: float = 0.0
+    last: float = 0.0
+    dots: float = 0.0
+
+    def plus(self, other: Spent, times: float = 1.0) -> Spent:
+        return Spent(
+            self.visible + times * other.visible,
+            self.last + times * other.last,
+            self.dots + times * other.dots,
+        )
 
 
 @lru_cache(maxsize=65536)
-def _spent_in_layer(pattern: Pattern, seq_len: int, layer: int, heads: int) -> Spent:
+def _counted_in_layer(pattern: Pattern, seq_len: int, layer: int, heads: int) -> Spent:
+    """Visible pairs and keys of the last query, from the pattern alone."""
     counts = pattern.count_visible(seq_len, layer=layer, heads=heads).double().mean(0)
-    dots = float(pattern.selection_dots(seq_len).sum())
-    return Spent(float(counts.sum()), float(counts[-1]), dots)
+    return Spent(float(counts.sum()), float(counts[-1]))
+
+
+@lru_cache(maxsize=65536)
+def _chosen_in_layer(pattern: Pattern, seq_len: int, group: int) -> Spent:
+    return Spent(dots=float(pattern.selection_dots(seq_len, group).sum()))
 
 
 class PatternMeter:
     """Counts what the prefills of a patched model see and cost.
 
-    Visible keys are counted from the pattern itself, with the permutations that the layers really
-    drew, for every sequence length that was run. Layers that keep their stock attention count as
-    full attention. Tokens generated after the prefill are not counted.
+    Visible keys are counted from the patterns themselves, with the permutations that the layers
+    really drew, for every sequence length that was run. Where that cannot be, because chosen keys
+    may coincide with others, they are counted where they are chosen: the model's layers must then
+    call `observe`. Layers that keep their stock attention count as full attention. Tokens
+    generated after the prefill are not counted.
 
     Args:
-        pattern: the pattern of the sparse layers.
-        sparse_layers: indices of the layers that carry it.
-        all_layers: indices of all attention layers.
-        heads: query heads of a layer.
-        head_dim: length of a query or key, for FLOPs.
+        patterns: the pattern of every attention layer, None for stock attention.
+        shape: heads of a layer.
     """
 
-    def __init__(
-        self,
-        pattern: Pattern,
-        *,
-        sparse_layers: Iterable[int],
-        all_layers: Iterable[int],
-        heads: int,
-        head_dim: int,
-    ) -> None:
-        self.pattern = pattern
-        self._sparse = frozenset(sparse_layers)
-        self._layers = tuple(all_layers)
-        self._heads = heads
-        self._head_dim = head_dim
+    def __init__(self, patterns: Mapping[int, Pattern | None], shape: HeadShape) -> None:
+        self._patterns = {layer: each or Full() for layer, each in patterns.items()}
+        self._shape = shape
         self._lengths: Counter[int] = Counter()
+        self._observed = Observed()
+
+    @property
+    def observed_layers(self) -> list[int]:
+        """The layers that must call `observe` for a summary."""
+        return [i for i, pattern in self._patterns.items() if pattern.counts_need_content]
 
     def reset(self) -> None:
         """Forget all sequences counted so far."""
         self._lengths.clear()
+        self._observed = Observed()
 
     def add(self, lengths: Iterable[int]) -> None:
         """Count prefills of these numbers of real tokens."""
         self._lengths.update(int(n) for n in lengths if n > 0)
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+        """Count what the queries of one prefill see in a layer that must be observed.
+
+        Args:
+            q: ``[batch, q_heads, n, head_dim]``.
+            k: ``[batch, kv_heads, n, head_dim]``.
+            spans: the rows' lengths.
+        """
+        self._observed.add(self._patterns[layer], layer, q, k, spans)
 
     def counts(self) -> dict[int, int]:
         """How many prefills of each length were counted."""
         return dict(self._lengths)
 
     def _spent(self, seq_len: int) -> Spent:
-        visible = last = dots = 0.0
-        for layer in self._layers:
-            pattern = self.pattern if layer in self._sparse else Full()
+        """One sequence in all layers, without the visible keys of those that are observed."""
+        total = Spent()
+        group = self._shape.heads // self._shape.kv_heads
+        for layer, pattern in self._patterns.items():
+            total = total.plus(_chosen_in_layer(pattern, seq_len, group))
+            if pattern.counts_need_content:
+                continue
             # Only a pattern that draws anew per layer and head needs counting in each of them.
-            drawn = not pattern.prefix_stable
-            part = _spent_in_layer(
-                pattern, seq_len, layer if drawn else 0, self._heads if drawn else 1
-            )
-            visible, last, dots = visible + part.visible, last + part.last, dots + part.dots
-        return Spent(visible, last, dots)
+            drawn = seed_of(pattern) is not None
+            place = (layer, self._shape.heads) if drawn else (0, 1)
+            total = total.plus(_counted_in_layer(pattern, seq_len, *place))
+        return total
 
     def summary(self) -> dict[str, Any]:
         """The measured figures of all sequences counted since the last `reset`.
@@ -99,7 +139,7 @@ class PatternMeter:
             over sequences, layers and heads), ``attention_flops`` and ``full_attention_flops``
             (4 * head_dim per visible pair and head, 2 * head_dim per dot product spent on
             choosing, projections not counted; summed over sequences and layers) and
-            ``saturated_fraction`` (share of sequences in which the pattern was in truth dense).
+            ``saturated_fraction`` (share of sequences in which every layer was in truth dense).
         """
         sequences = sum(self._lengths.values())
         tokens = sum(n * times for n, times in self._lengths.items())
@@ -114,15 +154,15 @@ class PatternMeter:
                 "full_attention_flops": 0.0,
                 "saturated_fraction": None,
             }
-        visible = last = dots = full = 0.0
+        spent, full, saturated = Spent(), 0.0, 0
         for n, times in sorted(self._lengths.items()):
-            spent = self._spent(n)
-            visible += times * spent.visible
-            last += times * spent.last
-            dots += times * spent.dots
-            full += times * len(self._layers) * n * (n + 1) / 2
-        saturated = sum(t for n, t in self._lengths.items() if self.pattern.saturated(n))
-        per_dot = 2.0 * self._head_dim * self._heads
+            spent = spent.plus(self._spent(n), times)
+            full += times * len(self._patterns) * n * (n + 1) / 2
+            saturated += times * all(each.saturated(n) for each in self._patterns.values())
+        for layer in self.observed_layers:
+            keys, last = self._observed.means(layer)
+            spent = spent.plus(Spent(tokens * keys, sequences * last))
+        per_dot = 2.0 * self._shape.head_dim * self._shape.heads
         return {
             "sequences": sequences,
             "tokens": tokens,
@@ -131,20 +171,12 @@ class PatternMeter:
                 "mean": tokens / sequences,
                 "max": max(self._lengths),
             },
-            "mean_keys_per_query": visible / (tokens * len(self._layers)),
-            "last_query_keys": last / (sequences * len(self._layers)),
-            "attention_flops": per_dot * (2 * visible + dots),
+            "mean_keys_per_query": spent.visible / (tokens * len(self._patterns)),
+            "last_query_keys": spent.last / (sequences * len(self._patterns)),
+            "attention_flops": per_dot * (2 * spent.visible + spent.dots),
             "full_attention_flops": per_dot * 2 * full,
             "saturated_fraction": saturated / sequences,
         }
-
-
-def head_shape(config: Any) -> tuple[int, int]:
-    """Query heads and head_dim of a model's configuration."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    heads = int(text.num_attention_heads)
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return heads, int(head_dim)
 
 
 def padding_lengths(mask: torch.Tensor) -> list[int]:

@@ -11,8 +11,10 @@ from sa_patch.errors import UserError
 from sa_patch.harness.cells import cell_id, pattern_fields
 from sa_patch.harness.config import ModelSpec, SweepConfig, TaskSpec
 from sa_patch.harness.embedded import resolve_model
+from sa_patch.harness.grid import MethodSpec
 from sa_patch.harness.tasks import Benchmarks, Catalogue, TaskInfo
-from sa_patch.patterns import Pattern
+from sa_patch.patching import Schedule
+from sa_patch.patterns import Pattern, seed_of
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class PlannedCell:
     cell: Mapping[str, Any]
     model: ModelSpec
     pattern: Pattern
+    layers: Schedule
     task: TaskSpec
     info: TaskInfo
 
     @property
     def label(self) -> str:
-        return f"{self.info.name}  {self.pattern}"
+        layers = f"  layers {self.layers}" if str(self.layers) else ""
+        return f"{self.info.name}  {self.pattern}{layers}"
 
 
 @dataclass(frozen=True)
@@ -62,23 +66,28 @@ def make_plan(
             f"{', '.join(unsafe)} runs code that the model writes on this machine; add "
             "--confirm-run-unsafe-code if you accept that, or leave the task out"
         )
-    patterns = sorted(config.patterns, key=_early)
+    methods = sorted(config.methods, key=_early)
     cells: dict[str, PlannedCell] = {}
     for model in config.models:
         identity = resolve_model(model.pretrained, model.gguf_file, model.revision).identity
         for task, info in tasks:
             shared = _shared_fields(config, model, identity, task, info)
             shared["data"] = None if local is None else local.digest(info)
-            for pattern in patterns:
-                cell = {**shared, **pattern_fields(pattern)}
+            for method in methods:
+                layers = config.layers_of(method)
+                cell = {
+                    **shared,
+                    **pattern_fields(method.pattern),
+                    "layers": layers.to_plain(),
+                }
                 identifier = cell_id(cell)
-                planned = PlannedCell(identifier, cell, model, pattern, task, info)
+                planned = PlannedCell(identifier, cell, model, method.pattern, layers, task, info)
                 cells.setdefault(identifier, planned)
     return Plan(tuple(cells.values()), catalogue, None if local is None else local.folder)
 
 
-def _early(pattern: Pattern) -> tuple[bool, int]:
-    return pattern.name != "full", getattr(pattern, "seed", 0)
+def _early(method: MethodSpec) -> tuple[bool, int]:
+    return method.pattern.name != "full", seed_of(method.pattern) or 0
 
 
 def _shared_fields(
@@ -87,7 +96,6 @@ def _shared_fields(
     return {
         "model": identity,
         "model_name": model.pretrained,
-        "layers": None if config.layers is None else list(config.layers),
         "decode": config.decode,
         "backend": config.backend,
         "dtype": model.dtype,

@@ -111,12 +111,13 @@ class _Engine:
 
     def run(self, model: ModelSpec, cells: list[PlannedCell]) -> None:
         source = resolve_model(model.pretrained, model.gguf_file, model.revision)
-        check_layers(source, self.config.layers)
+        for layers in {cell.layers: None for cell in cells}:
+            check_layers(source, layers.named)
         self.progress.starts(f"loading {model.pretrained}")
         lm = load_model(model, self.config.batch_size)
         # What the model cannot take at all (layers, backend) is the user's to mend: no cell runs.
-        for pattern in {cell.pattern: None for cell in cells}:
-            self._use(lm, pattern)
+        for cell in {(cell.pattern, cell.layers): cell for cell in cells}.values():
+            self._use(lm, cell)
         for _, same_task in itertools.groupby(cells, key=lambda cell: (cell.task, cell.info.name)):
             loaded: Mapping[str, Any] | None = None
             for cell in same_task:
@@ -125,10 +126,10 @@ class _Engine:
                     result, loaded = self._attempt(lm, cell, loaded, noise)
                 self._record(cell, result, noise)
 
-    def _use(self, lm: Any, pattern: Any) -> None:
+    def _use(self, lm: Any, cell: PlannedCell) -> None:
         lm.use_pattern(
-            pattern,
-            layers=self.config.layers,
+            cell.pattern,
+            layers=cell.layers,
             decode=self.config.decode,
             backend=self.config.backend,
         )
@@ -157,7 +158,7 @@ class _Engine:
                 fresh = self.plan.catalogue.load(cell.info.name, self.plan.benchmarks)
                 scoring.prepare(fresh, cell.task.num_fewshot, cell.task.gen_kwargs)
                 loaded = fresh
-            self._use(lm, cell.pattern)
+            self._use(lm, cell)
             lm.meter.reset()
             results = scoring.score(lm, loaded, cell.task.limit, self.run_code)
             scores = scoring.plain_scores(results, cell.info.name)

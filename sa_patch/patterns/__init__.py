@@ -2,7 +2,7 @@
 
 from sa_patch.patterns.base import Pattern
 from sa_patch.patterns.block_topk import BlockTopK
-from sa_patch.patterns.budget import split_budget
+from sa_patch.patterns.budget import fit_budget, flops_share, split_budget
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.psa import PSA
@@ -23,6 +23,8 @@ __all__ = [
     "Pattern",
     "Sinks",
     "Union",
+    "fit_budget",
+    "flops_share",
     "make_pattern",
     "parse_pattern",
     "seed_of",

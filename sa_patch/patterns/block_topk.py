@@ -32,7 +32,8 @@ class BlockTopK(Pattern):
         block_size: tokens in a block, at least 1.
         topk: chosen blocks in view, the query's own not counted; at least 0.
         sinks: first tokens in view, at least 0.
-        local: tokens before the query's own block in view, a multiple of `block_size`.
+        local: tokens before the query's own block in view, a multiple of `block_size`; two blocks
+            unless given.
         branch: children of a node, at least 2; 0 for a flat choice.
         beam: nodes that stay on each level; ``beam * branch`` is at least `topk`.
         grouped: one choice for the query heads that share a KV head, by the sum of their queries.
@@ -44,7 +45,7 @@ class BlockTopK(Pattern):
     block_size: int = field(default=4, metadata={"always": True})
     topk: int = field(default=8, metadata={"always": True})
     sinks: int = field(default=4, metadata={"always": True})
-    local: int = field(default=8, metadata={"always": True})
+    local: int = field(default=-1, metadata={"always": True})
     branch: int = 8
     beam: int = 8
     grouped: bool = False
@@ -56,6 +57,8 @@ class BlockTopK(Pattern):
     def __post_init__(self) -> None:
         whole_number(self.block_size, "block_size", 1)
         whole_number(self.beam, "beam", 1)
+        if self.local == -1:
+            object.__setattr__(self, "local", 2 * self.block_size)
         for name in ("topk", "sinks", "local", "branch"):
             whole_number(getattr(self, name), name, 0)
         if not isinstance(self.grouped, bool):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, whole_number
-from sa_patch.patterns.registry import make_pattern
+from sa_patch.patterns.registry import make_pattern, parse_pattern
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.swa import SWA
 from sa_patch.patterns.union import unite
@@ -46,3 +46,75 @@ def split_budget(
     if left:
         parts.append(make_pattern(rest, window=left, seed=seed))
     return unite(*parts)
+
+
+def flops_share(pattern: Pattern, seq_len: int, group: int = 1) -> float:
+    """Expected attention FLOPs of a prefill as a share of full attention's, choosing included.
+
+    A visible key costs two dot products (its score and its part of the result), a candidate of a
+    choice one.
+
+    Args:
+        seq_len: tokens of the prompt, at least 1.
+        group: query heads that share a KV head.
+    """
+    whole_number(seq_len, "seq_len", 1)
+    keys = float(pattern.keys_per_query(seq_len).sum())
+    dots = float(pattern.selection_dots(seq_len, group).sum())
+    return (2 * keys + dots) / (seq_len * (seq_len + 1))
+
+
+def fit_budget(template: str, seq_len: int, share: float, group: int = 1) -> Pattern:
+    """The largest pattern of a family that spends at most a share of full attention's FLOPs.
+
+    ``fit_budget("sinks:4+swa:{}", 4096, 1 / 8)`` finds the window.
+
+    Args:
+        template: text form of the family, with ``{}`` for the whole number that is sought; the
+            more of it, the more FLOPs.
+        seq_len: tokens of the prompt for which the share holds.
+        share: of full causal attention, above 0 and at most 1; see `flops_share`.
+        group: query heads that share a KV head.
+
+    Raises:
+        UserError: if the template has no ``{}``, or its smallest pattern is too large already.
+    """
+    whole_number(seq_len, "n", 1)
+    if not isinstance(template, str) or "{}" not in template:
+        raise UserError(
+            f"a family has {{}} for the number that is sought, such as swa:{{}}; got {template!r}"
+        )
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise UserError(f"a share of FLOPs lies above 0 and is at most 1, got {share!r}")
+
+    def member(number: int) -> Pattern:
+        return parse_pattern(template.replace("{}", str(number)))
+
+    low = _smallest(template, seq_len)
+    spent = flops_share(member(low), seq_len, group)
+    if spent > share:
+        raise UserError(
+            f"even {member(low)} spends {spent:.3f} of full attention's FLOPs at n = {seq_len}, "
+            f"more than {share:g}; take a larger share, or another family"
+        )
+    step = 1
+    while low < 2 * seq_len and flops_share(member(low + step), seq_len, group) <= share:
+        low, step = low + step, 2 * step
+    while step > 1:
+        step //= 2
+        if flops_share(member(low + step), seq_len, group) <= share:
+            low += step
+    return member(low)
+
+
+def _smallest(template: str, seq_len: int) -> int:
+    """The smallest number from which on the family can be built."""
+    for number in range(seq_len + 1):
+        try:
+            parse_pattern(template.replace("{}", str(number)))
+        except UserError as error:
+            if number == seq_len:
+                raise UserError(f"{template!r} is no family of patterns: {error}") from error
+        else:
+            return number
+    raise AssertionError("the loop ends by returning or raising")

@@ -208,18 +208,22 @@ def _count(part: Pattern, seq_len: int, layer: int, heads: int, unless: Rule | N
 
 
 def with_seed(pattern: Pattern, seed: int) -> Pattern:
-    """The same pattern with another seed in every part that draws at random.
+    """The same pattern with another seed; of a union, that of its first random part.
+
+    The seeds of other parts keep their distance to it, so that two draws stay two.
 
     Raises:
-        UserError: if it draws nothing.
+        UserError: if it draws nothing at random.
     """
-    parts = _flat(pattern)
-    if not any(hasattr(part, "seed") for part in parts):
+    first = seed_of(pattern)
+    if first is None:
         raise UserError(f"{pattern} draws nothing at random, so it takes no seed")
     return unite(
         *(
-            dataclasses.replace(part, seed=seed) if hasattr(part, "seed") else part  # type: ignore[call-arg]
-            for part in parts
+            dataclasses.replace(part, seed=part.seed - first + seed)  # type: ignore[call-arg]
+            if hasattr(part, "seed")
+            else part
+            for part in _flat(pattern)
         )
     )
 

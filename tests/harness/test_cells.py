@@ -14,7 +14,7 @@ from sa_patch.harness.cells import (
     remove_leftovers,
     write_json,
 )
-from sa_patch.patterns import SA, Full, MoBA
+from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Sinks
 
 CELL = {"model": "m", "pattern": "sa:window=4,seed=0", "task": "needle", "limit": 5}
 
@@ -46,6 +46,17 @@ def test_window_and_seed_are_null_where_they_mean_nothing() -> None:
     assert pattern_fields(SA(window=8, seed=3))["seed"] == 3
     moba = pattern_fields(MoBA(block_size=16, topk=2))
     assert (moba["window"], moba["seed"], moba["method"]) == (32, None, "moba")
+
+
+def test_the_seed_of_a_union_is_that_of_its_random_parts() -> None:
+    fields = pattern_fields(Sinks(4) | SWA(6) | SA(8, seed=3) | PSA(9, seed=3))
+    assert fields == {
+        "pattern": "sinks:size=4+swa:window=6+sa:window=8,seed=3+psa:window=9,seed=3",
+        "method": "union",
+        "window": 27,
+        "seed": 3,
+    }
+    assert pattern_fields(Sinks(4) | SWA(6))["seed"] is None
 
 
 def test_what_was_written_is_read_back(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import yaml
 
 from sa_patch.errors import UserError
 from sa_patch.harness.config import load_config, parse_config
-from sa_patch.patterns import SA, SWA, Full, MoBA
+from sa_patch.patching import Schedule
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
 from sa_patch.resources import configs_dir
 
 GRID: dict[str, Any] = {
@@ -58,6 +59,78 @@ def test_methods_can_have_windows_and_parameters_of_their_own() -> None:
     )
 
 
+def test_unions_take_seeds_in_every_random_part() -> None:
+    methods = [{"method": "sinks:4+swa:6+sa:8+psa:9", "seeds": [1, 2]}, "sinks:4+swa:6"]
+    config = parse_config({**GRID, "methods": methods})
+    assert config.patterns == (
+        *(Sinks(4) | SWA(6) | SA(8, seed=s) | PSA(9, seed=s) for s in (1, 2)),
+        Sinks(4) | SWA(6),
+    )
+
+
+def test_a_budget_is_split_for_every_total_and_seed() -> None:
+    split = {"method": "split", "total": [24, 44], "sinks": 4, "local": 0.5, "rest": "psa"}
+    config = parse_config({**GRID, "methods": [{**split, "seeds": [0, 1]}]})
+    assert set(config.patterns) == {
+        Sinks(4) | SWA(near) | PSA(near, seed=seed) for near in (10, 20) for seed in (0, 1)
+    }
+    bare = parse_config({**GRID, "methods": [{"method": "split", "total": 20, "rest": "moba"}]})
+    assert bare.patterns == (Sinks(4) | SWA(8) | MoBA.from_window(8),)
+
+
+def test_windows_complete_only_the_parameters_that_leave_room_for_them() -> None:
+    methods = ["block_topk", {"method": "block_topk", "topk": 3}, {"method": "sinks", "size": 2}]
+    config = parse_config({**GRID, "methods": methods, "windows": [32, 64]})
+    assert config.patterns == (
+        BlockTopK.from_window(32),
+        BlockTopK.from_window(64),
+        BlockTopK(topk=3),
+        Sinks(2),
+    )
+    without = parse_config({**GRID, "methods": ["block_topk"], "windows": None})
+    assert without.patterns == (BlockTopK(),)
+
+
+def test_every_method_may_have_layers_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.yaml"
+    path.write_text("layers: {0-1: full, 2: 'swa:4'}\nfull_layers: 2\n")
+    methods = [
+        "swa:8",
+        {"method": "swa:8", "layers": "1-2"},
+        {"method": "swa:8", "layers": str(path)},
+        "full",
+    ]
+    config = parse_config({**GRID, "methods": methods, "layers": [0]})
+    mapping = Schedule(own=((0, None), (1, None), (2, SWA(4))))
+    assert config.patterns == (SWA(8), Full())
+    assert [config.layers_of(method) for method in config.methods] == [
+        Schedule(listed=(0,)),
+        Schedule(listed=(1, 2)),
+        mapping,
+        Schedule(listed=(0,)),
+    ]
+    assert config.to_dict()["layers"] == [0]
+    assert config.to_dict()["patterns"][1:3] == [
+        {"pattern": "swa:window=8", "layers": [1, 2]},
+        {"pattern": "swa:window=8", "layers": {"0-1": "full", "2": "swa:window=4"}},
+    ]
+
+
+def test_a_mapping_for_all_methods_is_not_for_full_attention() -> None:
+    config = parse_config({**GRID, "methods": ["full", "swa:8"], "layers": {"0": "swa:2"}})
+    full, swa = config.methods
+    assert config.layers_of(full) == Schedule()
+    assert config.layers_of(swa) == Schedule(own=((0, SWA(2)),))
+
+
+@pytest.mark.parametrize("text", ["", "0-3", "method: swa"])
+def test_a_schedule_file_without_layers_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "schedule.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="schedule.yaml has no key 'layers'"):
+        parse_config({**GRID, "layers": str(path)})
+
+
 def test_settings_of_one_model_and_of_one_task() -> None:
     config = parse_config(
         {
@@ -71,7 +144,7 @@ def test_settings_of_one_model_and_of_one_task() -> None:
     )
     model = config.models[0]
     assert (model.pretrained, model.dtype, model.revision) == ("Qwen/Qwen3-8B", "bfloat16", "main")
-    assert config.layers == (4, 5, 6, 8)
+    assert config.layers == Schedule(listed=(4, 5, 6, 8))
     assert [task.gen_kwargs["max_gen_toks"] for task in config.tasks] == [8, 64]
 
 
@@ -100,6 +173,16 @@ def test_limit_of_the_command_line_is_over_the_files() -> None:
         ({"methods": [{"method": "moba", "topk": 3}]}, "multiple of topk=3"),
         ({"methods": [{"method": "sa", "sed": 1}]}, "no parameter 'sed'; did you mean 'seed'"),
         ({"methods": [{"method": "swa", "seeds": [1]}]}, "takes no 'seeds'"),
+        ({"methods": [{"method": "sinks:4+swa:6", "seeds": [1]}]}, "takes no 'seeds'"),
+        ({"methods": [{"method": "swa:6", "window": 4}]}, "unknown key 'window'"),
+        ({"methods": [{"method": "split"}]}, "needs 'total'"),
+        ({"methods": [{"method": "split", "total": 64, "locl": 1}]}, "did you mean 'local'"),
+        ({"methods": [{"method": "split", "total": 64, "rest": 5}]}, "rest must be a non-empty"),
+        ({"methods": [{"method": "swa", "layers": "x"}]}, "numbers and ranges"),
+        ({"methods": [{"method": "full", "layers": [1]}]}, "full attention has no layers"),
+        ({"layers": {"0-3": "full", 3: "swa:4"}}, "names layer 3 twice"),
+        ({"layers": {"0-3": 5}}, "must be given a pattern"),
+        ({"layers": "none.yaml"}, "no schedule file none.yaml"),
         ({"methods": [7]}, "an entry of 'methods'"),
         ({"methods": [{"name": "sa"}]}, "has a 'method' key"),
         ({"tasks": [{"limit": 3}]}, "has a 'task' key"),
@@ -111,7 +194,7 @@ def test_limit_of_the_command_line_is_over_the_files() -> None:
         ({"decode": "sparse"}, "unknown decode 'sparse'"),
         ({"backend": "bandit"}, "unknown backend 'bandit'; did you mean 'banded'"),
         ({"layers": "4-x"}, "layers are written as numbers and ranges"),
-        ({"layers": []}, "names no layer"),
+        ({"layers": []}, "layers is empty"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"gen_kwargs": 3}, "gen_kwargs must be a mapping"),
     ],

@@ -17,11 +17,11 @@ import yaml
 
 from sa_patch.errors import UserError
 from sa_patch.harness import scoring
-from sa_patch.harness.cells import cell_id
+from sa_patch.harness.cells import cell_id, pattern_fields
 from sa_patch.harness.config import SweepConfig, parse_config
 from sa_patch.harness.plan import Plan, make_plan
 from sa_patch.harness.sweep import Outcome, describe_plan, load_model, run_sweep
-from sa_patch.patterns import SA
+from sa_patch.patterns import SA, parse_pattern
 
 SETTINGS: dict[str, Any] = {
     "windows": [16],
@@ -161,6 +161,41 @@ def test_a_changed_model_or_limit_is_another_cell(checkpoint: Path, tmp_path: Pa
     ]
     identifiers = [cell.id for plan in plans for cell in plan.cells]
     assert len(set(identifiers)) == len(identifiers) == 25
+
+
+def test_layers_belong_to_cells(checkpoint: Path, tmp_path: Path) -> None:
+    methods = ["full", "swa", {"method": "swa", "layers": {1: "full"}}]
+    config = sweep_of(checkpoint, methods=methods)
+    assert run(config, tmp_path / "run").exit_status == 0
+    cells = [content["cell"] for content in results(tmp_path / "run").values()]
+    assert {(cell["method"], json.dumps(cell["layers"])) for cell in cells} == {
+        ("full", "null"),
+        ("swa", "null"),
+        ("swa", '{"1": "full"}'),
+    }
+    measured = {
+        json.dumps(content["cell"]["layers"]): content["measured"]["mean_keys_per_query"]
+        for content in results(tmp_path / "run").values()
+        if content["cell"]["method"] == "swa"
+    }
+    assert measured['{"1": "full"}'] > 1.5 * measured["null"]
+    plain = make_plan(sweep_of(checkpoint, methods=["full", "swa"]))
+    assert {cell.id for cell in plain.cells} < {cell.id for cell in make_plan(config).cells}
+    lines = describe_plan(make_plan(config), tmp_path / "run")
+    assert any(line.endswith("swa:window=16  layers 1: full  limit=2") for line in lines)
+
+
+def test_cells_keep_the_names_they_had(checkpoint: Path) -> None:
+    """A published run is found again: nothing may enter a cell's identity that was not there."""
+    folder = Path(__file__).parents[2] / "eval" / "results" / "smollm2-135m"
+    cells = [json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))]
+    assert len(cells) > 100
+    for content in cells:
+        fields = pattern_fields(parse_pattern(content["cell"]["pattern"]))
+        assert cell_id({**content["cell"], **fields}) == content["id"]
+    plan = make_plan(sweep_of(checkpoint, layers="0-1"))
+    known = set(cells[0]["cell"])
+    assert all(set(cell.cell) == known and cell.cell["layers"] == [0, 1] for cell in plan.cells)
 
 
 def break_moba(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Random inputs for the laws: patterns, shapes, lengths and numbers.
+"""Random inputs for the laws: shapes, lengths and numbers.
 
 Hypothesis draws the shape of a case and a seed; the numbers themselves come from that seed, so
 that an example is small to print and quick to shrink.
@@ -6,65 +6,22 @@ that an example is small to print and quick to shrink.
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, sparse_attention
-from sa_patch.patterns import PATTERNS, SA, SWA, Full, MoBA, Pattern
-from sa_patch.patterns.permutation import permutation_slots
+from sa_patch.patterns import Pattern
 from tests import oracle
+from tests.laws.drawn import oracle_arguments
 
-METHODS: tuple[str, ...] = tuple(PATTERNS)
 BACKEND_NAMES: tuple[str, ...] = (*BACKENDS, "auto")
 # Triton's interpreter takes a second for what a kernel does in microseconds, and flex compiles C++
 # for seconds for every new number of heads, head_dim or scale.
 SLOW_BACKENDS = frozenset({"triton", "flex"})
 # What the laws of whole models run on; tests/patching/test_fused_backends.py has the others.
 MODEL_BACKENDS: tuple[str, ...] = ("reference", "banded", "auto")
-
-
-@st.composite
-def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
-    """A pattern of the named method; a new method has to be given its line here."""
-    window = draw(st.integers(1, max_window))
-    if method == "full":
-        return Full()
-    if method == "swa":
-        return SWA(window)
-    if method == "sa":
-        seed = draw(st.integers(-3, 2**40))
-        return SA(window, seed, circular=draw(st.booleans()), per_head=draw(st.booleans()))
-    if method == "moba":
-        return MoBA(block_size=draw(st.integers(1, max_window // 2)), topk=draw(st.integers(1, 4)))
-    raise AssertionError(f"teach tests/laws/strategies.py to draw patterns of {method!r}")
-
-
-def narrow_pattern(method: str, seed: int = 0) -> Pattern:
-    """A pattern that hides many keys at every length the model tests use (20 tokens and more)."""
-    return {
-        "full": Full(),
-        "swa": SWA(4),
-        "sa": SA(3, seed),
-        "moba": MoBA(block_size=3, topk=2),
-    }[method]
-
-
-def saturating_pattern(method: str, seq_len: int) -> Pattern:
-    """The narrowest pattern of the method that admits every ``j <= i`` at this length."""
-    blocks = 3
-    return {
-        "full": Full(),
-        "swa": SWA(seq_len),
-        "sa": SA(seq_len // 2 + 1),
-        "moba": MoBA(block_size=-(-seq_len // blocks), topk=blocks),
-    }[method]
-
-
-SPARSE_METHODS: tuple[str, ...] = tuple(name for name in METHODS if name != "full")
-PREFIX_STABLE: tuple[str, ...] = tuple(name for name in METHODS if PATTERNS[name].prefix_stable)
 
 
 @dataclass
@@ -116,22 +73,6 @@ class Case:
             scale=self.scale,
             **oracle_arguments(pattern, self.layer),
         )
-
-
-def oracle_arguments(pattern: Pattern, layer: int) -> dict:
-    """What the oracle has to be told about a pattern."""
-    if isinstance(pattern, SWA):
-        return {"window": pattern.window}
-    if isinstance(pattern, MoBA):
-        return {"block_size": pattern.block_size, "topk": pattern.topk}
-    if isinstance(pattern, SA):
-
-        def slots(seq_len: int, head: int) -> np.ndarray:
-            draw = head if pattern.per_head else None
-            return permutation_slots(seq_len, pattern.seed, layer, draw).numpy()
-
-        return {"window": pattern.window, "circular": pattern.circular, "slots": slots}
-    return {}
 
 
 def make_case(

@@ -22,16 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
+from tests.laws.drawn import METHODS, grid_patterns, patterns
 from tests.laws.strategies import (
     BACKEND_NAMES,
-    METHODS,
     SLOW_BACKENDS,
     Case,
     affordable,
     cases,
     make_case,
-    patterns,
     serves,
 )
 from tests.oracle import OracleResult
@@ -74,19 +73,6 @@ SEQ_LENS = [1, 2, 63, 111, 128]
 HEAD_DIMS = [60, 64, 100, 128]
 
 
-def grid_patterns(method: str, n: int) -> list[Pattern]:
-    """w = 1, a middling one, w = n - 1 and w >= n."""
-    windows = sorted({1, max(1, n // 5), max(1, n - 1), n, 2 * n})
-    if method == "full":
-        return [Full()]
-    if method == "swa":
-        return [SWA(window) for window in windows]
-    if method == "sa":
-        plain: list[Pattern] = [SA(window, seed=window) for window in windows]
-        return [*plain, SA(9, circular=False), SA(9, per_head=True)]
-    return [MoBA(block_size=max(1, window // 2), topk=3) for window in windows]
-
-
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("q_heads, kv_heads", [(8, 2), (9, 3)])
@@ -127,6 +113,17 @@ def test_backend_equals_reference_over_the_grid(
         MoBA(1, 3),
         MoBA(37, 4),
         MoBA(128, 2),
+        Sinks(4),
+        PSA(1),
+        PSA(60, seed=1),
+        PSA(20, per_head=True),
+        BlockTopK(4, 8),
+        BlockTopK(16, 3, branch=0, grouped=True),
+        Sinks(4) | SWA(60),
+        Sinks(4) | SWA(30) | SA(30),
+        SWA(1) | PSA(40) | SA(20, circular=False, per_head=True),
+        Sinks(4) | SWA(20) | MoBA(16, 4),
+        Sinks(20) | PSA(20) | BlockTopK(8, 4, branch=4, beam=2) | MoBA(37, 3),
     ],
     ids=str,
 )
@@ -144,7 +141,7 @@ def test_backend_equals_reference_on_long_sequences(
         difference = (case.run(pattern, backend) - case.run(pattern, "reference")).abs().amax(-1)
         # fp32 scores of blocks that tie may round differently in products of other shapes.
         undecided = (difference > FP32_TOLERANCE).float().mean()
-        assert undecided <= (1e-3 if isinstance(pattern, MoBA) else 0)
+        assert undecided <= (1e-3 if pattern.reads_content else 0)
 
 
 @pytest.mark.parametrize("backend", BACKEND_NAMES)

@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from sa_patch import patch_model
 from sa_patch.patterns import SA, SWA, MoBA, Pattern
+from tests.laws.drawn import METHODS, MODEL_METHODS, patterns
 from tests.laws.strategies import (
     BACKEND_NAMES,
-    METHODS,
     MODEL_BACKENDS,
     Case,
     affordable,
     cases,
     make_case,
-    patterns,
     serves,
 )
 from tests.models import FAMILIES, FIRST_WORD, MOE_FAMILIES, VOCAB_SIZE, random_tokens, tiny_model
@@ -76,7 +75,7 @@ def test_threads_change_nothing_before_a_changed_token(pattern: Pattern) -> None
 
 
 @pytest.mark.parametrize("backend", MODEL_BACKENDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=4)
 @given(data=st.data())

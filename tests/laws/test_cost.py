@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from sa_patch import patch_model
 from sa_patch.kernels import BACKENDS
-from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
 from tests.laws.strategies import make_case, serves
 from tests.models import random_tokens, tiny_model
 
@@ -33,7 +33,13 @@ NARROW_PATTERNS = [
     SA(16, per_head=True),
     MoBA(16, 2),
     MoBA(16, 4),
+    PSA(16),
+    PSA(16, per_head=True),
+    BlockTopK(4, 4),
+    Sinks(4) | SWA(16),
+    Sinks(4) | SWA(8) | SA(8) | PSA(8) | MoBA(16, 2),
 ]
+SERVED_IN_BATCHES = [SWA(16), SA(16), MoBA(16, 2), Sinks(4) | SWA(8) | PSA(8) | BlockTopK(4, 2)]
 
 
 class LargestTensor(TorchDispatchMode):
@@ -110,7 +116,7 @@ def test_memory_grows_in_proportion_to_the_length(pattern: Pattern, backend: str
 
 
 @pytest.mark.parametrize("backend", FREE_OF_SQUARES)
-@pytest.mark.parametrize("pattern", [SWA(16), SA(16), MoBA(16, 2)], ids=str)
+@pytest.mark.parametrize("pattern", SERVED_IN_BATCHES, ids=str)
 def test_ragged_batches_allocate_no_square_either(pattern: Pattern, backend: str) -> None:
     n = long_enough(backend)
     run = kernel_call(pattern, backend, n, batch=2, lengths=[n - 700, n])
@@ -121,7 +127,7 @@ def test_ragged_batches_allocate_no_square_either(pattern: Pattern, backend: str
 
 
 @pytest.mark.parametrize("backend", ["banded", "auto"])
-@pytest.mark.parametrize("pattern", [SWA(16), SA(16), MoBA(16, 2)], ids=str)
+@pytest.mark.parametrize("pattern", SERVED_IN_BATCHES, ids=str)
 def test_a_model_with_a_padding_mask_allocates_no_square(pattern: Pattern, backend: str) -> None:
     """transformers would build an n x n mask for its own attention."""
     model = tiny_model("llama", num_hidden_layers=1, max_position_embeddings=N)

@@ -20,13 +20,8 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 from sa_patch import patch_model, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA
-from tests.laws.strategies import (
-    METHODS,
-    MODEL_BACKENDS,
-    PREFIX_STABLE,
-    narrow_pattern,
-    patterns,
-)
+from tests.laws.drawn import MODEL_METHODS, MODEL_PREFIX_STABLE, narrow_pattern, patterns
+from tests.laws.strategies import MODEL_BACKENDS
 from tests.models import FAMILIES, PAD, random_tokens, tiny_model
 
 TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10
@@ -50,7 +45,7 @@ def in_chunks(model: PreTrainedModel, tokens: Tensor, cuts: list[int], mask: Ten
     return torch.cat(parts, dim=1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_full_decode_is_stock_attention_over_the_patched_prefills_cache(
@@ -73,7 +68,7 @@ def test_full_decode_is_stock_attention_over_the_patched_prefills_cache(
 
 
 @pytest.mark.parametrize("backend", MODEL_BACKENDS)
-@pytest.mark.parametrize("method", PREFIX_STABLE)
+@pytest.mark.parametrize("method", MODEL_PREFIX_STABLE)
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "llama"])
 @settings(max_examples=4)
 @given(data=st.data())
@@ -96,7 +91,7 @@ def test_chunked_prefill_equals_one_shot_where_the_pattern_goes_on(
 
 
 @pytest.mark.parametrize("backend", MODEL_BACKENDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 @torch.no_grad()
 def test_the_last_token_through_the_cache_sees_the_same_keys(method: str, backend: str) -> None:
     """In a model of one layer the cache holds no trace of the pattern, so this binds SA too."""
@@ -108,7 +103,7 @@ def test_the_last_token_through_the_cache_sees_the_same_keys(method: str, backen
     assert (last - whole).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("method", PREFIX_STABLE)
+@pytest.mark.parametrize("method", MODEL_PREFIX_STABLE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_generation_with_a_cache_equals_that_without(family: str, method: str) -> None:
     model = patch_model(tiny_model(family), narrow_pattern(method), decode="pattern")
@@ -121,7 +116,7 @@ def test_greedy_generation_with_a_cache_equals_that_without(family: str, method:
 
 
 @pytest.mark.parametrize("decode", ["full", "pattern"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 def test_every_way_to_generate_runs_and_keeps_the_prompt(method: str, decode: str) -> None:
     model = patch_model(tiny_model("qwen3"), narrow_pattern(method), decode=decode)
     tokens = random_tokens(2, 20)
@@ -140,7 +135,7 @@ def test_every_way_to_generate_runs_and_keeps_the_prompt(method: str, decode: st
         assert torch.equal(result[:, :20], tokens)
 
 
-@pytest.mark.parametrize("method", PREFIX_STABLE)
+@pytest.mark.parametrize("method", MODEL_PREFIX_STABLE)
 def test_beam_search_with_a_cache_equals_that_without(method: str) -> None:
     model = patch_model(tiny_model("qwen3"), narrow_pattern(method), decode="pattern")
     tokens = random_tokens(2, 20)
@@ -151,7 +146,7 @@ def test_beam_search_with_a_cache_equals_that_without(method: str) -> None:
 
 
 @pytest.mark.parametrize("decode", ["full", "pattern"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 @torch.no_grad()
 def test_a_static_cache_gives_what_a_dynamic_one_gives(method: str, decode: str) -> None:
     model = patch_model(tiny_model("llama"), narrow_pattern(method), decode=decode)
@@ -170,7 +165,7 @@ def test_a_static_cache_gives_what_a_dynamic_one_gives(method: str, decode: str)
     assert torch.equal(generated, model.generate(tokens, **options))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 def test_packed_sequences_are_refused_with_a_reason(method: str) -> None:
     model = patch_model(tiny_model("qwen3"), narrow_pattern(method))
     positions = torch.cat([torch.arange(12), torch.arange(18)])[None]
@@ -179,7 +174,7 @@ def test_packed_sequences_are_refused_with_a_reason(method: str) -> None:
         model(random_tokens(1, 30), position_ids=positions, use_cache=False)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 def test_attention_weights_are_refused_with_a_reason(method: str) -> None:
     model = patch_model(tiny_model("qwen3"), narrow_pattern(method))
     with pytest.raises(UserError, match="output_attentions"):

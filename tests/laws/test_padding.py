@@ -12,16 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sa_patch import patch_model
+from tests.laws.drawn import METHODS, MODEL_METHODS, narrow_pattern, patterns
 from tests.laws.strategies import (
     BACKEND_NAMES,
-    METHODS,
     MODEL_BACKENDS,
     Case,
     affordable,
     cases,
     make_case,
-    narrow_pattern,
-    patterns,
     serves,
     visible_sets,
 )
@@ -101,7 +99,7 @@ def logits_of_rows(
 
 
 @pytest.mark.parametrize("backend", MODEL_BACKENDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=3)
 @given(data=st.data())
@@ -121,7 +119,7 @@ def test_logits_do_not_depend_on_batch_or_padding(
 
 
 @pytest.mark.parametrize("backend", MODEL_BACKENDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 @torch.no_grad()
 def test_an_all_ones_mask_is_no_mask(method: str, backend: str) -> None:
     model = patch_model(tiny_model("qwen3"), narrow_pattern(method), backend=backend)
@@ -143,7 +141,7 @@ def test_right_padding_without_a_mask_is_harmless_to_prefix_stable_patterns(meth
 
 
 @pytest.mark.parametrize("decode", ["full", "pattern"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 @pytest.mark.parametrize("family", ["qwen3", "llama", "mistral"])
 @torch.no_grad()
 def test_generation_does_not_depend_on_left_padding(family: str, method: str, decode: str) -> None:

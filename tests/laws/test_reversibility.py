@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from sa_patch import patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, MoBA, Pattern
-from tests.laws.strategies import METHODS, SPARSE_METHODS, narrow_pattern
+from tests.laws.drawn import MODEL_METHODS, MODEL_SPARSE_METHODS, narrow_pattern
 from tests.models import FAMILIES, build, random_tokens, tiny_config, tiny_model
 
 TOKENS = random_tokens(2, 30)
@@ -38,7 +38,7 @@ def attributes(model: PreTrainedModel) -> dict[str, set[str]]:
     return {name: set(vars(module)) for name, module in model.named_modules()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MODEL_METHODS)
 @pytest.mark.parametrize("stock", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unpatching_restores_the_model_bit_for_bit(family: str, stock: str, method: str) -> None:
@@ -62,7 +62,7 @@ def test_unpatching_restores_the_model_bit_for_bit(family: str, stock: str, meth
     assert torch.equal(logits(unpatch_model(model)), before), "unpatching twice is harmless"
 
 
-@pytest.mark.parametrize("method", SPARSE_METHODS)
+@pytest.mark.parametrize("method", MODEL_SPARSE_METHODS)
 def test_the_last_pattern_counts_in_every_layer(method: str) -> None:
     once = logits(patch_model(tiny_model("llama"), narrow_pattern(method)))
     model = patch_model(tiny_model("llama"), SWA(2), layers=[0, 2], decode="pattern")

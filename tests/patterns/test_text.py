@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_patch import SA, SWA, Full, MoBA
+from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
 from sa_patch.errors import UserError
 from sa_patch.patterns import PATTERNS, Pattern, make_pattern, parse_pattern
 
@@ -18,6 +18,11 @@ patterns = st.one_of(
         SA, whole, seed=st.integers(-5, 2**40), circular=st.booleans(), per_head=st.booleans()
     ),
     st.builds(MoBA, whole, topk=whole),
+    st.builds(Sinks, whole),
+    st.builds(PSA, whole, seed=st.integers(-5, 2**40), per_head=st.booleans()),
+    st.builds(
+        BlockTopK, whole, st.integers(0, 16), st.integers(0, 9), branch=st.sampled_from([0, 2, 8])
+    ),
 )
 
 
@@ -32,6 +37,21 @@ def test_text_forms_are_stable() -> None:
     assert str(SA(128)) == "sa:window=128,seed=0"
     assert str(SA(8, seed=3, circular=False)) == "sa:window=8,seed=3,circular=false"
     assert str(MoBA(32)) == "moba:block_size=32,topk=2"
+    assert str(Sinks()) == "sinks:size=4"
+    assert str(PSA(64)) == "psa:window=64,seed=0"
+    assert str(BlockTopK(16, 3)) == "block_topk:block_size=16,topk=3,sinks=4,local=32"
+    union = "sinks:size=4+swa:window=60+sa:window=64,seed=0"
+    assert str(SA(64) | SWA(60) | Sinks()) == union
+
+
+def test_the_first_values_may_go_without_their_keys() -> None:
+    assert parse_pattern("sa:64") == SA(64)
+    assert parse_pattern("moba:16,8") == MoBA(16, 8)
+    assert parse_pattern(" sinks:4 + sa:64, 3,per_head=true") == Sinks(4) | SA(64, 3, per_head=True)
+
+
+def test_semicolons_stand_in_for_commas() -> None:
+    assert parse_pattern("sa:window=64;seed=3+swa:9") == SWA(9) | SA(64, seed=3)
 
 
 def test_moba_window_means_topk_blocks() -> None:
@@ -57,7 +77,19 @@ def test_every_pattern_names_itself() -> None:
         ("sa:window=8,seed=1.5", "seed must be a whole number"),
         ("sa:window=8,circular=3", "circular must be true or false"),
         ("sa", "needs 'window'"),
-        ("sa:8", "key=value"),
+        ("sa:x", "key=value"),
+        ("swa:60,window=3", "given twice"),
+        ("sa:seed=3,64", "key=value"),
+        ("moba:16,8,4", "key=value"),
+        ("sinks:4+", "is empty"),
+        ("+swa:3", "is empty"),
+        ("sinks:4+swa", "needs 'window'"),
+        ("union:3", "unknown method 'union'"),
+        ("block_topk:window=8", "no room for a chosen block"),
+        ("block_topk:window=64,topk=3", "not both"),
+        ("block_topk:block_size=4,local=6", "multiple of block_size=4"),
+        ("block_topk:4,9,branch=2,beam=4", "at least topk=9"),
+        ("block_topk:4,branch=1", "at least 2"),
         ("sa:window=8,window=9", "given twice"),
         ("full:window=8", "takes no parameters"),
         ("moba:block_size=8,topk=0", "topk must be a whole number of at least 1"),
@@ -74,6 +106,6 @@ def test_bad_text_is_refused_in_one_sentence(text: str, says: str) -> None:
 
 @pytest.mark.parametrize("value", [True, None, "8", 8.0])
 def test_constructors_take_only_whole_numbers(value: object) -> None:
-    for build in (SWA, SA, MoBA):
+    for build in (SWA, SA, MoBA, Sinks, PSA, BlockTopK):
         with pytest.raises(UserError):
             build(value)  # type: ignore[arg-type]

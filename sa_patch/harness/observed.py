@@ -1,0 +1,70 @@
+"""Visible keys counted where they are chosen, on a sample of the queries of each prefill."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels import Spans
+from sa_patch.patterns import Pattern
+
+SAMPLED_QUERIES = 64
+
+
+@dataclass
+class _Sums:
+    """Sums over the prefills of one layer, means over heads."""
+
+    tokens: float = 0.0
+    visible: float = 0.0
+    sequences: int = 0
+    last: float = 0.0
+
+
+class Observed:
+    """What was seen in the layers that were observed."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, _Sums] = defaultdict(_Sums)
+
+    def add(self, pattern: Pattern, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+        """Count the keys that a sample of the queries of each row sees, and the last one.
+
+        A prefill of n tokens stands for n times the mean of its sample. Rows that do not start at
+        position 0 are no prefill, and are left out.
+        """
+        for row, (n, start) in enumerate(zip(spans.lengths, spans.starts, strict=True)):
+            if start or not n:
+                continue
+            places = torch.cat([sampled_positions(n), torch.tensor([n - 1])]).to(q.device)
+            seen = pattern.visible(
+                places, n, layer=layer, heads=q.shape[1], q=q[row][:, places], k=k[row, :, :n]
+            )
+            counts = seen.sum(-1).double().mean(0)
+            sums = self._sums[layer]
+            sums.tokens += n
+            sums.visible += n * float(counts[:-1].mean())
+            sums.sequences += 1
+            sums.last += float(counts[-1])
+
+    def means(self, layer: int) -> tuple[float, float]:
+        """Mean keys per query, and mean keys of the last query, of a layer's prefills.
+
+        Raises:
+            RuntimeError: if none was observed.
+        """
+        sums = self._sums.get(layer)
+        if sums is None:
+            raise RuntimeError(f"no prefill of layer {layer} was observed")
+        return sums.visible / sums.tokens, sums.last / sums.sequences
+
+
+def sampled_positions(seq_len: int) -> Tensor:
+    """Evenly spaced query positions, the middles of equal parts; all of a short sequence."""
+    if seq_len <= SAMPLED_QUERIES:
+        return torch.arange(seq_len)
+    middles = (torch.arange(SAMPLED_QUERIES, dtype=torch.float64) + 0.5) * seq_len / SAMPLED_QUERIES
+    return middles.long()
