@@ -162,7 +162,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topk", type=int, help="blocks of moba")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--chat", action="store_true", help="use the model's chat template")
-    parser.add_argument("--layers", help="layers to patch, such as 4-35, or a schedule file (default: all)")
+    parser.add_argument(
+        "--layers", help="layers to patch, such as 4-35, or a schedule file (default: all)"
+    )
     parser.add_argument("--decode", default="full", help="full or pattern, for the new tokens")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--dtype", default="auto")
