@@ -69,7 +69,6 @@ def test_a_shared_choice_costs_less() -> None:
         ("swa:{}", 100, 1.5, "at most 1"),
         ("swa:{}", 0, 0.5, "at least 1"),
         ("sinks:4+swa:64+sa:{}", 200, 0.1, "take a larger share"),
-        ("moba:1,{}", 1000, 0.1, "take a larger share"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(family: str, n: int, share: float, says: str) -> None:
