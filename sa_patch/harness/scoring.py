@@ -42,7 +42,7 @@ def score(
     """lm-eval's result mapping for the tasks in `loaded`, from a fixed random state.
 
     `lm_eval.evaluator.evaluate` and not `simple_evaluate`: the latter asks the shell about the
-    machine after every call, seconds per cell, and keeps every sample.
+    machine after every call, seconds per cell.
     """
     random.seed(RANDOM_SEED)
     np.random.seed(OTHER_SEED)
@@ -55,7 +55,7 @@ def score(
             dict(loaded),
             limit=limit,
             bootstrap_iters=BOOTSTRAP_ITERS,
-            log_samples=False,
+            log_samples=True,
             confirm_run_unsafe_code=run_code,
         )
     if results is None:
@@ -86,6 +86,30 @@ def plain_scores(results: Mapping[str, Any], task: str) -> dict[str, float | Non
 def sample_count(results: Mapping[str, Any], task: str) -> int:
     """How many items were scored, summed over a group's tasks."""
     return int(results["results"][task]["sample_len"])
+
+
+def item_scores(results: Mapping[str, Any], metric: str) -> dict[str, list[float]] | None:
+    """The primary metric of every item, in the task's order, for paired comparisons.
+
+    Args:
+        metric: as in `primary_score`, with its filter.
+
+    Returns:
+        Scores by task (a group has several); for perplexities log-likelihoods. None where an item
+        has no plain number.
+    """
+    name, _, filtered = metric.partition(",")
+    items: dict[str, list[float]] = {}
+    for task, samples in (results.get("samples") or {}).items():
+        own = [sample for sample in samples if sample.get("filter", filtered) == filtered]
+        values = [
+            _finite(sample.get(name)) for sample in sorted(own, key=lambda one: one["doc_id"])
+        ]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values) or not known:
+            return None
+        items[task] = known
+    return items or None
 
 
 def primary_score(

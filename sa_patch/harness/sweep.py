@@ -149,6 +149,7 @@ class _Engine:
             "scores": None,
             "primary": None,
             "samples": None,
+            "items": None,
             "measured": None,
             "started": now(),
         }
@@ -165,10 +166,11 @@ class _Engine:
             content["primary"] = scoring.primary_score(results, cell.info, scores)
             content["scores"] = scores
             content["samples"] = scoring.sample_count(results, cell.info.name)
+            content["items"] = scoring.item_scores(results, content["primary"]["metric"])
             content["measured"] = lm.meter.summary()
             content["status"] = "done"
         except Exception as error:
-            content.update(scores=None, primary=None, samples=None, measured=None)
+            content.update(scores=None, primary=None, samples=None, items=None, measured=None)
             content["error"] = one_line(error)
             noise.write(f"\n{traceback.format_exc()}")
         content["seconds"] = round(time.perf_counter() - start, 3)

@@ -70,6 +70,8 @@ def test_every_cell_has_its_scores_and_measurements(unbroken: Path) -> None:
         assert content["primary"]["metric"] == "acc,none"
         assert content["primary"]["value"] == content["scores"]["acc,none"]
         assert content["primary"]["chance"] == 0.125
+        (items,) = content["items"].values()
+        assert len(items) == 2 and sum(items) / 2 == content["primary"]["value"]
         assert content["measured"]["tokens"] > 0
     sa = next(c for c in cells.values() if c["cell"]["pattern"] == "sa:window=16,seed=1")
     assert sa["cell"] | {"window": 16, "seed": 1, "method": "sa", "limit": 2} == sa["cell"]
