@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
@@ -18,6 +19,7 @@ from sa_patch.harness.embedded import resolve_model
 from sa_patch.harness.layer_check import check_layers
 from sa_patch.harness.measure import HeadShape, PatternMeter, padding_lengths
 from sa_patch.harness.schedule_file import read_layers
+from sa_patch.harness.token_scores import token_loglikelihoods
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.patching import (
     Layers,
@@ -256,6 +258,10 @@ class SAPatchLM(HFLM):
             return
         inputs = {(*request[1], *request[2][:-1]) for request in requests}
         self.meter.add(min(len(tokens), self.max_length) for tokens in inputs)
+
+    def token_loglikelihoods(self, requests: Sequence[Instance]) -> list[list[float]]:
+        """Every token's log-likelihood; see `sa_patch.harness.token_scores`."""
+        return token_loglikelihoods(self, requests)
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any

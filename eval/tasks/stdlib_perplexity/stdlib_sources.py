@@ -1,8 +1,11 @@
-"""Documents for `stdlib_perplexity`: the beginnings of the running Python's own source files.
+"""Documents of the running Python's own source files, for two tasks. Nothing is downloaded.
 
-Nothing is downloaded and no tokenizer is needed. A document's length in tokens is estimated from
-its text, so every model reads the same text; for SmolLM2's tokenizer the estimate is right to
+`stdlib_perplexity` reads the beginnings of the files. A document's length in tokens is estimated
+from its text, so every model reads the same text; for SmolLM2's tokenizer the estimate is right to
 about 5% (standard deviation over the files below).
+
+`stdlib_position` reads whole files, joined, in windows of exactly as many tokens as it asks for:
+a document is longer than any common tokenizer needs, and the model cuts it.
 """
 
 import platform
@@ -38,6 +41,9 @@ PIECE = re.compile(r" ?[^\W\d_]+| ?\d| ?(?:[^\w\s]|_)+|\s+(?!\S)|\s+")
 # Tokens of SmolLM2's tokenizer for one piece, mean over MODULES (long words take several).
 TOKENS_PER_PIECE = 1.12
 
+# Source text takes 3 to 4.5 characters per token of common tokenizers.
+CHARACTERS_PER_TOKEN = 6
+
 
 def beginning(text: str, target_tokens: int) -> str:
     """The beginning of `text` that is about `target_tokens` long; never more than the text."""
@@ -56,15 +62,32 @@ def documents(target_tokens: int, **_: Any) -> DatasetDict:
     lm-eval also passes the task's metadata and the model's arguments; they change nothing here.
     Raises FileNotFoundError where Python was installed without its sources.
     """
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    missing = [name for name in MODULES if not (stdlib / f"{name}.py").is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"stdlib_perplexity reads the sources of Python's standard library, but {stdlib} has "
-            f"no {missing[0]}.py; use a Python that is installed with its sources"
-        )
-    rows = []
-    for name in MODULES:
-        text = beginning((stdlib / f"{name}.py").read_text(encoding="utf-8"), target_tokens)
-        rows.append({"module": name, "text": text})
+    rows = [{"module": name, "text": beginning(source(name), target_tokens)} for name in MODULES]
     return DatasetDict({"test": Dataset.from_list(rows)})
+
+
+def windows(window_tokens: int, **_: Any) -> DatasetDict:
+    """Documents of at least `window_tokens` tokens: whole modules joined until they are enough.
+
+    No module is in two documents. The rest is as for `documents`.
+    """
+    characters = CHARACTERS_PER_TOKEN * window_tokens
+    rows, text = [], ""
+    for name in MODULES:
+        text += source(name)
+        if len(text) >= characters:
+            rows.append({"text": text[:characters], "tokens": window_tokens})
+            text = ""
+    return DatasetDict({"test": Dataset.from_list(rows)})
+
+
+def source(name: str) -> str:
+    """The text of a module of the standard library."""
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    file = stdlib / f"{name}.py"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"these tasks read the sources of Python's standard library, but {stdlib} has no "
+            f"{name}.py; use a Python that is installed with its sources"
+        )
+    return file.read_text(encoding="utf-8")
