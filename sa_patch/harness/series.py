@@ -1,33 +1,36 @@
 """Names for what is compared: one series per method and set of parameters, one name per task."""
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sa_patch.harness.results import Cell
+from sa_patch.harness.variants import Variant, by_budget, by_split, family, in_full
 
-METHOD_LABELS = {"full": "Full attention", "sa": "SA", "swa": "SWA", "moba": "MoBA"}
-METHOD_ORDER = tuple(METHOD_LABELS)
-# What a sweep varies along the axis; any other parameter makes a series of its own.
-AXIS_PARAMETERS = ("window", "block_size", "seed")
+METHOD_ORDER = ("full", "sa", "psa", "swa", "sinks", "moba", "block_topk", "union")
 # Settings that part two runs of one method. Full attention is the same under all but the first
 # three: it has no layers to choose, and decoding sees every key anyway.
 MODEL_SETTINGS = ("model", "model_name", "dtype")
 PATTERN_SETTINGS = ("layers", "decode", "backend")
+# Characters of a schedule of layers that a label has room for.
+LONGEST_LAYERS = 32
 TASK_SETTINGS = ("limit", "num_fewshot", "gen_kwargs", "task_version")
 
 
 @dataclass(frozen=True)
 class Series:
     """One line of a figure. ``key`` tells series apart, ``label`` names them for a reader, and
-    ``rank`` orders them (full, sa, swa, moba, then others by name)."""
+    ``rank`` orders them (by `METHOD_ORDER`, then by name). ``family`` names the methods that the
+    series is composed of, such as ``sinks+swa+sa``; of a single method its name."""
 
     key: str
     label: str
     method: str
     rank: tuple[int, str]
+    family: str
 
     @property
     def is_full(self) -> bool:
@@ -51,12 +54,10 @@ class Namer:
             self._varied_task_settings[task] = [
                 key for key in TASK_SETTINGS if len({_text(c.setting, key) for c in of_task}) > 1
             ]
-        self._mixed = _mixed_variants(cells)
+        self._variants = _variants(cells)
 
     def series(self, cell: Cell) -> Series:
-        variant = strip_parameters(cell.setting["pattern"], AXIS_PARAMETERS)
-        if variant in self._mixed:
-            variant = self.seedless(cell)
+        variant = self._variants[cell.setting["pattern"]]
         suffix = []
         for key in self._varied_settings:
             if cell.method == "full" and key in PATTERN_SETTINGS:
@@ -65,9 +66,15 @@ class Namer:
             suffix.append(value if key in MODEL_SETTINGS else f"{key} {_shown(key, value)}")
         if _text(cell.setting, "model_name") in self._ambiguous:
             suffix.append(f"weights {_text(cell.setting, 'model')[-8:]}")
-        label = ", ".join([_variant_label(variant), *suffix])
+        label = ", ".join([variant.label, *suffix])
         order = METHOD_ORDER.index(cell.method) if cell.method in METHOD_ORDER else 99
-        return Series(f"{variant}|{'|'.join(suffix)}", label, cell.method, (order, label))
+        return Series(
+            f"{variant.key}|{'|'.join(suffix)}",
+            label,
+            cell.method,
+            (order, label),
+            family(cell.setting["pattern"]),
+        )
 
     def task(self, cell: Cell) -> str:
         varied = self._varied_task_settings[cell.task]
@@ -91,23 +98,32 @@ def strip_parameters(pattern: str, names: Sequence[str]) -> str:
     return re.sub(r"[,:]+(?=$|[;()+|&\s])", "", text)
 
 
-def _variant_label(variant: str) -> str:
-    match = re.fullmatch(r"(\w+)(?::([^:;()+|&]*))?", variant)
-    if match is None:
-        return variant
-    name = METHOD_LABELS.get(match[1], match[1])
-    return f"{name} ({match[2].replace(',', ', ')})" if match[2] else name
+def family_label(pattern: str, layers: str = "all") -> str:
+    """A name for all patterns that differ from this one in their budget only.
+
+    ``layers``: the JSON of a cell's ``layers``, or "all".
+    """
+    label = by_budget(pattern).label
+    return label if layers == "all" else f"{label}, layers {_shown('layers', layers)}"
 
 
-def _mixed_variants(cells: Sequence[Cell]) -> set[str]:
-    """Variants where one window stands for two different patterns (say, composed ones that split
-    it differently): these must not be taken for two seeds of one."""
-    seen: dict[tuple[str, Any], set[str]] = {}
-    for cell in cells:
-        text = cell.setting["pattern"]
-        place = (strip_parameters(text, AXIS_PARAMETERS), cell.setting["window"])
-        seen.setdefault(place, set()).add(strip_parameters(text, ("seed",)))
-    return {variant for (variant, _), patterns in seen.items() if len(patterns) > 1}
+def _variants(cells: Sequence[Cell]) -> dict[str, Variant]:
+    """The variant of each pattern: as coarse as may be, but never one for two different patterns
+    of one window on one task (say, unions that divide it differently): these are no two seeds."""
+    found: dict[str, Variant] = {}
+    left = {cell.setting["pattern"] for cell in cells}
+    ways: tuple[Callable[[str], Variant], ...] = (by_budget, by_split, in_full)
+    for way in ways:
+        seen: dict[tuple[str, Any, str], set[str]] = {}
+        for cell in cells:
+            text = cell.setting["pattern"]
+            if text in left:
+                place = (way(text).key, cell.setting["window"], cell.task)
+                seen.setdefault(place, set()).add(in_full(text).key)
+        mixed = {key for (key, _, _), patterns in seen.items() if len(patterns) > 1}
+        found |= {text: way(text) for text in left if way(text).key not in mixed}
+        left -= set(found)
+    return found
 
 
 def _varies(cells: Sequence[Cell], key: str) -> bool:
@@ -121,4 +137,15 @@ def _text(setting: Mapping[str, Any], key: str) -> str:
 
 
 def _shown(key: str, value: str) -> str:
-    return "all" if key == "layers" and value == "null" else value
+    if key != "layers":
+        return value
+    if value == "null":
+        return "all"
+    if value.startswith("\""):
+        value = json.loads(value)
+    elif value.startswith("{"):
+        value = "; ".join(f"{layers}: {pattern}" for layers, pattern in json.loads(value).items())
+    if len(value) <= LONGEST_LAYERS:
+        return value
+    # Two long schedules may begin alike; the hash keeps their labels apart.
+    return f"{value[: LONGEST_LAYERS - 8]}… #{hashlib.sha256(value.encode()).hexdigest()[:4]}"

@@ -9,7 +9,6 @@ import pytest
 from sa_patch.errors import UserError
 from sa_patch.harness.aggregate import Comparison, Point, compare
 from sa_patch.harness.results import load_run, merge_cells
-from sa_patch.harness.series import strip_parameters
 from tests.harness.run_builder import RunBuilder
 
 
@@ -227,32 +226,6 @@ def test_variants_of_a_method_are_series_of_their_own(tmp_path: Path) -> None:
         "MoBA (topk=4)",
         "mix (local=0.5)",
     ]
-
-
-def test_two_patterns_behind_one_window_are_not_taken_for_seeds(tmp_path: Path) -> None:
-    builder = RunBuilder(tmp_path / "run")
-    for text in ("union(swa:window=8+sa:window=24,seed=0)", "union(swa:window=16+sa:window=16)"):
-        builder.add(text, "hellaswag", 0.3, window=32, seed=0, method="union")
-    labels = {series.label for series in compared(builder).series}
-    assert labels == {
-        "union(swa:window=8+sa:window=24)",
-        "union(swa:window=16+sa:window=16)",
-    }
-
-
-@pytest.mark.parametrize(
-    ("pattern", "names", "expected"),
-    [
-        ("sa:window=64,seed=0", ("window", "seed"), "sa"),
-        ("sa:window=64,seed=0", ("seed",), "sa:window=64"),
-        ("sa:seed=0,window=64", ("window",), "sa:seed=0"),
-        ("moba:block_size=32,topk=2", ("window", "block_size"), "moba:topk=2"),
-        ("mix(swa:window=8+sa:window=8,seed=0)", ("window", "seed"), "mix(swa+sa)"),
-        ("full", ("window",), "full"),
-    ],
-)
-def test_strip_parameters(pattern: str, names: tuple[str, ...], expected: str) -> None:
-    assert strip_parameters(pattern, names) == expected
 
 
 def test_runs_that_differ_in_a_setting_are_told_apart_by_it(tmp_path: Path) -> None:
