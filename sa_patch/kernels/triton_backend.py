@@ -15,18 +15,11 @@ import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import triton_configs
 from sa_patch.kernels.backend import Backend, Spans
-from sa_patch.kernels.triton_configs import (
-    UNLIMITED,
-    BandConfig,
-    Config,
-    MobaConfig,
-    band_config,
-    moba_config,
-)
+from sa_patch.kernels.triton_configs import Config
+from sa_patch.kernels.triton_pieces import pieces
 from sa_patch.kernels.triton_plans import Row
-from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
+from sa_patch.patterns import SA, Pattern
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_HEAD_DIM = 256
@@ -75,13 +68,15 @@ def interpreting() -> bool:
 
 
 def _wrong_problem(pattern: Pattern, q: Tensor, k: Tensor) -> str:
-    if not isinstance(pattern, (Full, SWA, SA, MoBA)):
+    parts = pieces(pattern)
+    if parts is None:
         return f"triton has no rule for the pattern {pattern.name!r}"
     if q.dtype not in _DTYPES or k.dtype != q.dtype:
         return f"the kernels take float32, float16 or bfloat16, got {q.dtype} and {k.dtype}"
     if q.shape[3] > _MAX_HEAD_DIM:
         return f"head_dim is {q.shape[3]}, at most {_MAX_HEAD_DIM} is possible"
-    if isinstance(pattern, SA) and q.shape[2] < k.shape[2] and not pattern.saturated(k.shape[2]):
+    drawn = any(isinstance(ring, SA) for ring in parts.rings)
+    if drawn and q.shape[2] < k.shape[2] and not pattern.saturated(k.shape[2]):
         return "there are cached keys, and stochastic attention needs whole sequences here"
     return ""
 
@@ -95,7 +90,7 @@ def _wrong_gradient(*tensors: Tensor) -> str:
 def attend(
     pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
 ) -> Tensor:
-    return _attend(pattern, q, k, v, layer, spans, scale, False, None)[0]
+    return _attend(pattern, q, k, v, layer, spans, scale, False, ())[0]
 
 
 def attend_with_lse(
@@ -107,12 +102,12 @@ def attend_with_lse(
     layer: int,
     spans: Spans,
     scale: float,
-    config: Config | None = None,
+    configs: tuple[Config, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     """`attend`, with the logarithm of each query's sum of exponentials.
 
     Args:
-        config: launch parameters in place of the table's.
+        configs: launch parameters in place of the table's, one of each kind at most.
 
     Returns:
         the output, like `q`, and the natural log-sum-exp of the scaled scores of the visible keys,
@@ -121,7 +116,7 @@ def attend_with_lse(
     Raises:
         UserError: if `v` needs a gradient.
     """
-    out, lse = _attend(pattern, q, k, v, layer, spans, scale, True, config)
+    out, lse = _attend(pattern, q, k, v, layer, spans, scale, True, configs)
     assert lse is not None
     return out, lse
 
@@ -135,7 +130,7 @@ def _attend(
     spans: Spans,
     scale: float,
     with_lse: bool,
-    config: Config | None,
+    configs: tuple[Config, ...],
 ) -> tuple[Tensor, Tensor | None]:
     if reason := _wrong_gradient(q, k, v):
         raise UserError(f"backend 'triton' cannot serve {pattern}: {reason}")
@@ -151,49 +146,13 @@ def _attend(
     lse = None
     if with_lse:
         lse = torch.full(q.shape[:3], -torch.inf, dtype=torch.float32, device=q.device)
+    # Kernels are decorated when they are imported.
+    from sa_patch.kernels.triton_launch import Call
+    from sa_patch.kernels.triton_serve import serve
+
     with torch.cuda.device_of(q):
-        _launch(pattern, q, k, v, out, lse, rows, layer, scale, config)
+        serve(pattern, Call(q, k, v, out, lse, rows, layer, scale), configs)
     return out, lse
-
-
-def _launch(
-    pattern: Pattern,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor | None,
-    rows: tuple[Row, ...],
-    layer: int,
-    scale: float,
-    config: Config | None,
-) -> None:
-    """Serve every row; rows that a pattern saturates see all keys before them."""
-    from sa_patch.kernels import triton_launch as launch
-    from sa_patch.kernels.triton_moba_launch import launch_moba
-    from sa_patch.kernels.triton_softmax import INTERPRETED
-
-    device = triton_configs.device_class(q.device, interpreted=INTERPRETED)
-    longest = max(row.length for row in rows)
-    if isinstance(pattern, MoBA) and not pattern.saturated(longest):
-        if not isinstance(config, MobaConfig):
-            config = moba_config(q, longest, pattern.block_size, device)
-        launch_moba(pattern, q, k, v, out, lse, rows=rows, scale=scale, config=config)
-        return
-    if not isinstance(config, BandConfig):
-        config = band_config(q, longest, device)
-    window = pattern.window if isinstance(pattern, SWA) else UNLIMITED
-    if isinstance(pattern, SA):
-        ring = tuple(row for row in rows if not pattern.saturated(row.length))
-        rows = tuple(row for row in rows if pattern.saturated(row.length))
-        if ring:
-            launch.launch_ring(
-                pattern, q, k, v, out, lse, rows=ring, layer=layer, scale=scale, config=config
-            )
-    if rows:
-        launch.launch_window(
-            q, k, v, out, lse, rows=rows, window=window, scale=scale, config=config
-        )
 
 
 BACKEND = Backend(

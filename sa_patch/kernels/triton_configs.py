@@ -34,12 +34,13 @@ class Launch:
 
 @dataclass(frozen=True)
 class BandConfig:
-    """Full, sliding-window and stochastic attention.
+    """What stands near, and tokens on a ring.
 
     Args:
-        tiles: tiles in a block of slots. More of them waste fewer keys in the future, and more
-            on the band of a larger block.
-        permute_once: copy k and v into the order of slots first, and read them there.
+        tiles: tiles in a block of neighbours on a ring. More of them waste fewer keys in the
+            future, and more on the band of a larger block.
+        permute_once: copy k and v into the order of slots first, and read them there, where
+            stochastic attention stands alone.
     """
 
     launch: Launch
@@ -49,14 +50,27 @@ class BandConfig:
 
 @dataclass(frozen=True)
 class MobaConfig:
-    """Mixture of block attention: one launch for each of its kernels."""
+    """Large blocks chosen by content: one launch for each of its kernels.
+
+    Args:
+        choose: of the choice; read for mixture of block attention.
+        chosen: of the chosen blocks.
+        own: of what stands near, where the results of chosen blocks are taken in.
+    """
 
     choose: Launch
     chosen: Launch
     own: Launch
 
 
-Config = BandConfig | MobaConfig
+@dataclass(frozen=True)
+class LeavesConfig:
+    """Small blocks chosen by content."""
+
+    launch: Launch
+
+
+Config = BandConfig | MobaConfig | LeavesConfig
 
 # Under the interpreter a program costs milliseconds whatever its size. Short sequences, which tests
 # use, must still fill several tiles.
@@ -96,6 +110,9 @@ _CHOOSE: dict[ShapeClass, Launch] = {
     for over_64, over_128 in ((False, False), (True, False), (True, True))
 }
 
+# Elements of the keys that a program of 4 warps gathers at once.
+_GATHERED = 8192
+
 
 def device_class(device: torch.device, *, interpreted: bool) -> str:
     """Which part of the table serves a device: "interpreter", "ampere" or "hopper"."""
@@ -110,14 +127,14 @@ def _shape_class(q: Tensor) -> ShapeClass:
 
 
 def band_config(q: Tensor, seq_len: int, device: str) -> BandConfig:
-    """The table's entry for full, sliding-window and stochastic attention."""
+    """The table's entry for what stands near and for rings."""
     if device == "interpreter":
         return BandConfig(_SMALL if seq_len <= _INTERPRETED_SHORT else _LARGE, tiles=2)
     return BandConfig(_BAND[device][_shape_class(q)])
 
 
 def moba_config(q: Tensor, seq_len: int, block_size: int, device: str) -> MobaConfig:
-    """The table's entry for mixture of block attention."""
+    """The table's entry for large blocks chosen by content."""
     if device == "interpreter":
         choose = chosen = own = _SMALL if seq_len <= _INTERPRETED_SHORT else _LARGE
     else:
@@ -126,6 +143,17 @@ def moba_config(q: Tensor, seq_len: int, block_size: int, device: str) -> MobaCo
     # Keys beyond the block would only be masked.
     fitting = min(chosen.block_n, max(16, next_power_of_2(block_size)))
     return MobaConfig(choose, replace(chosen, block_n=fitting), own)
+
+
+def leaves_config(q: Tensor, device: str) -> LeavesConfig:
+    """The table's entry for small blocks chosen by content."""
+    if device == "interpreter":
+        return LeavesConfig(Launch(block_m=64, block_n=16))
+    width = padded_head_dim(q.shape[3])
+    # A thread holds its part of all keys and then of all values of a step in fp32.
+    block_n = 8 if width <= 128 else 4
+    block_m = min(64, _GATHERED // (block_n * width))
+    return LeavesConfig(Launch(block_m, block_n, warps=4, stages=1))
 
 
 def next_power_of_2(n: int) -> int:

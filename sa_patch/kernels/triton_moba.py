@@ -1,9 +1,9 @@
-"""Triton kernels of mixture of block attention: choose blocks, attend to them, merge.
+"""Triton kernels of blocks chosen by content: choose them, and attend to whole blocks.
 
 `choose_kernel` ranks the earlier blocks of each query by its fp32 dot product with their means.
 Choices are then sorted by block, so that `chosen_kernel` meets the keys of one block with tiles of
-queries that chose it, whichever of its KV head's query heads they belong to. `own_kernel` computes
-the own block of each query and merges the partial results of its chosen blocks into it.
+queries that chose it, whichever of its KV head's query heads they belong to. The near kernel takes
+the partial results in.
 """
 
 from __future__ import annotations
@@ -11,46 +11,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sa_patch.kernels.triton_elsewhere import shown_elsewhere
 from sa_patch.kernels.triton_softmax import (
     finish_softmax,
     load_rows,
+    query_tile,
     softmax_step,
     start_softmax,
     store_rows,
 )
 
-LN_2 = tl.constexpr(0.6931471805599453)
 # A rank is an int64: the score as an ordered integer above, the block counted down below. These
 # lie below and above every real one.
 NO_RANK = tl.constexpr(-(2**63))
 TOP_RANK = tl.constexpr(2**63 - 1)
-
-
-@triton.jit
-def query_tile(
-    table: tl.tensor,
-    heads: tl.tensor,
-    query_len: tl.tensor,
-    PACK: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-) -> tl.tensor:
-    """This program's queries: batch row, first head, and of each row its head, its place among
-    the queries, its position, and whether it is one; then the tile's first and last position."""
-    program = tl.program_id(0)
-    head = program % (heads // PACK) * PACK
-    entry = table + program // (heads // PACK) * 5
-    batch = tl.load(entry).to(tl.int64)
-    first = tl.load(entry + 1)
-    offset = tl.load(entry + 2)
-    length = tl.load(entry + 3)
-    slot = tl.arange(0, BLOCK_M) // PACK
-    rows = first + slot
-    real = (slot < BLOCK_M // PACK) & (rows < query_len) & (offset + rows < length)
-    positions = tl.where(real, offset + rows, 0)
-    members = (head + tl.arange(0, BLOCK_M) % PACK).to(tl.int64)
-    last = tl.minimum(length, offset + tl.minimum(query_len, first + BLOCK_M // PACK)) - 1
-    rows = tl.where(real, rows, 0).to(tl.int64)
-    return batch, head, members, rows, positions, real, offset + first, last
 
 
 @triton.jit
@@ -131,7 +105,18 @@ def choose_kernel(
         tl.store(picks + here, pick, mask=real[:, None] & wanted[None, :])
 
 
-@triton.jit(do_not_specialize=["groups", "query_len", "block_size", "blocks", "count"])
+@triton.jit(
+    do_not_specialize=[
+        "groups",
+        "query_len",
+        "origin",
+        "block_size",
+        "blocks",
+        "count",
+        "sinks",
+        "padded_len",
+    ]
+)
 def chosen_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -142,11 +127,15 @@ def chosen_kernel(
     group_first: tl.tensor,
     tile_first: tl.tensor,
     tile_group: tl.tensor,
+    about: tl.tensor,
+    lows: tl.tensor,
     groups: tl.tensor,
     query_len: tl.tensor,
+    origin: tl.tensor,
     block_size: tl.tensor,
     blocks: tl.tensor,
     count: tl.tensor,
+    sinks: tl.tensor,
     scale: tl.tensor,
     q_batch: tl.tensor,
     q_head: tl.tensor,
@@ -157,6 +146,11 @@ def chosen_kernel(
     v_batch: tl.tensor,
     v_head: tl.tensor,
     v_row: tl.tensor,
+    rings: tl.tensor,
+    sizes: tl.tensor,
+    padded_len: tl.tensor,
+    starts: tl.tensor,
+    extents: tl.tensor,
     HEADS: tl.constexpr,
     KV_GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -164,17 +158,24 @@ def chosen_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     EVEN: tl.constexpr,
+    LIMITED: tl.constexpr,
+    RINGS: tl.constexpr,
+    DRAWS: tl.constexpr,
+    SPANS: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """A tile of choices of one block: their softmax over its keys alone.
 
     Args:
-        partial, partial_lse: fp32 ``[choices, HEAD_DIM]`` and ``[choices]`` (base 2), in the order
-            of the picks.
+        partial, partial_lse: fp32 ``[choices, HEAD_DIM]`` and ``[choices]`` (base 2); choices are
+            numbered by batch row, query, head and pick.
         order: int64 ``[choices]``: numbers of the choices, sorted by group.
         group_first, tile_first: int64 ``[groups + 1]``, of sorted choices and of tiles. A group is
             a batch row, KV head and block.
         tile_group: int64, the group of each tile, `groups` for tiles that do not exist.
+        about, lows, sinks: of `row_table` and `near_kernel`; LIMITED leaves near keys out.
+        origin: first token of block 0.
+        rings ... SPANS: of `shown_elsewhere`; read where LIMITED.
     """
     tile = tl.program_id(0)
     group = tl.load(tile_group + tile)
@@ -183,111 +184,61 @@ def chosen_kernel(
         number = begin + tl.arange(0, BLOCK_M)
         real = number < tl.load(group_first + group + 1)
         choice = tl.load(order + number, mask=real, other=0)
-        row = choice // count % query_len
-        head = choice // count // query_len % HEADS
+        head = choice // count % HEADS
+        row = choice // count // HEADS % query_len
         batch = group // blocks // (HEADS // KV_GROUP)
         kv_head = group // blocks % (HEADS // KV_GROUP)
         # Rows that are no choice read choice 0, which may be another head's; they write nothing.
         q_tile = load_rows(q + batch * q_batch, head * q_head + row * q_row, HEAD_DIM, BLOCK_D)
-        key = group % blocks * block_size
+        key = origin + group % blocks * block_size
         k_base = k + batch * k_batch + kv_head * k_head + key * k_row
         v_base = v + batch * v_batch + kv_head * v_head + key * v_row
         columns = tl.arange(0, BLOCK_N)
+        if LIMITED:
+            positions = tl.load(about + batch * 2) + row.to(tl.int32)
+            low = tl.load(lows + positions)
         acc, top, total = start_softmax(BLOCK_M, BLOCK_D)
         for first in range(0, block_size, BLOCK_N):
             inside = first + columns < block_size
             near = columns if EVEN else tl.where(inside, columns, 0)
+            visible = inside[None, :]
+            if LIMITED:
+                keys = (key + first + near).to(tl.int32)[None, :]
+                visible = visible & (keys >= sinks) & (keys < low[:, None])
+                if RINGS + SPANS:
+                    shown = shown_elsewhere(
+                        keys,
+                        positions,
+                        head,
+                        (batch * HEADS + head) * query_len + row,
+                        tl.load(about + batch * 2 + 1),
+                        rings,
+                        sizes,
+                        padded_len,
+                        starts,
+                        extents,
+                        BLOCK_M,
+                        BLOCK_N,
+                        RINGS,
+                        DRAWS,
+                        SPANS,
+                    )
+                    visible = visible & (shown == 0)
             place = tl.cast(first, tl.int64)
             k_tile = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
             v_tile = load_rows(v_base + place * v_row, near * v_row, HEAD_DIM, BLOCK_D)
             acc, top, total = softmax_step(
-                acc, top, total, q_tile, k_tile, v_tile, inside[None, :], scale, not EVEN, WIDEN
+                acc,
+                top,
+                total,
+                q_tile,
+                k_tile,
+                v_tile,
+                visible,
+                scale,
+                LIMITED or not EVEN,
+                WIDEN,
             )
         result, log_total = finish_softmax(acc, top, total, scale)
         store_rows(partial, choice * HEAD_DIM, result, real, HEAD_DIM, BLOCK_D, WIDEN)
         tl.store(partial_lse + choice, log_total, mask=real)
-
-
-@triton.jit(do_not_specialize=["query_len", "block_size", "count"])
-def own_kernel(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    out: tl.tensor,
-    lse: tl.tensor,
-    partial: tl.tensor,
-    partial_lse: tl.tensor,
-    picks: tl.tensor,
-    table: tl.tensor,
-    query_len: tl.tensor,
-    block_size: tl.tensor,
-    count: tl.tensor,
-    scale: tl.tensor,
-    q_batch: tl.tensor,
-    q_head: tl.tensor,
-    q_row: tl.tensor,
-    k_batch: tl.tensor,
-    k_head: tl.tensor,
-    k_row: tl.tensor,
-    v_batch: tl.tensor,
-    v_head: tl.tensor,
-    v_row: tl.tensor,
-    out_batch: tl.tensor,
-    out_head: tl.tensor,
-    out_row: tl.tensor,
-    HEADS: tl.constexpr,
-    KV_GROUP: tl.constexpr,
-    PACK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WITH_LSE: tl.constexpr,
-    WIDEN: tl.constexpr,
-) -> None:
-    """The own block of a tile of queries, merged with the partial results of their picks."""
-    batch, head, members, rows, positions, real, first, last = query_tile(
-        table, HEADS, query_len, PACK, BLOCK_M
-    )
-    q_tile = load_rows(q + batch * q_batch, members * q_head + rows * q_row, HEAD_DIM, BLOCK_D)
-    k_base = k + batch * k_batch + (head // KV_GROUP).to(tl.int64) * k_head
-    v_base = v + batch * v_batch + (head // KV_GROUP).to(tl.int64) * v_head
-    columns = tl.arange(0, BLOCK_N)
-    reach = tl.where(real, positions % block_size + 1, 0).to(tl.uint32)
-    acc, top, total = start_softmax(BLOCK_M, BLOCK_D)
-    for begin in range(first // block_size * block_size, last + 1, BLOCK_N):
-        key = begin + columns
-        behind = positions[:, None] - key[None, :]
-        # As unsigned numbers those behind zero are the largest.
-        visible = behind.to(tl.uint32, bitcast=True) < reach[:, None]
-        near = tl.minimum(columns, last - begin)
-        place = tl.cast(begin, tl.int64)
-        k_tile = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
-        v_tile = load_rows(v_base + place * v_row, near * v_row, HEAD_DIM, BLOCK_D)
-        acc, top, total = softmax_step(
-            acc, top, total, q_tile, k_tile, v_tile, visible, scale, True, WIDEN
-        )
-    result, log_total = finish_softmax(acc, top, total, scale)
-    # Rows that saw nothing are no queries: any finite pivot does for them.
-    log_total = tl.where(real, log_total, 0.0)
-    acc, top, total = result, log_total, tl.full([BLOCK_M], 1.0, tl.float32)
-    choices = ((batch * HEADS + members) * query_len + rows) * count
-    for number in range(0, count):
-        choice = choices + number
-        made = real & (tl.load(picks + choice, mask=real, other=-1) >= 0)
-        other = tl.load(partial_lse + choice, mask=made, other=float("-inf"))
-        higher = tl.maximum(top, other)
-        faded = tl.exp2(top - higher)
-        weight = tl.exp2(other - higher)
-        part = load_rows(partial, tl.where(made, choice, 0) * HEAD_DIM, HEAD_DIM, BLOCK_D)
-        # What was never written may hold NaN, and 0 * NaN would stay.
-        part = tl.where(made[:, None], part, 0.0)
-        acc = acc * faded[:, None] + part * weight[:, None]
-        total = total * faded + weight
-        top = higher
-    result = acc / total[:, None]
-    offsets = members * out_head + rows * out_row
-    store_rows(out + batch * out_batch, offsets, result, real, HEAD_DIM, BLOCK_D, WIDEN)
-    if WITH_LSE:
-        places = (batch * HEADS + members) * query_len + rows
-        tl.store(lse + places, (top + tl.log2(total)) * LN_2, mask=real)

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: loading rows, and one step of the online softmax.
+"""What the Triton kernels share: tiles of queries, rows of memory, and the online softmax.
 
 The softmax is kept in base 2: weights are ``exp2(scale * (score - top))`` with log2(e) folded into
 `scale`, which is never negative, so that the largest score is the largest exponent.
@@ -12,6 +12,37 @@ import triton
 import triton.language as tl
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
+LN_2 = tl.constexpr(0.6931471805599453)
+# Later than every position, and so never visible.
+UNSEEN = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def query_tile(
+    table: tl.tensor,
+    heads: tl.tensor,
+    query_len: tl.tensor,
+    PACK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+) -> tl.tensor:
+    """This program's queries: batch row, first head, and of each row its head, its place among
+    the queries, its position, and whether it is one; then the tile's first and last position."""
+    program = tl.program_id(0)
+    head = program % (heads // PACK) * PACK
+    entry = table + program // (heads // PACK) * 5
+    batch = tl.load(entry).to(tl.int64)
+    first = tl.load(entry + 1)
+    offset = tl.load(entry + 2)
+    length = tl.load(entry + 3)
+    slot = tl.arange(0, BLOCK_M) // PACK
+    rows = first + slot
+    real = (slot < BLOCK_M // PACK) & (rows < query_len) & (offset + rows < length)
+    positions = tl.where(real, offset + rows, 0)
+    members = (head + tl.arange(0, BLOCK_M) % PACK).to(tl.int64)
+    last = tl.minimum(length, offset + tl.minimum(query_len, first + BLOCK_M // PACK)) - 1
+    # Rows that are no query read the first, and write nothing.
+    rows = tl.where(real, rows, 0).to(tl.int64)
+    return batch, head, members, rows, positions, real, offset + first, last
 
 
 @triton.jit
@@ -122,3 +153,56 @@ def finish_softmax(acc: tl.tensor, top: tl.tensor, total: tl.tensor, scale: tl.t
     seen = total > 0.0
     total = tl.where(seen, total, 1.0)
     return acc / total[:, None], tl.where(seen, top * scale + tl.log2(total), float("-inf"))
+
+
+@triton.jit
+def join(
+    acc: tl.tensor, top: tl.tensor, total: tl.tensor, other: tl.tensor, log_other: tl.tensor
+) -> tl.tensor:
+    """Take a finished result over other keys into a softmax whose scale is 1.
+
+    Args:
+        acc, top, total: of `softmax_step`.
+        other, log_other: of `finish_softmax`; finite, -inf where nothing was seen.
+    """
+    higher = tl.maximum(top, log_other)
+    pivot = tl.where(higher == float("-inf"), 0.0, higher)
+    faded = tl.exp2(top - pivot)
+    weight = tl.exp2(log_other - pivot)
+    return acc * faded[:, None] + other * weight[:, None], higher, total * faded + weight
+
+
+@triton.jit
+def store_result(
+    out: tl.tensor,
+    lse: tl.tensor,
+    offsets: tl.tensor,
+    places: tl.tensor,
+    state: tl.tensor,
+    scale: tl.tensor,
+    real: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WITH_LSE: tl.constexpr,
+    JOIN: tl.constexpr,
+    WIDEN: tl.constexpr,
+) -> None:
+    """Write what the `real` rows saw.
+
+    Args:
+        out: rows begin at ``out + offsets``.
+        lse: fp32, natural logarithms at ``lse + places``; written WITH_LSE.
+        state: acc, top and total.
+        JOIN: what stands in `out` and `lse` is the result over other keys, to be joined.
+    """
+    acc, top, total = state
+    result, log_total = finish_softmax(acc, top, total, scale)
+    if JOIN:
+        before = load_rows(out, offsets, HEAD_DIM, BLOCK_D).to(tl.float32)
+        log_before = tl.load(lse + places, mask=real, other=float("-inf")) / LN_2
+        ones = tl.where(log_total == float("-inf"), 0.0, 1.0)
+        acc, top, total = join(result, log_total, ones, before, log_before)
+        result, log_total = finish_softmax(acc, top, total, 1.0)
+    store_rows(out, offsets, result, real, HEAD_DIM, BLOCK_D, WIDEN)
+    if WITH_LSE:
+        tl.store(lse + places, log_total * LN_2, mask=real)

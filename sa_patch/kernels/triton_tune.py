@@ -14,10 +14,12 @@ from sa_patch.kernels.triton_configs import (
     BandConfig,
     Config,
     Launch,
+    LeavesConfig,
     device_class,
     moba_config,
 )
-from sa_patch.patterns import SA, MoBA, Pattern
+from sa_patch.kernels.triton_pieces import pieces, sorts_choices
+from sa_patch.patterns import SA, BlockTopK, MoBA, Pattern
 
 _LAUNCHES = [
     Launch(block_m, block_n, warps, stages)
@@ -40,22 +42,37 @@ class Timing:
 
 def candidates(pattern: Pattern, q: Tensor, seq_len: int) -> list[Config]:
     """Launch parameters worth timing for a pattern; those that do not fit fail when tried."""
-    if isinstance(pattern, MoBA) and not pattern.saturated(seq_len):
-        base = moba_config(
-            q, seq_len, pattern.block_size, device_class(q.device, interpreted=False)
-        )
-        varied = [replace(base, chosen=launch) for launch in _LAUNCHES]
-        varied += [replace(base, own=launch) for launch in _LAUNCHES]
-        sizes = [(m, n, warps) for m in (16, 32, 64) for n in (16, 32, 64) for warps in (4, 8)]
-        return [*varied, *(replace(base, choose=Launch(*size)) for size in sizes)]
-    if isinstance(pattern, SA) and not pattern.saturated(seq_len):
-        return [
+    parts = pieces(pattern)
+    if parts is None or pattern.saturated(seq_len):
+        return [BandConfig(launch) for launch in _LAUNCHES]
+    fused = any(map(sorts_choices, parts.chosen))
+    varied: list[Config] = []
+    if parts.rings:
+        alone = isinstance(pattern, SA)
+        varied += [
             BandConfig(launch, tiles, permute_once)
             for launch in _LAUNCHES
             for tiles in (2, 4, 8)
-            for permute_once in (False, True)
+            for permute_once in ((False, True) if alone else (False,))
         ]
-    return [BandConfig(launch) for launch in _LAUNCHES]
+    elif not fused:
+        varied += [BandConfig(launch) for launch in _LAUNCHES]
+    for chosen in parts.chosen:
+        varied += _chosen_candidates(chosen, q, seq_len)
+    return varied
+
+
+def _chosen_candidates(pattern: MoBA | BlockTopK, q: Tensor, seq_len: int) -> list[Config]:
+    if not sorts_choices(pattern):
+        few = [(m, n, warps) for m in (4, 8, 16, 32) for n in (4, 8, 16) for warps in (2, 4, 8)]
+        return [LeavesConfig(Launch(*size)) for size in few]
+    base = moba_config(q, seq_len, pattern.block_size, device_class(q.device, interpreted=False))
+    varied: list[Config] = [replace(base, chosen=launch) for launch in _LAUNCHES]
+    varied += [replace(base, own=launch) for launch in _LAUNCHES]
+    if isinstance(pattern, MoBA):
+        sizes = [(m, n, warps) for m in (16, 32, 64) for n in (16, 32, 64) for warps in (4, 8)]
+        varied += [replace(base, choose=Launch(*size)) for size in sizes]
+    return varied
 
 
 def tune(
@@ -112,7 +129,7 @@ def _time(
 
     def run() -> Tensor:
         return attend_with_lse(
-            pattern, q, k, v, layer=0, spans=spans, scale=q.shape[3] ** -0.5, config=config
+            pattern, q, k, v, layer=0, spans=spans, scale=q.shape[3] ** -0.5, configs=(config,)
         )[0]
 
     try:

@@ -1,4 +1,4 @@
-"""The Triton band kernel, interpreted, against the float64 oracle.
+"""The Triton kernels, interpreted, against the float64 oracle.
 
 Tiles are made small where several of them have to meet: a test that fits one tile shows little.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -45,7 +46,12 @@ def run(
     tensors = (t.nan_to_num(0.0) for t in (case.q, case.k, case.v))
     scale = case.q.shape[3] ** -0.5 if case.scale is None else case.scale
     return triton_backend.attend_with_lse(
-        pattern, *tensors, layer=case.layer, spans=spans, scale=scale, config=config
+        pattern,
+        *tensors,
+        layer=case.layer,
+        spans=spans,
+        scale=scale,
+        configs=() if config is None else (config,),
     )
 
 
@@ -146,14 +152,17 @@ def test_rows_of_different_lengths_take_one_launch(monkeypatch: pytest.MonkeyPat
     from sa_patch.kernels import triton_launch
 
     launches = []
-    kernel = vars(triton_launch)["band_kernel"]
 
     class Counted:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
         def __getitem__(self, grid: tuple[int]) -> object:
             launches.append(grid)
-            return kernel[grid]
+            return self.kernel[grid]
 
-    monkeypatch.setattr(triton_launch, "band_kernel", Counted())
+    for name in ("near_kernel", "ring_kernel"):
+        monkeypatch.setattr(triton_launch, name, Counted(vars(triton_launch)[name]))
     case = make_case(batch=3, seq_len=40, lengths=[40, 17, 29])
     assert_matches(case, SA(4))
     assert_matches(case, SWA(4))
@@ -233,7 +242,7 @@ def test_nothing_beyond_the_last_row_is_read(pattern: Pattern) -> None:
         for t in (case.q, case.k, case.v)
     )
     out, _ = triton_backend.attend_with_lse(
-        pattern, q, k, v, layer=0, spans=Spans((23,), (0,)), scale=16**-0.5, config=config
+        pattern, q, k, v, layer=0, spans=Spans((23,), (0,)), scale=16**-0.5, configs=(config,)
     )
     assert torch.equal(out, expected)
 

@@ -12,13 +12,9 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import choose_backend, triton_backend, triton_plans
 from sa_patch.kernels.tensor_cache import TensorCache
 from sa_patch.kernels.triton_configs import packed_heads, padded_head_dim
-from sa_patch.kernels.triton_plans import (
-    RingPlan,
-    Row,
-    band_table,
-    ring_plan,
-    ring_table,
-)
+from sa_patch.kernels.triton_pieces import NOTHING, Near
+from sa_patch.kernels.triton_plans import Row, band_table
+from sa_patch.kernels.triton_ring_plans import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton_tune import tune
 from sa_patch.patterns import SA, SWA, Full, MoBA
 from tests.kernels.test_triton import run
@@ -100,10 +96,11 @@ def test_head_dims_are_padded_to_what_a_product_takes() -> None:
 def test_the_tables_hold_every_query_once() -> None:
     rows = (Row(0, 0, 10), Row(2, 3, 7), Row(3, 0, 0))
     table = band_table(rows, 10, 4, CPU, 0).tolist()
-    assert sorted(table) == [[0, 0, 0, 10, 0], [0, 4, 0, 10, 0], [0, 8, 0, 10, 0], [2, 0, 3, 7, 0]]
+    assert sorted(table) == [[0, 0, 0, 10, 2], [0, 4, 0, 10, 2], [0, 8, 0, 10, 2], [2, 0, 3, 7, 1]]
     ends = [first + start for _, first, start, _, _ in table]
     assert ends == sorted(ends, reverse=True), "those that may see most keys start first"
-    blocks = ring_table((Row(1, 0, 9), Row(0, 0, 5), Row(4, 0, 9)), 4, 2, CPU, 0).tolist()
+    rows = (Row(1, 0, 9), Row(0, 0, 5), Row(4, 0, 9))
+    blocks = ring_table(SA(2), rows, 9, 4, 2, CPU, 0).tolist()
     # The plan of length 5 comes first: 2 draws of 2 blocks; then that of length 9.
     assert [row[:2] for row in blocks] == [
         [1, 4],
@@ -116,23 +113,26 @@ def test_the_tables_hold_every_query_once() -> None:
         [4, 6],
     ]
     assert [row[2] for row in blocks] == [3, 3, 3, 2, 2, 3, 3, 3]
-    assert [row[4] for row in blocks] == [0, 4, 8, 0, 4, 0, 4, 8]
+    assert [row[4] for row in blocks] == [-1, 3, 7, -1, 3, -1, 3, 7]
+    assert [row[6] for row in blocks] == [1, 1, 1, 0, 0, 1, 1, 1]
 
 
 def test_plans_are_remembered_by_what_determines_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_plans, "PLANS", TensorCache(1 << 20))
     rows, five = (Row(0, 0, 50),), SA(5)
 
-    def plan(pattern: SA = five, layer: int = 0, heads: int = 4, block: int = 16) -> RingPlan:
-        return ring_plan(pattern, rows, layer=layer, heads=heads, block=block, device=CPU)
+    def plan(
+        pattern: SA = five, layer: int = 0, heads: int = 4, block: int = 16, near: Near = NOTHING
+    ) -> RingPlan:
+        return ring_plan(pattern, rows, 50, near, layer=layer, heads=heads, block=block, device=CPU)
 
     first = plan()
     assert plan().queries is first.queries and plan(heads=8).queries is first.queries
     others = [plan(layer=1), plan(SA(5, seed=1)), plan(SA(6)), plan(block=8)]
-    others += [plan(SA(5, circular=False)), plan(SA(5, per_head=True))]
+    others += [plan(near=Near(sinks=2)), plan(SA(5, circular=False)), plan(SA(5, per_head=True))]
     others.append(plan(SA(5, per_head=True), heads=8))
     assert all(other.queries is not first.queries for other in others)
-    assert len(triton_plans.PLANS) == 8
+    assert len(triton_plans.PLANS) == 9
     assert others[-1].queries.shape[0] == 2 * others[-2].queries.shape[0]
 
 

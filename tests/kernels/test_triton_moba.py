@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite, isnan
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ NONE = -1
 
 def choose(case: Case, pattern: MoBA, count: int, start: int = 0) -> list[list[list[set[int]]]]:
     """The blocks that the kernel chooses, as sets ``[batch][head][query]``."""
-    from sa_patch.kernels.triton_moba_launch import choose_blocks
+    from sa_patch.kernels.triton_chosen_launch import choose as choose_blocks
+    from sa_patch.kernels.triton_launch import Call
 
     rows = tuple(Row(b, start, length) for b, length in enumerate(case.real_tokens()))
-    picks = choose_blocks(pattern, case.q, case.k, rows=rows, count=count, launch=TINY_MOBA.choose)
+    call = Call(case.q, case.k, case.v, case.q, None, rows, 0, 1.0)
+    picks = choose_blocks(call, pattern, TINY_MOBA.choose)
     assert picks.dtype == torch.int32 and picks.shape == (*case.q.shape[:3], count)
     for listed in picks.flatten(0, 2).tolist():
         real = [block for block in listed if block != NONE]
@@ -132,19 +135,19 @@ def test_all_queries_may_choose_one_block() -> None:
 
 
 def test_kv_heads_in_turns_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sa_patch.kernels import triton_moba_launch
+    from sa_patch.kernels import triton_chosen_launch
 
     case = make_case(batch=2, q_heads=6, kv_heads=3, seq_len=40, head_dim=16, lengths=[40, 21])
     out, lse = run(case, MoBA(6, 3))
     seen = []
-    attend_chosen = triton_moba_launch.attend_chosen
+    attend_choices = triton_chosen_launch.attend_choices
 
-    def counted(pattern: MoBA, q: Tensor, *args: Tensor, **kwargs: object) -> object:
-        seen.append(q.shape[1])
-        return attend_chosen(pattern, q, *args, **kwargs)  # type: ignore[arg-type]
+    def counted(call: Any, *args: Any) -> object:
+        seen.append(call.q.shape[1])
+        return attend_choices(call, *args)
 
-    monkeypatch.setattr(triton_moba_launch, "attend_chosen", counted)
-    monkeypatch.setattr(triton_moba_launch, "PARTIAL_BYTES", 1)
+    monkeypatch.setattr(triton_chosen_launch, "attend_choices", counted)
+    monkeypatch.setattr(triton_chosen_launch, "PARTIAL_BYTES", 1)
     out_in_turns, lse_in_turns = run(case, MoBA(6, 3))
     assert seen == [2, 2, 2]
     assert torch.equal(out, out_in_turns) and torch.equal(lse, lse_in_turns)
