@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_sweep(commands.add_parser("sweep", help="measure a grid of patterns and tasks"))
     _add_report(commands.add_parser("report", help="tables and figures of finished sweeps"))
+    _add_recovery(commands.add_parser("recovery", help="what patterns keep of full attention"))
     commands.add_parser("lm-eval", help="lm-eval's own command, with the model 'sa-patch'")
     _add_generate(commands.add_parser("generate", help="continue a text with a patched model"))
     _add_methods(commands.add_parser("methods", help="list patterns and backends"))
@@ -148,6 +149,23 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="where to write (default: the run folder)")
     parser.set_defaults(run=_report)
+
+
+def _add_recovery(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "How much of full attention's quality each pattern keeps at equal attention FLOPs, over "
+        "language modelling, retrieval and benchmarks, with paired bootstrap intervals."
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="folder of a sweep, or of several"
+    )
+    parser.add_argument(
+        "--budgets",
+        default="0.0625,0.125,0.25",
+        help="shares of full attention's FLOPs that points belong to (default: %(default)s)",
+    )
+    parser.add_argument("--out", type=Path, help="where to write (default: the first folder)")
+    parser.set_defaults(run=_recovery)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
@@ -231,6 +249,21 @@ def _report(options: argparse.Namespace) -> int:
             f"the report leaves out {len(damaged)} cell file(s) that cannot be trusted, "
             f"{damaged[0].path} first ({damaged[0].reason}); run the same sweep again to redo them"
         )
+    return 0
+
+
+def _recovery(options: argparse.Namespace) -> int:
+    from sa_patch.harness.recovery import load, parse_budgets, recover
+    from sa_patch.harness.recovery_report import write_recovery
+
+    budgets = parse_budgets(options.budgets)
+    runs = load(options.runs)
+    files = write_recovery(
+        recover(runs, budgets), runs, options.out or options.runs[0], options.command_line
+    )
+    print(files.markdown.read_text(encoding="utf-8"))
+    for path in (files.json, files.markdown, files.figure):
+        print(path)
     return 0
 
 

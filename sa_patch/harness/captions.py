@@ -24,6 +24,14 @@ def tasks_title(comparison: Comparison, cells: Sequence[Cell]) -> str:
     return f"{models(cells)}: results by task"
 
 
+def pareto_title(cells: Sequence[Cell]) -> str:
+    return f"{models(cells)}: score against cost, all methods"
+
+
+def depth_title(cells: Sequence[Cell]) -> str:
+    return f"{models(cells)}: accuracy by depth of the needle"
+
+
 def average_note(comparison: Comparison) -> str:
     """How the average is made, or why there is none."""
     if not comparison.average_tasks:
@@ -76,7 +84,7 @@ def axis_note(comparison: Comparison, x: str) -> str:
         )
     return (
         "FLOPs: attention in the prefill of all layers, measured against full attention on the "
-        "same prompts; MoBA's choosing of blocks is included."
+        "same prompts; the choosing of blocks, where a method chooses, is included."
     )
 
 
@@ -145,6 +153,28 @@ def figure_notes(
     return [note for note in notes if note]
 
 
+def pareto_notes(
+    comparison: Comparison, cells: Sequence[Cell], runs: Sequence[Run], x: str
+) -> list[str]:
+    frontier = (
+        "Frontier: the best score of any sparse method that costs at most so much, point by point; "
+        "it has no interval of its own, so look at the error bars. Full attention: dashed line and "
+        "star."
+    )
+    several = len(comparison.average_tasks) > 1
+    return [frontier, *figure_notes(comparison, cells, runs, x, average=several)]
+
+
+def depth_notes(cells: Sequence[Cell], runs: Sequence[Run]) -> list[str]:
+    notes = [
+        "Accuracy in %, mean over seeds, on the items whose needle lies near this depth: 0 is the "
+        "beginning of the text, 100 its end. A row is a method at a window (@).",
+        subset_note(cells),
+        missing_note(runs),
+    ]
+    return [note for note in notes if note]
+
+
 def provenance(runs: Sequence[Run], cells: Sequence[Cell], comparison: Comparison) -> list[str]:
     """Lines "name: value" on where the figures come from, the same whatever the format."""
     lines = [f"model: {models(cells)}"]
@@ -154,11 +184,12 @@ def provenance(runs: Sequence[Run], cells: Sequence[Cell], comparison: Compariso
     lines.append(subset_note(cells) or "items: every task whole, no limit")
     lines.append("items per task: " + ", ".join(_task_items(comparison)))
     for run in runs:
-        lines.extend(_run_lines(run))
+        lines.extend(run_lines(run))
     return lines
 
 
-def _run_lines(run: Run) -> list[str]:
+def run_lines(run: Run) -> list[str]:
+    """Lines "name: value" on one run."""
     manifest = run.manifest
     lines = [
         f"run: {run.path.name}, {manifest.get('started') or 'start unknown'} to "
