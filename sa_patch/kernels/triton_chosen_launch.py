@@ -217,7 +217,9 @@ def launch_gathered(
 ) -> None:
     """Chosen blocks alone, each query gathering its own; arguments as of `launch_sorted`."""
     launch = config.launch
-    pack = packed_heads(call.group, launch.block_m)
+    # Heads gain by sharing a tile where they share the keys; then all that fit may fill it.
+    shared = isinstance(pattern, BlockTopK) and pattern.grouped
+    pack = packed_heads(call.group, 4 * launch.block_m) if shared else 1
     table = call.table(launch.block_m // pack)
     if not len(table) or not picks.shape[3]:
         return

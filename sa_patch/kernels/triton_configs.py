@@ -111,7 +111,7 @@ _CHOOSE: dict[ShapeClass, Launch] = {
 }
 
 # Elements of the keys that a program of 4 warps gathers at once.
-_GATHERED = 8192
+_GATHERED = 4096
 
 
 def device_class(device: torch.device, *, interpreted: bool) -> str:
@@ -126,20 +126,33 @@ def _shape_class(q: Tensor) -> ShapeClass:
     return q.element_size() > 2, q.shape[3] > 64, q.shape[3] > 128
 
 
-def band_config(q: Tensor, seq_len: int, device: str) -> BandConfig:
-    """The table's entry for what stands near and for rings."""
+def band_config(q: Tensor, seq_len: int, device: str, *, compared: bool = False) -> BandConfig:
+    """The table's entry for what stands near and for rings.
+
+    Args:
+        compared: the keys of a ring are compared with other rings, which takes registers.
+    """
     if device == "interpreter":
         return BandConfig(_SMALL if seq_len <= _INTERPRETED_SHORT else _LARGE, tiles=2)
-    return BandConfig(_BAND[device][_shape_class(q)])
+    launch = _BAND[device][_shape_class(q)]
+    return BandConfig(replace(launch, block_n=launch.block_n // 2) if compared else launch)
 
 
-def moba_config(q: Tensor, seq_len: int, block_size: int, device: str) -> MobaConfig:
-    """The table's entry for large blocks chosen by content."""
+def moba_config(
+    q: Tensor, seq_len: int, block_size: int, device: str, *, compared: bool = False
+) -> MobaConfig:
+    """The table's entry for large blocks chosen by content.
+
+    Args:
+        compared: keys of a block are compared with what other parts show.
+    """
     if device == "interpreter":
         choose = chosen = own = _SMALL if seq_len <= _INTERPRETED_SHORT else _LARGE
     else:
         shape = _shape_class(q)
         choose, chosen, own = _CHOOSE[shape], _BAND[device][shape], _OWN[device][shape]
+        if compared:
+            chosen = replace(chosen, block_m=min(64, chosen.block_m))
     # Keys beyond the block would only be masked.
     fitting = min(chosen.block_n, max(16, next_power_of_2(block_size)))
     return MobaConfig(choose, replace(chosen, block_n=fitting), own)

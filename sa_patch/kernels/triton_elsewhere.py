@@ -42,23 +42,26 @@ def shown_elsewhere(
         extents: int32 ``[SPANS]``: its keys.
     """
     shown = tl.zeros([BLOCK_M, BLOCK_N], tl.int32)
-    for ring in range(0, RINGS):
-        size = tl.load(sizes + number * RINGS + ring)
-        reaches = rings + ((number * RINGS + ring) * (1 + DRAWS)).to(tl.int64) * padded_len
-        reach = tl.load(reaches + positions)
-        points = reaches + padded_len
-        if DRAWS == 1:
-            own = tl.load(points + positions)
-            theirs = tl.load(points + keys)
-        else:
-            of_head = members * padded_len
-            own = tl.load(points + of_head + positions)
-            theirs = tl.load(points + of_head[:, None] + keys)
-        distance = tl.abs(theirs - own[:, None])
-        distance = tl.minimum(distance, size - distance)
-        shown = shown | (distance <= reach[:, None]).to(tl.int32)
-    for span in range(0, SPANS):
-        ahead = keys - tl.load(starts + choices * SPANS + span)[:, None]
-        extent = tl.load(extents + span).to(tl.uint32, bitcast=True)
-        shown = shown | (ahead.to(tl.uint32, bitcast=True) < extent).to(tl.int32)
+    # A loop of no rounds is compiled all the same.
+    if RINGS:
+        for ring in range(0, RINGS):
+            size = tl.load(sizes + number * RINGS + ring)
+            reaches = rings + ((number * RINGS + ring) * (1 + DRAWS)).to(tl.int64) * padded_len
+            reach = tl.load(reaches + positions)
+            points = reaches + padded_len
+            if DRAWS == 1:
+                own = tl.load(points + positions)
+                theirs = tl.load(points + keys)
+            else:
+                of_head = members * padded_len
+                own = tl.load(points + of_head + positions)
+                theirs = tl.load(points + of_head[:, None] + keys)
+            distance = tl.abs(theirs - own[:, None])
+            distance = tl.minimum(distance, size - distance)
+            shown = shown | (distance <= reach[:, None]).to(tl.int32)
+    if SPANS:
+        for span in range(0, SPANS):
+            ahead = keys - tl.load(starts + choices * SPANS + span)[:, None]
+            extent = tl.load(extents + span).to(tl.uint32, bitcast=True)
+            shown = shown | (ahead.to(tl.uint32, bitcast=True) < extent).to(tl.int32)
     return shown > 0

@@ -22,35 +22,6 @@ from sa_patch.kernels.triton_softmax import (
 
 
 @triton.jit
-def sinks_walk(
-    state: tl.tensor,
-    q: tl.tensor,
-    k_base: tl.tensor,
-    v_base: tl.tensor,
-    k_row: tl.tensor,
-    v_row: tl.tensor,
-    limits: tl.tensor,
-    scale: tl.tensor,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WIDEN: tl.constexpr,
-) -> tl.tensor:
-    """The first ``limits [m]`` keys of each row."""
-    acc, top, total = state
-    columns = tl.arange(0, BLOCK_N)
-    end = tl.max(limits, 0)
-    for key in range(0, end, BLOCK_N):
-        visible = (key + columns)[None, :] < limits[:, None]
-        near = tl.minimum(columns, end - 1 - key)
-        place = tl.cast(key, tl.int64)
-        k = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
-        v = load_rows(v_base + place * v_row, near * v_row, HEAD_DIM, BLOCK_D)
-        acc, top, total = softmax_step(acc, top, total, q, k, v, visible, scale, True, WIDEN)
-    return acc, top, total
-
-
-@triton.jit
 def near_walk(
     state: tl.tensor,
     q: tl.tensor,
@@ -60,6 +31,7 @@ def near_walk(
     v_row: tl.tensor,
     positions: tl.tensor,
     reach: tl.tensor,
+    limits: tl.tensor,
     first: tl.tensor,
     last: tl.tensor,
     first_low: tl.tensor,
@@ -70,9 +42,13 @@ def near_walk(
     BLOCK_N: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> tl.tensor:
-    """The nearest ``reach [m]`` keys of queries at ``first .. last``: blocks that all of them see
-    whole, then the edges. The first query sees keys from `first_low` on, the last from `last_low`
-    on, and those between begin between."""
+    """The nearest ``reach [m]`` and the first ``limits [m]`` keys of queries at ``first .. last``,
+    which do not overlap: blocks that all of them see whole, then the rest.
+
+    Args:
+        first_low, last_low: where the nearest keys of the first and the last query begin; those of
+            queries between begin between.
+    """
     acc, top, total = state
     columns = tl.arange(0, BLOCK_N)
     begin = first_low // BLOCK_N * BLOCK_N
@@ -88,13 +64,18 @@ def near_walk(
         v = load_rows(v_base + place * v_row, columns * v_row, HEAD_DIM, BLOCK_D)
         acc, top, total = softmax_step(acc, top, total, q, k, v, columns, scale, False, WIDEN)
     skipped = whole_end - whole
-    # Rows that see sinks alone have no edges.
-    end = tl.where(tl.max(reach, 0) > 0, last + 1 - skipped, begin)
-    for edge in range(begin, end, BLOCK_N):
-        key = tl.where(edge < whole, edge, edge + skipped)
-        behind = positions[:, None] - (key + columns)[None, :]
+    # The first keys stand before the nearest, or among their blocks.
+    last_limit = tl.max(limits, 0)
+    ahead = tl.minimum(begin, (last_limit + BLOCK_N - 1) // BLOCK_N * BLOCK_N)
+    # Rows that see first keys alone have no others.
+    end = tl.where(tl.max(reach, 0) > 0, last + 1 - skipped, tl.maximum(begin, last_limit))
+    for edge in range(begin - ahead, end, BLOCK_N):
+        key = tl.where(edge < begin, edge - begin + ahead, edge)
+        key = tl.where(edge < whole, key, edge + skipped)
+        keys = (key + columns)[None, :]
         # As unsigned numbers those behind zero are the largest.
-        visible = behind.to(tl.uint32, bitcast=True) < reach.to(tl.uint32, bitcast=True)[:, None]
+        behind = (positions[:, None] - keys).to(tl.uint32, bitcast=True)
+        visible = (behind < reach.to(tl.uint32, bitcast=True)[:, None]) | (keys < limits[:, None])
         near = tl.minimum(columns, last - key)
         place = tl.cast(key, tl.int64)
         k = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
@@ -195,20 +176,6 @@ def near_kernel(
     reach = tl.where(real, positions + 1 - low, 0)
     limits = tl.where(real, tl.minimum(low, sinks), 0)
     state = start_softmax(BLOCK_M, BLOCK_D)
-    state = sinks_walk(
-        state,
-        q_tile,
-        k_base,
-        v_base,
-        k_row,
-        v_row,
-        limits,
-        scale,
-        HEAD_DIM,
-        BLOCK_D,
-        BLOCK_N,
-        WIDEN,
-    )
     state = near_walk(
         state,
         q_tile,
@@ -218,6 +185,7 @@ def near_kernel(
         v_row,
         positions,
         reach,
+        limits,
         first,
         last,
         tl.load(lows + first),

@@ -45,12 +45,15 @@ class Configs:
     def _find(self, kind: type[Kind]) -> Kind | None:
         return next((config for config in self._given if isinstance(config, kind)), None)
 
-    def band(self) -> BandConfig:
-        return self._find(BandConfig) or band_config(self._q, self._longest, self._device)
+    def band(self, *, compared: bool = False) -> BandConfig:
+        return self._find(BandConfig) or band_config(
+            self._q, self._longest, self._device, compared=compared
+        )
 
-    def moba(self, block_size: int) -> MobaConfig:
-        found = self._find(MobaConfig)
-        return found or moba_config(self._q, self._longest, block_size, self._device)
+    def moba(self, block_size: int, *, compared: bool) -> MobaConfig:
+        return self._find(MobaConfig) or moba_config(
+            self._q, self._longest, block_size, self._device, compared=compared
+        )
 
     def leaves(self) -> LeavesConfig:
         return self._find(LeavesConfig) or leaves_config(self._q, self._device)
@@ -103,14 +106,14 @@ def _serve_sparse(parts: Pieces, call: Call, configs: Configs, fused: bool) -> N
         if rows:
             launch_near(call._replace(rows=rows), near, configs.band().launch)
     for number, ring in enumerate(rings):
-        launch_ring(call, ring, near, rings[:number], configs.band())
+        launch_ring(call, ring, near, rings[:number], configs.band(compared=number > 0))
     shown = elsewhere(call, rings if parts.chosen else ())
     # What stands near goes with the first of them.
     chosen = sorted(parts.chosen, key=sorts_choices, reverse=True)
     # What a pattern itself keeps near is never among the blocks that it chooses.
     alone = len(chosen) == 1 and pieces(chosen[0]) == parts
     for number, pattern in enumerate(chosen):
-        config = configs.moba(pattern.block_size)
+        config = configs.moba(pattern.block_size, compared=not alone)
         picks = None if alone else choose(call, pattern, config.choose)
         if sorts_choices(pattern):
             own = near if number == 0 else NOTHING

@@ -28,6 +28,10 @@ CASES = [
 ]
 
 
+# Compile-time choices that make another kernel of the same source.
+FLAGS = ["CHOSEN", "JOIN", "LIMITED", "RINGS", "SPANS"]
+
+
 class NamedTarget:
     """As much of a Triton driver as compiling needs."""
 
@@ -68,7 +72,7 @@ def compile_all(dtype: str, head_dim: int, capability: int) -> list[dict[str, An
 
     from sa_patch.kernels import triton_backend, triton_configs
     from sa_patch.kernels.backend import Spans
-    from sa_patch.patterns import SA, SWA, MoBA
+    from sa_patch.patterns import SA, SWA, MoBA, parse_pattern
 
     triton.runtime.driver.set_active(NamedTarget(capability))
     part = "hopper" if capability >= 90 else "ampere"
@@ -78,9 +82,10 @@ def compile_all(dtype: str, head_dim: int, capability: int) -> list[dict[str, An
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         needs = {**machine_code_needs(kernel.asm["cubin"]), "shared": kernel.metadata.shared}
-        record = {"kernel": self.__name__, "ring": kwargs.get("RING"), "warps": kwargs["num_warps"]}
+        record = {"kernel": self.__name__, "warps": kwargs["num_warps"]}
+        flags = [name for name in FLAGS if kwargs.get(name)]
         tile = f"{kwargs['BLOCK_M']}x{kwargs['BLOCK_N']} stages={kwargs['num_stages']}"
-        records.append({**record, "tile": tile, **needs})
+        records.append({**record, "flags": flags, "tile": tile, **needs})
 
     JITFunction.run = compile_only
     # As models hand them over: heads beside each other in memory.
@@ -88,7 +93,8 @@ def compile_all(dtype: str, head_dim: int, capability: int) -> list[dict[str, An
         torch.zeros(1, 1024, heads, head_dim, dtype=getattr(torch, dtype)).transpose(1, 2)
         for heads in (32, 8, 8)
     )
-    for pattern in (SWA(256), SA(256), MoBA(256, 3)):
+    union = "sinks:4+sa:64,per_head=true+psa:64+block_topk:16,4+block_topk:4,8,local=4"
+    for pattern in (SWA(256), SA(256), MoBA(256, 3), parse_pattern(union)):
         triton_backend.attend_with_lse(
             pattern, q, k, v, layer=0, spans=Spans((1024,), (0,)), scale=0.1
         )
@@ -122,13 +128,18 @@ def test_committed_launches_compile_and_do_not_spill(
     )
     assert child.returncode == 0, child.stderr
     records = json.loads(child.stdout.splitlines()[-1])
-    kinds = {(record["kernel"], record["ring"]) for record in records}
+    kinds = {(record["kernel"], *record["flags"]) for record in records}
     assert kinds == {
-        ("band_kernel", False),
-        ("band_kernel", True),
-        ("choose_kernel", None),
-        ("chosen_kernel", None),
-        ("own_kernel", None),
+        ("near_kernel",),
+        ("near_kernel", "CHOSEN"),
+        ("near_kernel", "CHOSEN", "JOIN"),
+        ("ring_kernel",),
+        ("ring_kernel", "JOIN"),
+        ("ring_kernel", "JOIN", "RINGS"),
+        ("choose_kernel",),
+        ("chosen_kernel",),
+        ("chosen_kernel", "LIMITED", "RINGS"),
+        ("leaves_kernel", "JOIN", "RINGS", "SPANS"),
     }
     assert all(fits(record, capability) for record in records), records
 
