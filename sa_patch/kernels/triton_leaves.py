@@ -1,8 +1,8 @@
 """Triton kernel of small chosen blocks: each query gathers the keys of its own.
 
 Hardly two queries share their blocks, so that there are no tiles to multiply, and few keys to each
-query: products of vectors do, and the time goes into reading keys. Query heads of a KV head stand
-beside each other in a tile; where they share a choice, the first reads its keys for all.
+query: products of vectors do, and the time goes into reading keys. Query heads that share a choice
+stand beside each other in a tile, so that one reads its keys for all.
 """
 
 from __future__ import annotations
