@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,55 +12,15 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import Spans, attend
-from sa_patch.patching.mask import SparseMask, sparse_mask
-from sa_patch.patterns import Pattern
+from sa_patch.kernels import attend
+from sa_patch.patching.mask import Packing, SparseMask, sparse_mask
+from sa_patch.patching.plan import get_plan
 
 IMPLEMENTATION = "sa_patch"
 """The name under which our attention and mask functions are registered with transformers."""
 
 # Arguments by which a model changes the softmax itself; a pattern that ignored them would be wrong.
 _SOFTMAX_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
-
-
-Observer = Callable[[int, Tensor, Tensor, Spans], None]
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What one attention module of a patched model does.
-
-    Args:
-        pattern: the layer's pattern; None where the layer keeps its stock attention.
-        decode: "full" or "pattern", see `sa_patch.patching.patch_model`.
-        backend: name of the kernel backend, or "auto".
-        stock: the model's attention implementation before it was patched.
-        observer: called with (layer, q, k, spans) before each sparse attention, with the tensors
-            as `sa_patch.kernels.attend` takes them; None for nobody.
-    """
-
-    pattern: Pattern | None
-    decode: str
-    backend: str
-    stock: str
-    observer: Observer | None = None
-
-
-_ATTRIBUTE = "_sa_patch_plan"
-
-
-def get_plan(module: nn.Module) -> LayerPlan | None:
-    """The plan of an attention module, None if it has none."""
-    plan = module.__dict__.get(_ATTRIBUTE)
-    return plan if isinstance(plan, LayerPlan) else None
-
-
-def set_plan(module: nn.Module, plan: LayerPlan | None) -> None:
-    """Give an attention module its plan, or take it away."""
-    if plan is not None:
-        module.__dict__[_ATTRIBUTE] = plan
-    else:
-        module.__dict__.pop(_ATTRIBUTE, None)
 
 
 def sparse_attention_forward(
@@ -79,7 +38,8 @@ def sparse_attention_forward(
     Args:
         module: the layer's attention module, which carries its `LayerPlan`.
         query: ``[batch, q_heads, nq, head_dim]``, rotary embeddings applied.
-        key, value: ``[batch, kv_heads, n, head_dim]``, cached ones first.
+        key, value: ``[batch, kv_heads, n, head_dim]``, cached ones first; a cache that drops what
+            the pattern does not reach gives fewer than the mask counts.
         attention_mask: the `SparseMask` of this forward pass.
 
     Returns:
@@ -107,7 +67,11 @@ def sparse_attention_forward(
         )
     _refuse_unsupported(module, attention_mask, dropout, kwargs)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
-    packing = attention_mask.packing()
+    if key.shape[2] < attention_mask.key_len:
+        # The cache has dropped what lies between the sinks and the window.
+        packing = Packing.compact(len(key), key.shape[2], query.shape[2])
+    else:
+        packing = attention_mask.packing()
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     query = packing.pack(query, packing.query_order)
     key = packing.pack(key, packing.key_order)

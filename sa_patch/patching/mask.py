@@ -49,6 +49,11 @@ class Packing:
         query_order = torch.argsort(~padding[:, query_offset:], dim=1, stable=True)
         return cls(spans, key_order, query_order)
 
+    @classmethod
+    def compact(cls, batch: int, key_len: int, query_len: int) -> Packing:
+        """Rows of equal length without padding, whose queries are the last tokens."""
+        return cls(Spans((key_len,) * batch, (key_len - query_len,) * batch), None, None)
+
     def pack(self, x: Tensor, order: Tensor | None) -> Tensor:
         """Reorder ``x [batch, heads, m, head_dim]`` by one of the orders."""
         if order is None:
@@ -82,6 +87,7 @@ class SparseMask:
         self._arguments = {**arguments, "q_offset": self.query_offset}
         self._stock: dict[str, Any] = {}
         self._packing: Packing | None = None
+        self._left_padding: tuple[bool, Tensor | None] | None = None
         self.query_len: int = arguments["q_length"]
         self.key_len = self.query_offset + self.query_len
         self.refusal = self._refuse()
@@ -128,6 +134,23 @@ class SparseMask:
                 self._padding(), self._arguments["batch_size"], self.query_offset, self.query_len
             )
         return self._packing
+
+    def left_padding(self) -> tuple[bool, Tensor | None]:
+        """Whether each row's real tokens are its last columns, and how many stand before them.
+
+        Returns:
+            True, and int64 ``[batch]`` or None where there is no padding; or False and None.
+        """
+        if self._left_padding is None:
+            padding = self._padding()
+            if padding is None:
+                self._left_padding = (True, None)
+            else:
+                hidden = (~padding).sum(1)
+                columns = torch.arange(self.key_len, device=padding.device)
+                aligned = bool((padding == (columns >= hidden[:, None])).all())
+                self._left_padding = (aligned, hidden if aligned else None)
+        return self._left_padding
 
     def _padding(self) -> Tensor | None:
         """bool ``[batch, key_len]``, True at real tokens; None where all are real."""

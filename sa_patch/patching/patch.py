@@ -12,14 +12,9 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
-from sa_patch.patching.attention import (
-    IMPLEMENTATION,
-    LayerPlan,
-    Observer,
-    get_plan,
-    set_plan,
-)
+from sa_patch.patching.attention import IMPLEMENTATION
 from sa_patch.patching.layers import attention_layers, base_model
+from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
 from sa_patch.patching.schedule import Layers, Schedule
 from sa_patch.patterns import SA, Pattern, parse_pattern
 
@@ -52,7 +47,10 @@ def patch_model(
             name take the pattern if one is given, else keep their stock attention. Default: all
             full-attention layers.
         decode: what a query does that arrives when keys are already cached. "full": it sees all
-            of them. "pattern": the pattern goes on over the whole sequence.
+            of them. "pattern": the pattern goes on over the whole sequence; layers whose pattern
+            reaches no further than sinks and a window then keep no other keys in a dynamic cache,
+            so that its size no longer grows. Layers with any other pattern, and static,
+            quantized or foreign caches, keep all keys.
         backend: kernel backend, or "auto" for the fastest that is able.
 
     Returns:

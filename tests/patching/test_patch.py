@@ -20,7 +20,7 @@ from transformers import (
 from sa_patch import SA, SWA, Full, MoBA, patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patching import attention_layers, format_layers, parse_layers
-from sa_patch.patching.attention import get_plan
+from sa_patch.patching.plan import get_plan
 from tests.models import FAMILIES, random_tokens, tiny_config, tiny_model
 
 

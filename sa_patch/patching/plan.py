@@ -1,0 +1,63 @@
+"""What one attention module of a patched model does, and where that is kept: on the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from sa_patch.kernels import Spans
+from sa_patch.patching.cache import DropBeyondReach
+from sa_patch.patterns import Pattern
+
+Observer = Callable[[int, Tensor, Tensor, Spans], None]
+
+_PLAN, _HOOK = "_sa_patch_plan", "_sa_patch_hook"
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one attention module of a patched model does.
+
+    Args:
+        pattern: the layer's pattern; None where the layer keeps its stock attention.
+        decode: "full" or "pattern", see `sa_patch.patching.patch_model`.
+        backend: name of the kernel backend, or "auto".
+        stock: the model's attention implementation before it was patched.
+        observer: called with (layer, q, k, spans) before each sparse attention, with the tensors
+            as `sa_patch.kernels.attend` takes them; None for nobody.
+    """
+
+    pattern: Pattern | None
+    decode: str
+    backend: str
+    stock: str
+    observer: Observer | None = None
+
+    @property
+    def reach(self) -> tuple[int, int] | None:
+        """(sinks, window) if later queries see no more keys than these; None if they may."""
+        if self.pattern is None or self.decode == "full":
+            return None
+        return self.pattern.bounded_reach
+
+
+def get_plan(module: nn.Module) -> LayerPlan | None:
+    """The plan of an attention module, None if it has none."""
+    plan = module.__dict__.get(_PLAN)
+    return plan if isinstance(plan, LayerPlan) else None
+
+
+def set_plan(module: nn.Module, plan: LayerPlan | None) -> None:
+    """Give an attention module its plan, or take it away."""
+    hook = module.__dict__.pop(_HOOK, None)
+    if hook is not None:
+        hook.remove()
+    if plan is None:
+        module.__dict__.pop(_PLAN, None)
+        return
+    module.__dict__[_PLAN] = plan
+    if plan.reach is not None:
+        hook = module.register_forward_pre_hook(DropBeyondReach(*plan.reach), with_kwargs=True)
+        module.__dict__[_HOOK] = hook
