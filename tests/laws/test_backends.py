@@ -300,5 +300,6 @@ def test_training_after_inference_mode_works(method: str, backend: str) -> None:
     case.q.requires_grad_()
     out = case.run(pattern, backend)
     out.sum().backward()
-    assert torch.equal(out.detach(), expected.clone())
+    # Gradients may take another way to the same numbers.
+    assert (out.detach() - expected).abs().max() <= FP32_TOLERANCE
     assert case.q.grad is not None and torch.isfinite(case.q.grad).all()

@@ -57,7 +57,8 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
+            # A sparse tensor holds others, which operators returned before it.
+            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided:
                 stored = leaf.untyped_storage().nbytes() // leaf.element_size()
                 self.elements = max(self.elements, stored)
         return result
