@@ -21,6 +21,7 @@ perplexity without one) the bar holds the seed part alone, and there is none for
 """
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from sa_patch.harness.results import Cell
 from sa_patch.harness.series import Namer, Series
 
 AVERAGE = "average"
+# A task's accuracy on the items whose needle lies near this depth, in % of the text.
+DEPTH_METRIC = re.compile(r"acc_depth_(\d+),.*")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Point:
     ``pattern`` is the text form without its seed. ``samples`` counts items per seed. ``flops`` and
     ``full_flops`` are per sequence; ``flops_share`` is ``flops / full_flops`` (for an average over
     tasks: the mean of the tasks' shares). Measured figures are means over seeds (and tasks).
+    ``by_depth`` holds pairs of a needle's depth in % of the text and the score there, for tasks
+    that give it.
     """
 
     series: Series
@@ -61,6 +66,7 @@ class Point:
     full_flops: float | None
     flops_share: float | None
     saturated_fraction: float | None
+    by_depth: tuple[tuple[int, float], ...]
 
     @property
     def saturated(self) -> bool:
@@ -191,6 +197,22 @@ def _point(
         full_flops=_mean(cell.full_flops for cell in cells) if single else None,
         flops_share=_mean(_share(cell) for cell in cells),
         saturated_fraction=_mean(cell.saturated_fraction for cell in cells),
+        by_depth=_by_depth(cells) if single else (),
+    )
+
+
+def _by_depth(cells: Sequence[Cell]) -> tuple[tuple[int, float], ...]:
+    """Depths that every seed has, each with the mean over seeds."""
+    scores: dict[int, list[float]] = {}
+    for cell in cells:
+        for key, score in cell.scores.items():
+            named = DEPTH_METRIC.fullmatch(key)
+            if named is not None and score is not None:
+                scores.setdefault(int(named[1]), []).append(score)
+    return tuple(
+        (depth, statistics.fmean(scores[depth]))
+        for depth in sorted(scores)
+        if len(scores[depth]) == len(cells)
     )
 
 

@@ -18,11 +18,20 @@ from matplotlib.lines import Line2D
 from sa_patch.harness.aggregate import Comparison
 from sa_patch.harness.series import Series
 
-COLOURS = {"sa": "#0072B2", "swa": "#D55E00", "moba": "#009E73"}
-OTHER_COLOURS = ("#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+COLOURS = {
+    "sa": "#0072B2",
+    "swa": "#D55E00",
+    "moba": "#009E73",
+    "psa": "#56B4E9",
+    "block_topk": "#CC79A7",
+}
+# For compositions: told apart from the above and, where there are many, by their markers too.
+OTHER_COLOURS = (
+    "#E69F00", "#882255", "#332288", "#7F7F7F", "#999933", "#661100", "#44AA99", "#AA4499",
+)  # fmt: skip
 FULL_COLOUR = "#000000"
-MARKERS = {"sa": "o>h8", "swa": "sDpP", "moba": "^v<d"}
-OTHER_MARKERS = "XPd*"
+MARKERS = {"sa": "o>h8", "swa": "sDpP", "moba": "^v<d", "psa": "8h>o", "block_topk": "DPsX"}
+OTHER_MARKERS = "XPd^ovs<p>hD"
 LineStyle = str | tuple[int, tuple[int, ...]]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 FULL_LINE_STYLES: tuple[LineStyle, ...] = ((0, (5, 3)), (0, (2, 2)), (0, (8, 2, 2, 2)))
@@ -48,23 +57,28 @@ class Style:
 
 
 def series_styles(series: Sequence[Series]) -> dict[Series, Style]:
-    """A colour, marker and line style per series; a method's colour never depends on the rest."""
-    others = sorted({s.method for s in series if s.method not in COLOURS and not s.is_full})
+    """A colour, marker and line style per series; no two series have the same three.
+
+    A single method's colour never depends on the rest; a composition's does, by its methods.
+    """
+    others = sorted({s.family for s in series if s.family not in COLOURS and not s.is_full})
     variants: dict[str, int] = {}
     styles = {}
     for one in series:
-        variant = variants.get(one.method, 0)
-        variants[one.method] = variant + 1
+        variant = variants.get(one.family, 0)
+        variants[one.family] = variant + 1
         if one.is_full:
             colour, markers = FULL_COLOUR, "*"
-        elif one.method in COLOURS:
-            colour, markers = COLOURS[one.method], MARKERS[one.method]
+        elif one.family in COLOURS:
+            colour, markers = COLOURS[one.family], MARKERS[one.family]
         else:
-            rank = others.index(one.method)
+            rank = others.index(one.family)
             colour = OTHER_COLOURS[rank % len(OTHER_COLOURS)]
-            markers = OTHER_MARKERS[rank % len(OTHER_MARKERS) :] + OTHER_MARKERS
+            start = rank % len(OTHER_MARKERS)
+            markers = OTHER_MARKERS[start:] + OTHER_MARKERS[:start]
         lines = FULL_LINE_STYLES if one.is_full else LINE_STYLES
-        line = lines[variant % len(lines)]
+        # The line changes again once the markers are used up, so that the pair repeats late.
+        line = lines[(variant + variant // len(markers)) % len(lines)]
         styles[one] = Style(colour, markers[variant % len(markers)], line)
     return styles
 
@@ -72,35 +86,37 @@ def series_styles(series: Sequence[Series]) -> dict[Series, Style]:
 class Layout:
     """Places title, legend, panels and notes in inches, so that none of them ever overlap."""
 
-    LEFT, RIGHT = 0.8, 0.2  # inches beside the panels: y labels on the left
-    GAP_X, GAP_Y = 0.95, 0.75  # inches between panels: y labels, x labels and titles
+    RIGHT = 0.2  # inches beside the panels
+    GAP_Y = 0.75  # inches between rows of panels: x labels and titles
     TITLE, ROW, NOTE = 0.25, 0.21, 0.155  # inches per line of title, legend and notes
 
     def __init__(
         self,
-        comparison: Comparison,
         caption: Caption,
+        handles: Sequence[Line2D],
         shape: tuple[int, int],
         size: tuple[float, float],
         *,
-        full_has_place: bool,
         panel_titles: bool,
+        left: float = 0.8,
+        gap: float = 0.95,
     ) -> None:
-        """``shape``: rows and columns of panels, each ``size`` (width, height) inches inside."""
+        """``handles``: what the legend holds. ``shape``: rows and columns of panels, each ``size``
+        (width, height) inches inside. ``left``, ``gap``: inches for the labels to the left of the
+        first panel and between two."""
         self.rows, self.columns = shape
-        inner = self.columns * size[0] + (self.columns - 1) * self.GAP_X
-        width = self.LEFT + inner + self.RIGHT
-        title = textwrap.wrap(caption.title, int(width * 9.5))
+        inner = self.columns * size[0] + (self.columns - 1) * gap
+        width = left + inner + self.RIGHT
+        title = textwrap.wrap(caption.title, int((width - 0.3) * 9.5))
         notes = [
             line
             for note in caption.notes
             for line in textwrap.wrap(note, int(width * 15.5), subsequent_indent="   ")
         ]
-        handles = legend_handles(comparison, full_has_place)
         legend_columns = _legend_columns(
             [str(handle.get_label()) for handle in handles], width - 0.3
         )
-        legend_rows = math.ceil(len(handles) / legend_columns)
+        legend_rows = math.ceil(len(handles) / max(legend_columns, 1))
         legend_top = 0.2 + self.TITLE * len(title)
         head = legend_top + self.ROW * legend_rows + (0.42 if panel_titles else 0.2)
         foot = 0.65 + self.NOTE * len(notes) + 0.1
@@ -110,36 +126,37 @@ class Layout:
         self._grid = self.figure.add_gridspec(
             self.rows,
             self.columns,
-            left=self.LEFT / width,
+            left=left / width,
             right=1 - self.RIGHT / width,
             top=1 - head / height,
             bottom=foot / height,
-            wspace=self.GAP_X / size[0],
+            wspace=gap / size[0],
             hspace=self.GAP_Y / size[1],
         )
-        left = 0.15 / width
+        margin = 0.15 / width
         self.figure.text(
-            left,
+            margin,
             1 - 0.12 / height,
             "\n".join(title),
             va="top",
             fontsize=FONT + 3,
             fontweight="bold",
         )
-        self.figure.legend(
-            handles=handles,
-            loc="upper left",
-            ncols=legend_columns,
-            frameon=False,
-            fontsize=FONT,
-            borderaxespad=0,
-            borderpad=0,
-            handlelength=LEGEND_HANDLE,
-            columnspacing=LEGEND_GAP,
-            bbox_to_anchor=(left, 1 - legend_top / height),
-        )
+        if handles:
+            self.figure.legend(
+                handles=handles,
+                loc="upper left",
+                ncols=legend_columns,
+                frameon=False,
+                fontsize=FONT,
+                borderaxespad=0,
+                borderpad=0,
+                handlelength=LEGEND_HANDLE,
+                columnspacing=LEGEND_GAP,
+                bbox_to_anchor=(margin, 1 - legend_top / height),
+            )
         self.figure.text(
-            left,
+            margin,
             0.1 / height,
             "\n".join(notes),
             va="bottom",
@@ -162,7 +179,7 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
         extra = (LEGEND_HANDLE + LEGEND_GAP + 0.8) * FONT / 72
         if sum(0.078 * length + extra for length in longest) <= width:
             return columns
-    return 1
+    return min(len(labels), 1)
 
 
 def legend_handles(comparison: Comparison, full_has_place: bool) -> list[Line2D]:

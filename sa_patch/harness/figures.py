@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sa_patch.errors import UserError
 from sa_patch.harness.aggregate import Comparison, Point
-from sa_patch.harness.axis import log_ticks, tick_text
+from sa_patch.harness.axis import keep_points_apart, scale_log_y, scale_x
 from sa_patch.harness.figure_style import (
     CHANCE_COLOUR,
     FONT,
@@ -17,6 +17,7 @@ from sa_patch.harness.figure_style import (
     Caption,
     Layout,
     Style,
+    legend_handles,
     series_styles,
 )
 from sa_patch.harness.series import Series
@@ -29,8 +30,6 @@ AXES = {
 # Sideways shift between neighbouring series on the window axis, and from first to last, in octaves.
 DODGE, DODGE_SPAN = 0.08, 0.3
 PANEL_COLUMNS = 4
-# Height of an accuracy panel, at least, in percentage points.
-MIN_ACCURACY_SPAN = 5.0
 BIG_PANEL, SMALL_PANEL = (6.4, 3.9), (2.8, 2.15)  # inches
 
 
@@ -85,9 +84,8 @@ def curves(points: Sequence[Point], x: str) -> list[Curve]:
 def draw_average(comparison: Comparison, x: str, caption: Caption) -> Figure:
     """Average accuracy over ``comparison.average_tasks`` against ``x`` (the paper's Figure 4)."""
     starred = x != "window"
-    layout = Layout(
-        comparison, caption, (1, 1), BIG_PANEL, full_has_place=starred, panel_titles=False
-    )
+    handles = legend_handles(comparison, full_has_place=starred)
+    layout = Layout(caption, handles, (1, 1), BIG_PANEL, panel_titles=False)
     axes = layout.panel(0)
     _draw_panel(axes, comparison.averages, x, comparison)
     tasks = comparison.average_tasks
@@ -103,11 +101,10 @@ def draw_tasks(comparison: Comparison, x: str, caption: Caption) -> Figure:
     panels.sort(key=lambda points: not points[0].is_accuracy)
     columns = _columns(len(panels))
     layout = Layout(
-        comparison,
         caption,
+        legend_handles(comparison, full_has_place=x != "window"),
         (math.ceil(len(panels) / columns), columns),
         BIG_PANEL if columns == 1 else SMALL_PANEL,
-        full_has_place=x != "window",
         panel_titles=True,
     )
     for index, points in enumerate(panels):
@@ -116,13 +113,14 @@ def draw_tasks(comparison: Comparison, x: str, caption: Caption) -> Figure:
         items = points[0].samples
         count = "" if items is None else f"  ({items:,} items)"
         axes.set_title(f"{points[0].task}{count}", fontsize=FONT + 1, loc="left")
-        axes.set_ylabel(_value_label(points[0]))
+        axes.set_ylabel(value_label(points[0]))
         if index + columns >= len(panels):
             axes.set_xlabel(AXES[x])
     return layout.figure
 
 
-def _value_label(point: Point) -> str:
+def value_label(point: Point) -> str:
+    """The vertical axis' label: the metric, and its unit or direction."""
     metric = point.metric.split(",")[0]
     if point.is_accuracy:
         return f"{metric}, %"
@@ -154,37 +152,36 @@ def _draw_panel(axes: Axes, points: Sequence[Point], x: str, comparison: Compari
     for curve in drawn:
         style = styles[curve.series]
         if curve.window == (None,):
-            _draw_baseline(axes, curve, style)
+            draw_baseline(axes, curve, style)
             continue
         shift = 1.0
         if x == "window":
             step = min(DODGE, DODGE_SPAN / max(len(swept) - 1, 1))
             shift = 2.0 ** (step * (swept.index(curve.series) - (len(swept) - 1) / 2))
         _draw_curve(axes, curve, style, shift)
-    _scale_x(axes, drawn, x)
-    first = points[0]
-    if first.higher_is_better and first.chance is not None:
+    finish_panel(axes, points[0], drawn, 2 if x == "window" else 10)
+
+
+def finish_panel(axes: Axes, point: Point, drawn: Sequence[Curve], base: int) -> None:
+    """Chance, scales, ticks and grid of a panel; ``point``: any of its points."""
+    scale_x(axes, [place for curve in drawn for place in curve.x if not math.isnan(place)], base)
+    if point.higher_is_better and point.chance is not None:
         axes.axhline(
-            100 * first.chance, color=CHANCE_COLOUR, linestyle=":", linewidth=1.4, zorder=1
+            100 * point.chance, color=CHANCE_COLOUR, linestyle=":", linewidth=1.4, zorder=1
         )
-    if not first.higher_is_better and all(y > 0 for curve in drawn for y in curve.y):
-        _scale_log_y(axes, drawn)
-    if first.is_accuracy:
-        _keep_points_apart(axes)
+    values = [pair for curve in drawn for pair in zip(curve.y, curve.error, strict=True)]
+    if not point.higher_is_better and all(value > 0 for value, _ in values):
+        scale_log_y(axes, values)
+    if point.is_accuracy:
+        keep_points_apart(axes)
     axes.grid(color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=FONT)
 
 
-def _keep_points_apart(axes: Axes) -> None:
-    """Show at least 5 percentage points: a task on which all score alike is no place to zoom."""
-    low, high = axes.get_ylim()
-    if high - low < MIN_ACCURACY_SPAN:
-        axes.set_ylim(low - 0.5, low - 0.5 + MIN_ACCURACY_SPAN)
-
-
-def _draw_baseline(axes: Axes, curve: Curve, style: Style) -> None:
+def draw_baseline(axes: Axes, curve: Curve, style: Style) -> None:
+    """A line across the panel with a band of one standard error, and a point if it has a place."""
     value, error = curve.y[0], curve.error[0]
     axes.axhline(value, color=style.colour, linestyle=style.line, linewidth=1.4, zorder=2)
     if error:
@@ -227,30 +224,3 @@ def _draw_curve(axes: Axes, curve: Curve, style: Style, shift: float) -> None:
             linestyle="none",
             zorder=4,
         )
-
-
-def _scale_x(axes: Axes, drawn: Sequence[Curve], x: str) -> None:
-    places = [p for curve in drawn for p in curve.x if not math.isnan(p)]
-    if not places:
-        axes.set_xticks([])
-        return
-    axes.set_xscale("log", base=2 if x == "window" else 10)
-    low, high = min(places), max(places)
-    margin = max((high / low) ** 0.06, 1.15)
-    axes.set_xlim(low / margin, high * margin)
-    ticks = sorted(set(places)) if x == "window" else log_ticks(low / margin, high * margin, 6)
-    axes.set_xticks(ticks, [tick_text(tick) for tick in ticks])
-    axes.set_xticks([], minor=True)
-
-
-def _scale_log_y(axes: Axes, drawn: Sequence[Curve]) -> None:
-    axes.set_yscale("log", nonpositive="clip")
-    low = min(
-        max(y - e, 0.7 * y) for curve in drawn for y, e in zip(curve.y, curve.error, strict=True)
-    )
-    high = max(y + e for curve in drawn for y, e in zip(curve.y, curve.error, strict=True))
-    margin = max((high / low) ** 0.06, 1.05)
-    axes.set_ylim(low / margin, high * margin)
-    ticks = log_ticks(low / margin, high * margin, 6)
-    axes.set_yticks(ticks, [tick_text(tick, plain_below=1e4) for tick in ticks])
-    axes.set_yticks([], minor=True)

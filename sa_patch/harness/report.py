@@ -14,8 +14,10 @@ from sa_patch.errors import UserError
 from sa_patch.harness import captions
 from sa_patch.harness.aggregate import Comparison, compare
 from sa_patch.harness.atomic_write import write_whole
+from sa_patch.harness.depth import draw_depth
 from sa_patch.harness.figure_style import Caption
 from sa_patch.harness.figures import check_axis, draw_average, draw_tasks
+from sa_patch.harness.pareto import draw_pareto
 from sa_patch.harness.results import Cell, Run, SetAside, load_run, merge_cells
 from sa_patch.harness.tables import csv_text, markdown_tables, print_tables
 
@@ -76,7 +78,8 @@ def write_report(
 
     ``out``: the folder to write into, by default the run folder itself (several runs need one).
     ``x``: the figures' horizontal axis, "window", "mean_keys" or "flops"; it is part of the
-    figures' names. Every file appears whole or not at all.
+    figures' names (the Pareto figure's is "mean_keys" for "window" too, and then not in its name).
+    Every file appears whole or not at all.
 
     Raises ``UserError`` for an unknown axis, an unusable run folder or an unwritable ``out``.
     """
@@ -90,7 +93,7 @@ def write_report(
         figures = [
             path
             for name, figure in draw_figures(report, x).items()
-            for path in _write_figure(folder / f"{name}_vs_{x}", figure)
+            for path in _write_figure(folder / figure_name(name, x), figure)
         ]
         csv_file = folder / "results.csv"
         write_whole(csv_file, csv_text(report.comparison).encode())
@@ -108,7 +111,8 @@ def write_report(
 
 
 def draw_figures(report: Report, x: str) -> dict[str, Figure]:
-    """The figures by name: "average" (if any task is shared by all points) and "tasks"."""
+    """The figures by name: "average" (if any task is shared by all points), "tasks", "pareto" (if
+    costs were measured) and "depth" (if a task scores by depth)."""
     comparison, cells, runs = report.comparison, report.cells, report.runs
     figures = {}
     if comparison.averages:
@@ -122,7 +126,32 @@ def draw_figures(report: Report, x: str) -> dict[str, Figure]:
         captions.figure_notes(comparison, cells, runs, x, average=False),
     )
     figures["tasks"] = draw_tasks(comparison, x, caption)
+    cost = pareto_axis(x)
+    caption = Caption(
+        captions.pareto_title(cells), captions.pareto_notes(comparison, cells, runs, cost)
+    )
+    depth_caption = Caption(captions.depth_title(cells), captions.depth_notes(cells, runs))
+    for name, figure in (
+        ("pareto", draw_pareto(comparison, cost, caption)),
+        ("depth", draw_depth(comparison, depth_caption)),
+    ):
+        if figure is not None:
+            figures[name] = figure
     return figures
+
+
+def pareto_axis(x: str) -> str:
+    """What the Pareto figure has as cost: a window is none, the keys that it let through are."""
+    return "mean_keys" if x == "window" else x
+
+
+def figure_name(name: str, x: str) -> str:
+    """The file name of a figure, without its ending."""
+    if name == "depth":
+        return name
+    if name == "pareto":
+        return name if pareto_axis(x) == "mean_keys" else f"{name}_vs_{x}"
+    return f"{name}_vs_{x}"
 
 
 def markdown(report: Report, pictures: Sequence[str]) -> str:

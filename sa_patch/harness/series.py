@@ -63,6 +63,8 @@ class Namer:
             if cell.method == "full" and key in PATTERN_SETTINGS:
                 continue
             value = _text(cell.setting, key)
+            if key == "layers" and value == "null":
+                continue  # all layers: what a reader takes a bare name for
             suffix.append(value if key in MODEL_SETTINGS else f"{key} {_shown(key, value)}")
         if _text(cell.setting, "model_name") in self._ambiguous:
             suffix.append(f"weights {_text(cell.setting, 'model')[-8:]}")
@@ -137,15 +139,27 @@ def _text(setting: Mapping[str, Any], key: str) -> str:
 
 
 def _shown(key: str, value: str) -> str:
-    if key != "layers":
-        return value
-    if value == "null":
-        return "all"
-    if value.startswith("\""):
-        value = json.loads(value)
-    elif value.startswith("{"):
-        value = "; ".join(f"{layers}: {pattern}" for layers, pattern in json.loads(value).items())
-    if len(value) <= LONGEST_LAYERS:
-        return value
+    return _layers(json.loads(value)) if key == "layers" and value[:1] in '"{[' else value
+
+
+def _layers(layers: Any) -> str:
+    """A cell's layers: ``0-3,7``, or of a mapping ``0-3,7: full``; cut where it is long."""
+    if isinstance(layers, dict):
+        text = "; ".join(f"{indices}: {pattern}" for indices, pattern in layers.items())
+    else:
+        text = _ranges(layers) if isinstance(layers, list) else str(layers)
+    if len(text) <= LONGEST_LAYERS:
+        return text
     # Two long schedules may begin alike; the hash keeps their labels apart.
-    return f"{value[: LONGEST_LAYERS - 8]}… #{hashlib.sha256(value.encode()).hexdigest()[:4]}"
+    return f"{text[: LONGEST_LAYERS - 8]}… #{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """``[0, 1, 2, 3, 7]`` as ``0-3,7``."""
+    spans: list[list[int]] = []
+    for index in sorted(indices):
+        if spans and index == spans[-1][-1] + 1:
+            spans[-1][1:] = [index]
+        else:
+            spans.append([index])
+    return ",".join("-".join(map(str, span)) for span in spans)

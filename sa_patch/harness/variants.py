@@ -6,7 +6,7 @@ parts vary together.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 METHOD_LABELS = {
@@ -22,8 +22,11 @@ METHOD_LABELS = {
 AXIS_PARAMETERS = ("window", "block_size", "seed")
 # BlockTopK has no window: its budget is the number of blocks and of local tokens.
 BUDGET = {"block_topk": ("topk", "local", *AXIS_PARAMETERS)}
-# What divides one budget among the parts of a union, or between few large and many small blocks.
-SPLIT = {"block_topk": ("topk", "local", "seed"), "moba": ("window", "seed")}
+# MoBA within a union has small blocks, and a budget in their number; alone it has few large ones.
+BUDGET_IN_UNION = BUDGET | {"moba": ("topk", *AXIS_PARAMETERS)}
+# The same, but few large and many small blocks are told apart.
+SPLIT = {"block_topk": ("topk", "local", "seed"), "moba": ("seed",)}
+SPLIT_IN_UNION = SPLIT | {"moba": ("topk", "seed")}
 # A parameter that a label gives as a bare number after the name.
 MAIN = {"sinks": "size", "swa": "window", "sa": "window", "psa": "window"}
 # Shares of a budget are told apart in steps of this many percent.
@@ -44,7 +47,7 @@ class Part:
     def label(self, left_out: tuple[str, ...], note: str = "") -> str:
         """``SWA 60``, ``MoBA (topk=4)``; ``note`` follows the name."""
         name = METHOD_LABELS.get(self.method, self.method)
-        main = MAIN.get(self.method)
+        main = MAIN.get(self.method, "")
         words = [name, note] if note else [name]
         if main in self.parameters and main not in left_out:
             words.append(self.parameters[main])
@@ -82,7 +85,8 @@ def family(pattern: str) -> str:
 def by_budget(pattern: str) -> Variant:
     """Patterns that differ in their budget only, however it is divided, are one variant."""
     parts = read_parts(pattern)
-    left_out = [BUDGET.get(part.method, AXIS_PARAMETERS) for part in parts]
+    budget = BUDGET_IN_UNION if len(parts) > 1 else BUDGET
+    left_out = [budget.get(part.method, AXIS_PARAMETERS) for part in parts]
     return _variant(parts, left_out, [""] * len(parts))
 
 
@@ -99,7 +103,8 @@ def by_split(pattern: str) -> Variant:
         else ""
         for window in windows
     ]
-    left_out = [SPLIT.get(part.method, AXIS_PARAMETERS) for part in parts]
+    split = SPLIT_IN_UNION if len(parts) > 1 else SPLIT
+    left_out = [split.get(part.method, AXIS_PARAMETERS) for part in parts]
     return _variant(parts, left_out, notes)
 
 
@@ -109,7 +114,9 @@ def in_full(pattern: str) -> Variant:
     return _variant(parts, [("seed",)] * len(parts), [""] * len(parts))
 
 
-def _variant(parts: tuple[Part, ...], left_out: list[tuple[str, ...]], notes: list[str]) -> Variant:
+def _variant(
+    parts: tuple[Part, ...], left_out: Sequence[tuple[str, ...]], notes: Sequence[str]
+) -> Variant:
     whole = list(zip(parts, left_out, notes, strict=True))
     key = "+".join(part.without(out) + (f"@{note}" if note else "") for part, out, note in whole)
     return Variant(key, " + ".join(part.label(out, note) for part, out, note in whole))

@@ -45,9 +45,11 @@ class RunBuilder:
         share: float = 0.5,
         status: str = "done",
         written: bool = True,
+        scores: Mapping[str, float] | None = None,
         **setting: Any,
     ) -> str:
-        """One cell; ``setting`` overrides parts of its identity. Returns its id."""
+        """One cell; ``setting`` overrides parts of its identity, ``scores`` adds metrics to the
+        main one. Returns its id."""
         metric, chance, _, prompt = TASKS[task]
         parameters = _parameters(pattern)
         window = parameters.get("window")
@@ -82,7 +84,7 @@ class RunBuilder:
             "cell": cell,
             "status": status,
             "error": None if done else "RuntimeError: out of memory",
-            "scores": {metric: value} if done else None,
+            "scores": {metric: value, **(scores or {})} if done else None,
             "primary": {
                 "metric": metric,
                 "value": value,

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from sa_patch.errors import UserError
 from sa_patch.harness.aggregate import compare
-from sa_patch.harness.axis import log_ticks, tick_text
+from sa_patch.harness.axis import MIN_ACCURACY_SPAN, log_ticks, tick_text
 from sa_patch.harness.figure_style import COLOURS, series_styles
-from sa_patch.harness.figures import AXES, MIN_ACCURACY_SPAN, check_axis, curves
+from sa_patch.harness.figures import AXES, check_axis, curves
 from sa_patch.harness.report import draw_figures, read_report
 from tests.harness.run_builder import RunBuilder, plausible_run
 
@@ -113,7 +113,7 @@ def test_one_panel_per_task_perplexities_last_and_logarithmic(tmp_path: Path) ->
 
 def test_only_perplexities_give_no_average_figure(tmp_path: Path) -> None:
     run = plausible_run(tmp_path / "run", ["stdlib_perplexity"], windows=(16, 64))
-    assert list(drawn(run, "window")) == ["tasks"]
+    assert list(drawn(run, "window")) == ["tasks", "pareto"]
 
 
 def test_figures_explain_themselves(small: Path) -> None:

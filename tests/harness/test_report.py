@@ -43,6 +43,8 @@ def test_files_are_written_into_the_run_folder(run: RunBuilder) -> None:
         "average_vs_window.svg",
         "tasks_vs_window.png",
         "tasks_vs_window.svg",
+        "pareto.png",
+        "pareto.svg",
     ]
     assert written.figure.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in written.figures[1].read_text()

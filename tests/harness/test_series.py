@@ -61,6 +61,18 @@ def test_block_choice_is_one_series_until_one_budget_means_two_patterns(tmp_path
     ]
 
 
+def test_small_blocks_in_a_union_are_one_series_unless_they_differ_in_size(tmp_path: Path) -> None:
+    blocks = "sinks:size=4+moba:block_size={},topk={}"
+    assert labels_of(tmp_path, {blocks.format(8, 4): 36, blocks.format(8, 8): 68}) == [
+        "sinks 4 + MoBA"
+    ]
+    rivals = {blocks.format(8, 8): 68, blocks.format(16, 4): 68, blocks.format(16, 8): 132}
+    assert labels_of(tmp_path / "rivals", rivals) == [
+        "sinks 4 + MoBA (block_size=16)",
+        "sinks 4 + MoBA (block_size=8)",
+    ]
+
+
 def test_one_window_on_two_tasks_may_stand_for_two_patterns(tmp_path: Path) -> None:
     builder = RunBuilder(tmp_path / "run")
     for near, task in ((60, "hellaswag"), (62, "boolq")):
@@ -72,14 +84,15 @@ def test_layers_of_their_own_make_series_with_short_different_names(tmp_path: Pa
     builder = RunBuilder(tmp_path / "run")
     builder.add("full", "hellaswag", 0.36)
     for odd in (1, 3):
-        layers = {str(index): "full" for index in range(odd, 30, 2)}
+        layers = {",".join(map(str, range(odd, 30, 2))): "full"}
         builder.add("swa:window=16", "hellaswag", 0.3, layers=layers)
     builder.add("swa:window=16", "hellaswag", 0.3)
-    builder.add("swa:window=16", "hellaswag", 0.3, layers="0-3,7")
+    builder.add("swa:window=16", "hellaswag", 0.3, layers=[0, 1, 2, 3, 7])
     labels = [series.label for series in compared(builder).series]
     assert len(set(labels)) == 5 and max(map(len, labels)) <= 50
-    assert {"SWA, layers all", "SWA, layers 0-3,7"} < set(labels)
-    assert family_label("swa:window=16", '"0-3,7"') == "SWA, layers 0-3,7"
+    assert {"SWA", "SWA, layers 0-3,7"} < set(labels)
+    assert family_label("swa:window=16", "[0, 1, 5]") == "SWA, layers 0-1,5"
+    assert family_label("swa:window=16", '{"5-8": "full"}') == "SWA, layers 5-8: full"
     assert family_label(union(128, 60)) == "sinks 4 + SWA + SA"
 
 
