@@ -17,7 +17,7 @@ from sa_patch.patterns.moba import block_means
 from sa_patch.patterns.pair_dots import pair_dots
 
 # Scores that are held at once: on CPUs few enough to stay in the caches.
-_HELD_CPU = 1 << 17
+_HELD_CPU = 1 << 18
 _HELD = 1 << 22
 # A product with all nodes of a level is this many times cheaper for each than with candidates only.
 _PRODUCT_GAIN_CPU = 8
@@ -75,6 +75,8 @@ def best_leaves(
     if most <= topk:
         return _all_of(eligible, topk).expand(shape)
     means = level_means(k, block_size, branch, level_count(most, branch, beam))
+    # Nodes of zeros stand for those that would follow, up to two families of them.
+    means = [torch.nn.functional.pad(level, (0, 0, 0, 2 * branch)) for level in means]
     width = (beam + 1) * branch if branch else most
     held = _HELD_CPU if q.device.type == "cpu" else _HELD
     step = max(1, held // (q.shape[0] * q.shape[1] * width))
@@ -85,10 +87,10 @@ def best_leaves(
     return torch.cat(chosen, dim=2)
 
 
-def _all_of(eligible: Tensor, width: int) -> Tensor:
-    """The first nodes of a level: int64 ``[nq, width]``, -1 beyond `eligible`."""
-    nodes = torch.arange(width, device=eligible.device)
-    return nodes.where(nodes < eligible[:, None], -1)
+def _all_of(known: Tensor, width: int) -> Tensor:
+    """The first nodes of a level: int64 ``[nq, width]``, -1 beyond `known`."""
+    nodes = torch.arange(width, device=known.device)
+    return nodes.where(nodes < known[:, None], -1)
 
 
 def _search(
@@ -101,62 +103,53 @@ def _search(
     kept = None
     for level in range(top, -1, -1):
         known = eligible // branch**level
-        nodes = means[level][:, : most // branch**level]
+        count = most // branch**level
         limit = beam if level else topk
-        if nodes.shape[1] <= limit:
+        if count <= limit:
             kept = _all_of(known, limit).expand(*q.shape[:3], limit)
         elif kept is None:
-            kept = _best_of_all(q, nodes, known, limit)
+            scores = _with_all(q, means[level][:, :count])
+            absent = torch.arange(count, device=q.device) >= known[:, None]
+            best = _best(scores, absent, limit)
+            ranks = torch.arange(limit, device=q.device)
+            kept = best.where(ranks < known[:, None], -1)
         else:
-            kept = _best_of(q, nodes, _children(kept, known, branch), limit)
+            kept = _best_children(q, means[level], count, kept, known, branch, limit)
     assert kept is not None
     return kept
 
 
-def _children(kept: Tensor, known: Tensor, branch: int) -> Tensor:
-    """Candidates of the next level, ascending, absent ones (-1) anywhere.
+def _best_children(
+    q: Tensor, means: Tensor, count: int, kept: Tensor, known: Tensor, branch: int, limit: int
+) -> Tensor:
+    """The best nodes of a level among the children of nodes and those that have no parent yet.
 
     Args:
+        means: fp32 ``[kv_heads, nodes, head_dim]`` of the level, zeros beyond those there are.
+        count: nodes of the level that any of these queries knows.
         kept: int64 ``[kv_heads, group, nq, beam]``, nodes of the level above, -1 for none.
-        known: int64 ``[nq]``, nodes of the level itself that a query knows.
-    """
-    steps = torch.arange(branch, device=kept.device)
-    ordered = kept.sort(dim=-1).values[..., None]
-    children = (ordered * branch + steps).where(ordered >= 0, -1).flatten(-2)
-    left_over = known[:, None] // branch * branch + steps[:-1]
-    left_over = left_over.where(left_over < known[:, None], -1)
-    return torch.cat([children, left_over.expand(*kept.shape[:3], -1)], dim=-1)
-
-
-def _best_of_all(q: Tensor, nodes: Tensor, known: Tensor, limit: int) -> Tensor:
-    """The `limit` best of the nodes ``[kv_heads, nodes, head_dim]`` that each query knows.
+        known: int64 ``[nq]``, nodes of the level itself that each query knows.
 
     Returns:
         int64 ``[kv_heads, group, nq, limit]``, -1 for none.
     """
-    scores = _with_all(q, nodes)
-    places = torch.arange(nodes.shape[1], device=q.device)
-    best, found = _best(scores, places >= known[:, None], limit)
-    return best.where(found, -1)
-
-
-def _best_of(q: Tensor, nodes: Tensor, candidates: Tensor, limit: int) -> Tensor:
-    """`_best_of_all` of candidates ``[kv_heads, group, nq, candidates]``, -1 for none."""
-    short = limit - candidates.shape[-1]
-    if short > 0:
-        candidates = torch.nn.functional.pad(candidates, (0, short), value=-1)
-    count, width = nodes.shape[1], candidates.shape[-1]
-    places = candidates.clamp(min=0)
+    # The nodes without a parent are what there is of the next one's children. Of equal scores the
+    # earlier node is to win, so that all stand in order; what is absent comes last.
+    above = (known // branch)[:, None]
+    parents = torch.cat([kept.where(kept >= 0, above + 1), above.expand(*kept.shape[:3], 1)], -1)
+    steps = torch.arange(branch, device=q.device)
+    nodes = (parents.sort(dim=-1).values[..., None] * branch + steps).flatten(-2)
     gain = _PRODUCT_GAIN_CPU if q.device.type == "cpu" else _PRODUCT_GAIN
-    if count <= width * gain:
-        scores = _with_all(q, nodes).gather(-1, places)
+    if count <= nodes.shape[-1] * gain:
+        scores = _with_all(q, means[:, : count + 2 * branch]).gather(-1, nodes)
     else:
         # One table of all heads' nodes.
-        first = torch.arange(len(nodes), device=q.device)[:, None, None, None] * count
-        flat = (places + first).flatten(0, 2)
-        scores = pair_dots(q.flatten(0, 2), nodes.flatten(0, 1), flat).view(places.shape)
-    best, found = _best(scores, candidates < 0, limit)
-    return candidates.gather(-1, best).where(found, -1)
+        first = torch.arange(len(means), device=q.device)[:, None, None, None] * means.shape[1]
+        flat = (nodes + first).flatten(0, 2)
+        scores = pair_dots(q.flatten(0, 2), means.flatten(0, 1), flat).view(nodes.shape)
+    best = _best(scores, nodes >= known[:, None], limit)
+    found = (above.clamp(max=kept.shape[-1]) - above) * branch + known[:, None]
+    return nodes.gather(-1, best).where(torch.arange(limit, device=q.device) < found, -1)
 
 
 def _with_all(q: Tensor, nodes: Tensor) -> Tensor:
@@ -164,14 +157,12 @@ def _with_all(q: Tensor, nodes: Tensor) -> Tensor:
     return (q.flatten(1, 2) @ nodes.transpose(1, 2)).unflatten(1, q.shape[1:3])
 
 
-def _best(scores: Tensor, absent: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Places of the `limit` best scores, and whether there are so many; scores are overwritten."""
+def _best(scores: Tensor, absent: Tensor, limit: int) -> Tensor:
+    """Places of the `limit` best scores, those of absent nodes last; scores are overwritten."""
     lowest = torch.finfo(scores.dtype).min
     # A real score stays above what marks the absent, however low it is, NaN or not.
-    scores = scores.nan_to_num_(nan=lowest, neginf=lowest).masked_fill_(absent, -torch.inf)
-    found = (~absent).sum(-1, keepdim=True)
-    best = first_best(scores, limit)
-    return best, torch.arange(limit, device=scores.device) < found
+    scores.nan_to_num_(nan=lowest, neginf=lowest).masked_fill_(absent, -torch.inf)
+    return first_best(scores, limit)
 
 
 def scored_nodes(eligible: Tensor, *, topk: int, branch: int, beam: int) -> Tensor:
