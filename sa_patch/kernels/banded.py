@@ -1,8 +1,10 @@
 """Backend `banded`: pure torch on any device, O(n w) time, O(n) memory, differentiable.
 
 Tiles of queries meet the keys that some of them see, many tiles to a call of torch's own fused
-attention or of its matrix products: bands of keys for sliding windows (`banded_window`), bands of
-slots for stochastic attention (`banded_ring`), chosen blocks for MoBA (`banded_blocks`).
+attention or of its matrix products: bands of keys for first tokens and windows (`banded_window`),
+bands of slots for stochastic attention (`banded_ring`), ranges of a ring for its prefix-stable kin
+and in unions (`banded_ranges`), chosen blocks (`banded_blocks`). Unions are made of disjoint pieces
+(`banded_union`).
 """
 
 from __future__ import annotations
@@ -13,16 +15,21 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sa_patch.kernels.backend import Backend, Spans
 from sa_patch.kernels.banded_blocks import attend_blocks
-from sa_patch.kernels.banded_gather import gather_blocks, gather_ring
+from sa_patch.kernels.banded_gather import gather_blocks
 from sa_patch.kernels.banded_ring import attend_ring
-from sa_patch.kernels.banded_window import attend_window
-from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
+from sa_patch.kernels.banded_union import attend_pieces, parts_of
+from sa_patch.kernels.banded_window import attend_near
+from sa_patch.kernels.near import Near, joined, near_of
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
+
+_PARTS = (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK)
 
 
 def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
-    if isinstance(pattern, (Full, SWA, SA, MoBA)):
-        return True, ""
-    return False, f"banded has no rule for the pattern {pattern.name!r}"
+    for part in parts_of(pattern):
+        if not isinstance(part, _PARTS):
+            return False, f"banded has no rule for the pattern {part.name!r}"
+    return True, ""
 
 
 def attend(
@@ -34,8 +41,8 @@ def attend(
         return scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=_grouped(q, k)
         )
-    if prefill and isinstance(pattern, SWA):
-        return attend_window(q, k, v, start=0, window=pattern.window, scale=scale)
+    if prefill and pattern.bounded_reach is not None:
+        return _attend_near(pattern, q, k, v, start=0, scale=scale)
     if prefill and min(spans.lengths) == q.shape[2]:
         return _attend_rows(pattern, q, k, v, layer=layer, start=0, scale=scale)
     out = q.new_zeros(*q.shape[:3], v.shape[3])
@@ -63,17 +70,25 @@ def _attend_rows(
 ) -> Tensor:
     """Rows of one length n: queries at ``start .. start + nq - 1``, keys at ``0 .. n - 1``."""
     seq_len, queries = k.shape[2], q.shape[2]
-    if isinstance(pattern, MoBA) and not pattern.saturated(seq_len):
+    if pattern.saturated(seq_len):
+        return _attend_near(SWA(seq_len), q, k, v, start=start, scale=scale)
+    if pattern.bounded_reach is not None:
+        return _attend_near(pattern, q, k, v, start=start, scale=scale)
+    if isinstance(pattern, MoBA):
         if queries < pattern.block_size:
             return gather_blocks(pattern, q, k, v, start=start, scale=scale)
         return attend_blocks(pattern, q, k, v, start=start, scale=scale)
-    if isinstance(pattern, SWA):
-        return attend_window(q, k, v, start=start, window=pattern.window, scale=scale)
-    if isinstance(pattern, SA) and not pattern.saturated(seq_len):
-        if start == 0 and queries == seq_len:
-            return attend_ring(pattern, q, k, v, layer=layer, scale=scale)
-        return gather_ring(pattern, q, k, v, layer=layer, start=start, scale=scale)
-    return attend_window(q, k, v, start=start, window=seq_len, scale=scale)
+    if isinstance(pattern, SA) and queries == seq_len:
+        return attend_ring(pattern, q, k, v, layer=layer, scale=scale)
+    return attend_pieces(pattern, q, k, v, layer=layer, start=start, scale=scale)
+
+
+def _attend_near(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float
+) -> Tensor:
+    """First tokens and windows alone."""
+    near: Near = joined([near_of(part) for part in parts_of(pattern)])
+    return attend_near(near, q, k, v, start=start, scale=scale, sums=False)[0]
 
 
 def _grouped(q: Tensor, k: Tensor) -> bool:

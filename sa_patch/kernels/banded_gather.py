@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.kernels.rows import take_rows
-from sa_patch.patterns import SA
 from sa_patch.patterns.moba import MoBA, block_means
 
 # Elements of gathered keys held at once: small enough to stay in a core's cache.
@@ -62,41 +59,3 @@ def gather_blocks(
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         parts.append((weights[:, :, None] @ values.to(wide)).squeeze(2).to(q.dtype))
     return torch.cat(parts, dim=1).unflatten(0, (batch, heads))
-
-
-def gather_ring(
-    pattern: SA, q: Tensor, k: Tensor, v: Tensor, *, layer: int, start: int, scale: float
-) -> Tensor:
-    """Stochastic attention of queries at ``start .. start + nq - 1``: each gathers its own window.
-
-    Shapes as in `gather_blocks`, with ``n = start + nq`` keys.
-    """
-    heads, queries = q.shape[1:3]
-    seq_len, reach = k.shape[2], pattern.window - 1
-    order = pattern.order(seq_len, layer, heads, q.device)
-    slots = pattern.slots(seq_len, layer, heads, q.device)
-    offsets = torch.arange(-reach, reach + 1, device=q.device)
-    positions = torch.arange(start, start + queries, device=q.device)
-    width = len(offsets)
-    step = max(1, _GATHER_ELEMENTS // (width * heads * q.shape[0] * q.shape[3]))
-    blocks = []
-    for first in range(0, queries, step):
-        chunk = positions[first : first + step]
-        band = slots[:, chunk, None] + offsets
-        keys = torch.stack([draw[near % seq_len] for draw, near in zip(order, band, strict=True)])
-        seen = keys <= chunk[:, None]
-        if not pattern.circular:
-            seen = seen & (band >= 0) & (band < seq_len)
-        flat = keys.flatten(1)
-        k_near = take_rows(k, flat, heads).unflatten(2, (len(chunk), width))
-        v_near = take_rows(v, flat, heads).unflatten(2, (len(chunk), width))
-        group = heads // k_near.shape[1]
-        # Each query is its own attention problem over `width` keys; a KV head's queries share it.
-        part = q[:, :, first : first + step].unflatten(1, (k_near.shape[1], group)).transpose(2, 3)
-        mask = seen[None, :, :, None, :]
-        blocks.append(
-            scaled_dot_product_attention(part, k_near, v_near, attn_mask=mask, scale=scale)
-            .transpose(2, 3)
-            .flatten(1, 2)
-        )
-    return torch.cat(blocks, dim=2)

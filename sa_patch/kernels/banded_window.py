@@ -1,119 +1,173 @@
-"""Sliding windows in pure torch: tiles of queries against the overlapping bands of keys.
+"""First tokens and sliding windows in pure torch: tiles of queries against overlapping bands.
 
-The bands are views of the keys (`Tensor.unfold`), so nothing is copied; one mask serves all.
+Without sinks the bands are views of the keys (`Tensor.unfold`), so nothing is copied; one mask
+serves all tiles that see alike.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.kernels.rows import RowWriter, tile_rows, whole_vectors
+from sa_patch.kernels.banded_pieces import PieceWriter
+from sa_patch.kernels.merge import hidden_score
+from sa_patch.kernels.near import Near
+from sa_patch.kernels.rows import tile_rows, whole_vectors
 
 # Scores of one call: enough to fill the threads, few enough to stay in the caches.
 _SCORES = 1 << 20
 
 
-def attend_window(
-    q: Tensor, k: Tensor, v: Tensor, *, start: int, window: int, scale: float
-) -> Tensor:
-    """Attention of queries at ``start + 0 .. start + nq - 1`` over their nearest `window` keys.
+def attend_near(
+    near: Near, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float, sums: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of queries at ``start .. start + nq - 1`` over sinks and their neighbourhood.
 
     Args:
         q: ``[batch, q_heads, nq, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``, ``n >= start + nq``.
+        sums: whether to return the log-sum-exps too; without, every query must see a key.
 
     Returns:
-        ``[batch, q_heads, nq, head_dim]``. Beyond the output it holds O(w) at a time.
+        Output like q and log-sum-exps ``[batch, q_heads, nq]``. Beyond these it holds O(w) at a
+        time.
     """
     tile, queries = tile_rows(q.dtype), q.shape[2]
-    width = whole_vectors(tile + window - 1)
-    out = RowWriter(q, k, v)
-    # Queries before `window` see all that came before them.
-    dense = min(queries, max(0, window - start))
-    # The first tile whose band does not begin before the first key, and the end of the last.
-    first = min(queries, max(dense, width - tile - start))
-    last = first + (queries - first) // tile * tile
+    out = PieceWriter(q, k, v, scale=scale, sums=sums)
+    dense = min(queries, max(0, near.all_seen(start + queries) - start))
     if dense:
-        _dense(out, q[:, :, :dense], k, v, start=start, scale=scale)
+        _dense(near, out, q[:, :, :dense], k, v, start=start)
+    if near.reach < 0:
+        _sinks_alone(near, out, q, k, v, low=dense)
+        return out.result()
+    width = whole_vectors(near.sinks + tile + near.reach) - near.sinks
+    # The first tile whose band does not begin before the last sink, and the end of the last tile.
+    first = min(queries, max(dense, near.sinks + width - tile - start))
+    last = first + (queries - first) // tile * tile
     for low in (*range(dense, first, tile), *range(last, queries, tile)):
         high = min(low + tile, first if low < first else queries)
-        band = slice(max(0, start + low - window + 1), start + high)
-        mask = _seen(high - low, band.stop - band.start, window, q.device)
-        out.write(_sdpa(q[:, :, low:high], k[:, :, band], v[:, :, band], mask, scale), low)
+        _tile(near, out, q, k, v, start=start, low=low, high=high)
     if last > first:
-        bands = slice(start + first + tile - width, start + last)
-        k_bands, v_bands = (x[:, :, bands].unfold(2, width, tile) for x in (k, v))
-        _whole_tiles(
-            out, q[:, :, first:last], k_bands, v_bands, first=first, window=window, scale=scale
-        )
+        _whole_tiles(near, out, q, k, v, start=start, width=width, tiles=(first, last))
     return out.result()
 
 
-def _seen(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
-    """bool ``[queries, keys]``: the window, where the last key is the last query's own."""
-    rows = torch.arange(queries, device=device)[:, None] + keys - queries
-    behind = rows - torch.arange(keys, device=device)
-    return (behind >= 0) & (behind < window)
+def _bias(near: Near, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores, like q: for positions that broadcast against each other."""
+    hidden = ~near.sees(queries, keys) | (keys > queries)
+    bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return bias.masked_fill_(hidden, hidden_score(dtype))
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    return scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-def _dense(out: RowWriter, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float) -> None:
-    """Queries at ``start .. start + nq - 1`` over all keys up to their own."""
+def _dense(near: Near, out: PieceWriter, q: Tensor, k: Tensor, v: Tensor, *, start: int) -> None:
+    """The first queries, which see all keys up to their own."""
     end = start + q.shape[2]
-    k, v = k[:, :, :end], v[:, :, :end]
     if start == 0:
-        part = scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        out.write(part, 0)
+        out.write(out.attend(q, k[:, :, :end], v[:, :, :end], None, causal=True), 0)
         return
     step = max(1, _SCORES // (q.shape[1] * end))
     for low in range(0, q.shape[2], step):
-        tile = q[:, :, low : low + step]
-        seen = start + low + tile.shape[2]
-        mask = _seen(tile.shape[2], seen, seen, q.device)
-        out.write(_sdpa(tile, k[:, :, :seen], v[:, :, :seen], mask, scale), low)
+        high = min(low + step, q.shape[2])
+        keys = torch.arange(start + high, device=q.device)
+        rows = torch.arange(start + low, start + high, device=q.device)[:, None]
+        bias = _bias(near, rows, keys, q.dtype)
+        seen = slice(0, start + high)
+        out.write(out.attend(q[:, :, low:high], k[:, :, seen], v[:, :, seen], bias), low)
+
+
+def _sinks_alone(near: Near, out: PieceWriter, q: Tensor, k: Tensor, v: Tensor, low: int) -> None:
+    """Queries from `low` on, all of them behind the sinks."""
+    if low == q.shape[2]:
+        return
+    if not near.sinks:
+        out.nothing(low, q.shape[2])
+        return
+    step = max(1, _SCORES // (q.shape[1] * near.sinks))
+    k, v = k[:, :, : near.sinks], v[:, :, : near.sinks]
+    for first in range(low, q.shape[2], step):
+        out.write(out.attend(q[:, :, first : first + step], k, v, None), first)
+
+
+def _tile(
+    near: Near,
+    out: PieceWriter,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    start: int,
+    low: int,
+    high: int,
+) -> None:
+    """Queries ``low .. high - 1`` against the keys that some of them see."""
+    rows = torch.arange(start + low, start + high, device=q.device)
+    begin = max(near.sinks, int(near.first(rows[:1])))
+    keys = torch.arange(begin, start + high, device=q.device)
+    band = slice(begin, start + high)
+    if begin > near.sinks > 0:
+        keys = torch.cat([torch.arange(near.sinks, device=q.device), keys])
+        k, v = (torch.cat([x[:, :, : near.sinks], x[:, :, band]], dim=2) for x in (k, v))
+    else:
+        band = slice(0 if near.sinks else begin, start + high)
+        keys = torch.arange(band.start, band.stop, device=q.device)
+        k, v = k[:, :, band], v[:, :, band]
+    out.write(out.attend(q[:, :, low:high], k, v, _bias(near, rows[:, None], keys, q.dtype)), low)
 
 
 def _whole_tiles(
-    out: RowWriter,
+    near: Near,
+    out: PieceWriter,
     q: Tensor,
-    k_bands: Tensor,
-    v_bands: Tensor,
+    k: Tensor,
+    v: Tensor,
     *,
-    first: int,
-    window: int,
-    scale: float,
+    start: int,
+    width: int,
+    tiles: tuple[int, int],
 ) -> None:
-    """Whole tiles of queries, several to a call.
+    """Whole tiles of the queries ``tiles[0] .. tiles[1] - 1``, several to a call.
 
-    Args:
-        q: ``[batch, q_heads, tiles * tile, head_dim]``, written from query `first` on.
-        k_bands, v_bands: ``[batch, kv_heads, tiles, head_dim, width]``; a band ends with its
-            tile's last query.
+    A band is the `width` keys that end with its tile's last query.
     """
-    heads, queries = q.shape[1:3]
-    tiles, width = k_bands.shape[2], k_bands.shape[4]
-    tile = queries // tiles
-    seen = _seen(tile, width, window, q.device)
-    bias = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill_(~seen, -torch.inf)
+    first, last = tiles
+    tile, heads = tile_rows(q.dtype), q.shape[1]
+    count = (last - first) // tile
+    bands = slice(start + first + tile - width, start + last)
     # Every tile of a row is a problem of its own: [batch, tiles, heads, ., head_dim].
-    q_tiles = q.unflatten(2, (tiles, tile)).transpose(1, 2)
-    k_tiles, v_tiles = (x.permute(0, 2, 1, 4, 3) for x in (k_bands, v_bands))
-    step = max(1, _SCORES // (heads * tile * width))
-    for low in range(0, tiles, step):
-        group = slice(low, low + step)
+    q_tiles = q[:, :, first:last].unflatten(2, (count, tile)).transpose(1, 2)
+    k_tiles, v_tiles = (
+        x[:, :, bands].unfold(2, width, tile).permute(0, 2, 1, 4, 3) for x in (k, v)
+    )
+    step = max(1, _SCORES // (heads * tile * (near.sinks + width)))
+    same = _tiles_bias(near, start + first, 1, width, q) if near.repeats(tile) else None
+    for low in range(0, count, step):
+        group = slice(low, min(low + step, count))
+        begin = first + low * tile
+        bias = same
+        if bias is None:
+            bias = _tiles_bias(near, start + begin, group.stop - low, width, q)
         # Row by row: the overlapping bands of several rows could not be one view.
-        parts = [
-            _sdpa(q_row[group], k_row[group], v_row[group], bias, scale)[None]
-            for q_row, k_row, v_row in zip(q_tiles, k_tiles, v_tiles, strict=True)
-        ]
-        part = parts[0] if len(parts) == 1 else torch.cat(parts)
-        out.write(part.transpose(1, 2).flatten(2, 3), first + low * tile)
+        parts = []
+        for row, (q_row, k_row, v_row) in enumerate(zip(q_tiles, k_tiles, v_tiles, strict=True)):
+            k_band = _behind_sinks(k_row[group], k[row], near.sinks)
+            v_band = _behind_sinks(v_row[group], v[row], near.sinks)
+            parts.append(out.attend(q_row[group], k_band, v_band, bias))
+        out.write_tiles(parts, begin)
+
+
+def _tiles_bias(near: Near, low: int, count: int, width: int, like: Tensor) -> Tensor:
+    """``[tiles, 1, tile, sinks + width]`` for tiles of queries from position `low` on."""
+    tile = tile_rows(like.dtype)
+    begins = low + torch.arange(count, device=like.device)[:, None, None, None] * tile
+    rows = begins + torch.arange(tile, device=like.device)[:, None]
+    band = begins + tile - width + torch.arange(width, device=like.device)
+    sinks = torch.arange(near.sinks, device=like.device).expand(count, 1, 1, -1)
+    return _bias(near, rows, torch.cat([sinks, band], dim=-1), like.dtype)
+
+
+def _behind_sinks(bands: Tensor, x: Tensor, sinks: int) -> Tensor:
+    """``bands [tiles, kv_heads, width, head_dim]``, each behind the sinks of ``x [kv_heads, n,
+    head_dim]``."""
+    if not sinks:
+        return bands
+    return torch.cat([x[:, :sinks].expand(len(bands), -1, -1, -1), bands], dim=2)

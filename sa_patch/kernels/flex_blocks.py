@@ -1,7 +1,7 @@
 """Which blocks of keys each block of queries needs: the lists that FlexAttention walks.
 
-Everything here is plain torch over block indices. For a window or a ring the lists follow from
-the band alone, O(n w / block^2) entries; for MoBA from the choice of every query.
+Everything here is plain torch over block indices. For sinks, windows and slots on a ring the lists
+follow from the band alone, O(n w / block^2) entries.
 """
 
 from __future__ import annotations
@@ -10,12 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from sa_patch.patterns.moba import MoBA, block_means
-
-# Scores of MoBA's choice that are held at once: few enough for a core's cache, and on a GPU enough
-# to be worth a launch.
-_SCORE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
 
 
 @dataclass(frozen=True)
@@ -26,31 +20,46 @@ class BlockLists:
         counts: int32 ``[..., rows]``, how many entries of `blocks` are meant.
         blocks: int32 ``[..., rows, width]``, key blocks of which some pairs are visible; the mask
             is tested in them.
+        columns: how many blocks the keys make.
         full_counts, full_blocks: the same for key blocks of which all pairs are visible; None
             where there are none to tell apart.
     """
 
     counts: Tensor
     blocks: Tensor
+    columns: int
     full_counts: Tensor | None = None
     full_blocks: Tensor | None = None
 
+    def to(self, device: torch.device) -> BlockLists:
+        moved = (None if x is None else x.to(device) for x in (self.full_counts, self.full_blocks))
+        return BlockLists(self.counts.to(device), self.blocks.to(device), self.columns, *moved)
 
-def window_blocks(seq_len: int, window: int, block: int) -> BlockLists:
-    """The causal band ``0 <= i - j < window``, on the CPU."""
+    def with_block(self, index: int) -> BlockLists:
+        """The lists with a block at `index`, which none of them holds, added to every row."""
+        blocks = torch.nn.functional.pad(self.blocks, (0, 1))
+        blocks = blocks.scatter(-1, self.counts.long()[..., None], index)
+        columns = max(self.columns, index + 1)
+        return BlockLists(self.counts + 1, blocks, columns, self.full_counts, self.full_blocks)
+
+
+def window_blocks(seq_len: int, window: int, block: int, sinks: int = 0) -> BlockLists:
+    """The causal band ``0 <= i - j < window`` and the first `sinks` keys, on the CPU."""
     row, last_query = _rows(seq_len, block)
     first = ((row * block - window + 1) // block).clamp(min=0)
     # The first key of a whole block must be in reach of the row's last query.
     first_full = torch.maximum(first, -((window - 1 - last_query) // block)).clamp(max=len(row))
     left = torch.minimum(first_full, row) - first
-    counts = left + 1
+    before = first.clamp(max=-(-sinks // block))
+    counts = before + left + 1
     entry = torch.arange(int(counts.max()))
-    partial = torch.where(entry < left[:, None], first[:, None] + entry, row[:, None])
+    in_band = entry - before[:, None]
+    partial = torch.where(in_band < left[:, None], first[:, None] + in_band, row[:, None])
+    partial = torch.where(in_band < 0, entry, partial)
     full_counts = (row - first_full).clamp(min=0)
     full = first_full[:, None] + torch.arange(max(1, int(full_counts.max())))
-    return BlockLists(
-        counts.int(), partial.int(), full_counts.int(), full.clamp(max=len(row) - 1).int()
-    )
+    full = full.clamp(max=len(row) - 1)
+    return BlockLists(counts.int(), partial.int(), len(row), full_counts.int(), full.int())
 
 
 def ring_blocks(seq_len: int, reach: int, circular: bool, block: int) -> BlockLists:
@@ -74,7 +83,7 @@ def ring_blocks(seq_len: int, reach: int, circular: bool, block: int) -> BlockLi
         start = low.clamp(min=0) // block
         counts = high.clamp(max=seq_len - 1) // block - start + 1
     blocks = (start[:, None] + torch.arange(int(counts.max()))) % len(row)
-    return BlockLists(counts.int(), blocks.int())
+    return BlockLists(counts.int(), blocks.int(), len(row))
 
 
 def _rows(seq_len: int, block: int) -> tuple[Tensor, Tensor]:
@@ -83,61 +92,29 @@ def _rows(seq_len: int, block: int) -> tuple[Tensor, Tensor]:
     return row, (row * block + block).clamp(max=seq_len) - 1
 
 
-def chosen_blocks(pattern: MoBA, q: Tensor, k: Tensor, block: int) -> tuple[BlockLists, Tensor]:
-    """The blocks that any query of a row has in view.
+def listed(counts: Tensor, blocks: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Lists in the form FlexAttention takes: ``[.., rows]`` and ``[.., rows, columns]``.
 
-    Args:
-        q: ``[batch, q_heads, n, head_dim]``.
-        k: ``[batch, kv_heads, n, head_dim]``.
-
-    Returns:
-        lists of ``[batch, q_heads, rows, ...]``, and the positions at which the blocks in each
-        query's view start: int32 ``[n, batch, q_heads, blocks in view]``, the query's own first,
-        n where there is none.
+    It wants as many columns as the keys have blocks, n^2 / block^2 entries, though it reads only
+    the counted ones. Lists ``[rows, width]`` that all heads share, or ``[heads, rows, width]``,
+    therefore become an overlapping view of O(rows) memory, whose uncounted columns run on into the
+    rows below. Lists ``[batch, heads, rows, width]`` are filled up. There are at least two rows and
+    columns, since sizes of 1 are compiled in.
     """
-    batch, heads, seq_len = q.shape[:3]
-    size, device = pattern.block_size, q.device
-    means = block_means(k.flatten(0, 1), size)
-    folded, complete = q.flatten(0, 1), means.shape[1]
-    picks = min(pattern.topk - 1, complete)
-    step = max(1, _SCORE_ELEMENTS[device.type] // (len(folded) * max(1, complete) * block)) * block
-    starts, marked = [], []
-    for first in range(0, seq_len, step):
-        part = folded[:, first : first + step]
-        own = torch.arange(first, first + part.shape[1], device=device) // size
-        chosen = pattern.choose_blocks(part, means, own)
-        block_start = torch.arange(complete, device=device, dtype=torch.int32) * size
-        best = torch.where(chosen, block_start, -1).topk(picks, dim=-1).values
-        own_start = (own * size).int()[None, :, None].expand(len(folded), -1, 1)
-        starts.append(torch.cat([own_start, best.masked_fill(best < 0, seq_len)], dim=-1))
-        padded = torch.nn.functional.pad(chosen, (0, 0, 0, -part.shape[1] % block))
-        marked.append(padded.unflatten(1, (-1, block)).any(2))
-    needed = _key_blocks(torch.cat(marked, dim=1), size, seq_len, block)
-    # A bool does not sort on every device, and only listed blocks may come first.
-    order = needed.to(torch.int8).sort(dim=-1, descending=True, stable=True).indices
-    lists = BlockLists(
-        needed.sum(-1, dtype=torch.int32).unflatten(0, (batch, heads)),
-        order.int().unflatten(0, (batch, heads)),
-    )
-    return lists, torch.cat(starts, dim=1).transpose(0, 1).unflatten(1, (batch, heads)).contiguous()
-
-
-def _key_blocks(marked: Tensor, size: int, seq_len: int, block: int) -> Tensor:
-    """Key blocks that overlap a row's chosen or own blocks.
-
-    Args:
-        marked: bool ``[heads, rows, complete]``, pattern blocks of `size` tokens that some query
-            of the row chose.
-
-    Returns:
-        bool ``[heads, rows, rows]`` over kernel blocks of `block` tokens.
-    """
-    rows, complete = marked.shape[1:]
-    row = torch.arange(rows, device=marked.device)
-    low = (row * block // size).clamp(max=complete)
-    high = ((row * block + block - 1) // size + 1).clamp(max=complete)
-    before = torch.nn.functional.pad(marked.int().cumsum(-1), (1, 0))
-    chosen = before[..., high] > before[..., low]
-    own_low = row * block // size * size // block
-    own = (row >= own_low[:, None]) & (row <= row[:, None])
-    return chosen | own
+    pad = torch.nn.functional.pad
+    rows, columns = max(2, blocks.shape[-2]), max(2, columns)
+    short = rows - blocks.shape[-2]
+    counts = pad(counts, (0, short))
+    if blocks.ndim > 3:
+        return counts, pad(blocks, (0, columns - blocks.shape[-1], 0, short)).contiguous()
+    if blocks.ndim == 2:
+        counts, blocks = counts[None], blocks[None]
+    # A stride of 1, or one that happens to equal the number of columns, would be compiled in.
+    stride = max(2, blocks.shape[-1])
+    stride += stride == columns
+    heads = len(blocks)
+    room = blocks.new_zeros(heads * rows * stride + columns)
+    of_heads = room[: heads * rows * stride].view(heads, rows, stride)
+    of_heads[:, : blocks.shape[1], : blocks.shape[2]] = blocks
+    strides = (len(room), rows * stride if heads > 1 else len(room), stride, 1)
+    return counts[None], room.as_strided((1, heads, rows, columns), strides)

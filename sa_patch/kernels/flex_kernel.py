@@ -1,19 +1,21 @@
 """FlexAttention over lists of key blocks, compiled once for each family of shapes.
 
-A family is the number of heads, head_dim, dtype, device, scale, memory layout and whether there is
-one row or several. Sequence length, batch size and the pattern's numbers are inputs of the
-compiled code: tensors of one element where the mask reads them, so that no value is compiled in.
+A family is the number of heads, head_dim, dtype, device, scale, memory layout, whether there is
+one row or several, and how many rings and choices the mask reads. Sequence length, batch size and
+the pattern's numbers are inputs of the compiled code: tensors of one element where the mask reads
+them, so that no value is compiled in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx.experimental._config as fx_config
 from torch import Tensor
 from torch._C._dynamo.eval_frame import reset_code
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from sa_patch.errors import UserError
 
@@ -38,36 +40,68 @@ class _Uncompiled(UserError):
 _Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+class Table(NamedTuple):
+    """Numbers by position within the one tensor of tables that a mask reads.
+
+    A single tensor, and nothing but tensors of one element beside it: every index brings the size
+    of its tensor into the mask, to wrap negative ones around, and so does every int. The C++
+    template of torch 2.13 replaces the names of two sizes in a mask as text: the first two that are
+    free, ks1 and ks2 where there is but one size, whose own name must begin with neither.
+    """
+
+    start: Tensor
+    """where the table begins, one element"""
+    by_head: Tensor
+    """numbers for each head, one element; 0 where all heads share them"""
+
+
+class Near(NamedTuple):
+    """Who is within reach of whom on a ring, in the order of a call's queries and keys."""
+
+    queries: Table
+    """points"""
+    keys: Table
+    """points"""
+    reach: Table
+    """of queries"""
+    size: Tensor
+    """circumference, one element; too large to matter for an open line"""
+
+
+class Chosen(NamedTuple):
+    """Blocks of keys that queries chose; of each number one element."""
+
+    start: Tensor
+    """where the table ``[batch, q_heads, picks, n]`` begins; in it where the blocks begin,
+    ascending, and n where there is none"""
+    of_row: Tensor
+    """numbers for each row of the batch"""
+    of_head: Tensor
+    """numbers for each head"""
+    halves: tuple[Tensor, ...]
+    """n times half the picks, a quarter, and so on down to 1; picks are a power of two"""
+    size: Tensor
+    """tokens in a block"""
+
+
+class Call(NamedTuple):
+    """What every mask is called with."""
+
+    lists: tuple[Tensor, ...]
+    """counts and blocks, then those of full blocks if there are any"""
+    scale: float
+    sentinel: Tensor | None = None
+    """index of a key that every query sees, one element"""
+    lse: bool = False
+    """return the log-sum-exp of the scores as well; on GPUs only"""
+
+
 def block_size(device: torch.device) -> int:
     """Queries, and keys, of one block."""
     return _CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK
 
 
-def listed(counts: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists in the form FlexAttention takes: ``[.., rows]`` and ``[.., rows, columns]``.
-
-    It wants as many columns as there are blocks, n^2 / block^2 entries, though it reads only the
-    counted ones. Short lists ``[rows, width]`` therefore become an overlapping view of O(rows)
-    memory, whose uncounted columns run on into the rows below. There are at least two rows, since
-    sizes of 1 are compiled in.
-    """
-    rows, width = max(2, blocks.shape[-2]), blocks.shape[-1]
-    if blocks.ndim > 2:
-        short = rows - blocks.shape[-2]
-        pad = torch.nn.functional.pad
-        return pad(counts, (0, short)), pad(blocks, (0, short, 0, short)).contiguous()
-    # A stride of 1, or one that happens to equal the number of columns, would be compiled in.
-    stride = max(2, width)
-    stride += stride == rows
-    room = blocks.new_zeros(rows * stride + rows)
-    room[: rows * stride].view(rows, stride)[: len(blocks), :width] = blocks
-    view = room.as_strided((1, 1, rows, rows), (len(room), len(room), stride, 1))
-    return torch.nn.functional.pad(counts, (0, rows - len(counts)))[None, None], view
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, lists: tuple[Tensor, ...], mask: _Mask, scale: float
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, call: Call, mask: _Mask) -> Any:
     # Run without compilation, FlexAttention ignores the lists and builds all n x n scores.
     if not torch.compiler.is_compiling():
         raise _Uncompiled(
@@ -75,96 +109,146 @@ def _attend(
             "TorchDispatchMode is active"
         )
     block = block_size(q.device)
-    full_counts, full_blocks = lists[2:] or (None, None)
+    full_counts, full_blocks = call.lists[2:] or (None, None)
     block_mask = BlockMask.from_kv_blocks(
-        lists[0],
-        lists[1],
+        call.lists[0],
+        call.lists[1],
         full_counts,
         full_blocks,
         BLOCK_SIZE=(block, block),
-        mask_mod=mask,
+        mask_mod=mask if call.sentinel is None else _or_sentinel(mask, call.sentinel),
         seq_lengths=(q.shape[2], k.shape[2]),
         # Only gradients walk the lists from the keys' side.
         compute_q_blocks=torch.is_grad_enabled(),
     )
-    out: Tensor = flex_attention(
+    result = flex_attention(  # type: ignore[call-overload]
         q,
         k,
         v,
         block_mask=block_mask,
-        scale=scale,
+        scale=call.scale,
         enable_gqa=q.shape[1] != k.shape[1],
         # Its kernel for short queries would be a second family below 128 tokens.
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
+        return_aux=AuxRequest(lse=True) if call.lse else None,
     )
-    return out
+    if call.lse:
+        out, aux = result
+        return out, aux.lse
+    return result
 
 
-def _window(
-    q: Tensor, k: Tensor, v: Tensor, lists: tuple[Tensor, ...], window: Tensor, scale: float
-) -> Tensor:
+def _or_sentinel(mask: _Mask, sentinel: Tensor) -> _Mask:
+    return lambda batch, head, i, j: mask(batch, head, i, j) | (j == sentinel)
+
+
+def _window(q: Tensor, k: Tensor, v: Tensor, call: Call, sinks: Tensor, window: Tensor) -> Any:
+    """The first `sinks` keys and the nearest `window`."""
+
     def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (j <= i) & (i - j < window)
+        return (j <= i) & ((i - j < window) | (j < sinks))
 
-    return _attend(q, k, v, lists, visible, scale)
+    return _attend(q, k, v, call, visible)
 
 
 def _ring(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lists: tuple[Tensor, ...],
-    positions: Tensor,
-    reach: Tensor,
-    around: Tensor,
-    scale: float,
-) -> Tensor:
-    shared = positions.shape[1] == 1
+    call: Call,
+    tables: Tensor,
+    positions: tuple[Table, Table],
+    reach: tuple[Tensor, Tensor] | Near,
+    hidden: tuple[Tensor, Tensor],
+    others: tuple[Near, ...],
+) -> Any:
+    """Keys within reach on a ring, those left out that are seen otherwise.
+
+    Args:
+        tables: int32 ``[numbers]``.
+        positions: of queries and keys, which stand in the order of their points.
+        reach: by points; or where points are places in the order, (reach, size) of one element.
+        hidden: (sinks, window), whose keys are left out, one element each.
+        others: rings whose keys are left out.
+    """
 
     def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        draw = torch.zeros_like(head) if shared else head
-        apart = (i - j).abs()
-        near = (apart <= reach) | (apart >= around)
-        return near & (positions[_index(j), draw] <= positions[_index(i), draw])
+        if isinstance(reach, Near):
+            near = _within(tables, reach, head, i, j)
+        else:
+            apart = (i - j).abs()
+            near = (apart <= reach[0]) | (apart >= reach[1] - reach[0])
+        key = _at(tables, positions[1], head, j)
+        behind = _at(tables, positions[0], head, i) - key
+        sinks, window = hidden
+        seen = near & (behind >= 0) & (behind >= window) & (key >= sinks)
+        for other in others:
+            seen = seen & ~_within(tables, other, head, i, j)
+        return seen
 
-    return _attend(q, k, v, lists, visible, scale)
+    return _attend(q, k, v, call, visible)
 
 
-def _chosen(
+def _content(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lists: tuple[Tensor, ...],
-    starts: Tensor,
-    size: Tensor,
-    scale: float,
-) -> Tensor:
-    def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        seen = torch.zeros_like(i, dtype=torch.bool)
-        for pick in range(starts.shape[3]):
-            step = j - starts[_index(i), batch, head, pick]
-            seen = seen | ((step >= 0) & (step < size))
-        return seen & (j <= i)
+    call: Call,
+    tables: Tensor,
+    fixed: tuple[Tensor, Tensor],
+    first_near: Table,
+    choices: tuple[Chosen, ...],
+    others: tuple[Near, ...],
+) -> Any:
+    """Sinks and window; a neighbourhood and chosen blocks, but for keys that `others` see.
 
-    return _attend(q, k, v, lists, visible, scale)
-
-
-def _index(position: Tensor) -> Tensor:
-    """A position as an index that is plainly not negative.
-
-    The C++ template of torch 2.13 gets the names of sizes wrong that it meets inside a mask, and
-    it needs them to wrap negative indices, to check bounds, and for strides. So a dimension of
-    unknown size must come first, and its index must need neither.
+    Args:
+        tables: int32 ``[numbers]``.
+        fixed: (sinks, window), one element each.
+        first_near: the first key of each query's neighbourhood.
     """
-    return position.clamp(min=0)
+    sinks, window = fixed
+
+    def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        seen = j >= _at(tables, first_near, head, i)
+        for choice in choices:
+            seen = seen | _in_block(tables, choice, batch, head, i, j)
+        for other in others:
+            seen = seen & ~_within(tables, other, head, i, j)
+        return (seen | (i - j < window) | (j < sinks)) & (j <= i)
+
+    return _attend(q, k, v, call, visible)
 
 
-def _compiled(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _within(tables: Tensor, near: Near, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    apart = (_at(tables, near.queries, head, i) - _at(tables, near.keys, head, j)).abs()
+    reach = _at(tables, near.reach, head, i)
+    return (apart <= reach) | (apart >= near.size - reach)
+
+
+def _in_block(
+    tables: Tensor, choice: Chosen, batch: Tensor, head: Tensor, i: Tensor, j: Tensor
+) -> Tensor:
+    """Whether the last chosen block that does not begin behind the key holds it."""
+    place = choice.start + choice.of_row * batch + choice.of_head * head + i
+    place = place + torch.zeros_like(j)
+    for half in choice.halves:
+        ahead = place + half
+        place = torch.where(tables[ahead] <= j, ahead, place)
+    step = j - tables[place]
+    return (step >= 0) & (step < choice.size)
+
+
+def _at(tables: Tensor, table: Table, head: Tensor, place: Tensor) -> Tensor:
+    return tables[table.start + table.by_head * head + place]
+
+
+def _compiled(attend: Callable[..., Any]) -> Callable[..., Any]:
     compiled = torch.compile(
         attend, dynamic=True, fullgraph=True, options={"assert_indirect_indexing": False}
     )
 
-    def call(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
+    def call(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Any:
         graded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         if not graded:
             q, k, v = q.detach(), k.detach(), v.detach()
@@ -189,4 +273,4 @@ def _compiled(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 window = _compiled(_window)
 ring = _compiled(_ring)
-chosen = _compiled(_chosen)
+content = _compiled(_content)

@@ -40,19 +40,31 @@ def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     for _, other in others:
         peak = torch.maximum(peak, other.detach())
     peak = peak.clamp(min=_NOTHING_SEEN)
-    weight = (lse - peak).exp()
-    total = weight
-    joined = out * weight[..., None]
-    for part, part_lse in others:
-        weight = (part_lse - peak).exp()
-        total = total + weight
-        joined = joined + part * weight[..., None]
+    weights = [(part_lse - peak).exp()[..., None] for _, part_lse in parts]
     # The largest part weighs 1, so that less than that means none at all.
-    return (joined / total.clamp(min=0.5)[..., None]).to(out.dtype)
+    total = sum(weights[1:], weights[0]).clamp(min=0.5)
+    joined = out * (weights[0] / total)
+    for (part, _), weight in zip(others, weights[1:], strict=True):
+        joined = _plus(joined, part, weight / total)
+    return joined.to(out.dtype)
+
+
+def _plus(joined: Tensor, part: Tensor, weight: Tensor) -> Tensor:
+    """``joined + part * weight`` in one pass over memory."""
+    part = part.to(joined.dtype)
+    if needs_gradients(joined, part, weight):
+        return torch.addcmul(joined, part, weight)
+    return joined.addcmul_(part, weight)
 
 
 def attend_with_lse(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    *,
+    causal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention of tiles, with the log-sum-exp of the scores.
 
@@ -62,34 +74,43 @@ def attend_with_lse(
         bias: what is added to the scores, broadcastable to ``[batch, q_heads, nq, keys]``, with two
             dimensions or four: a bool mask of what is visible, or numbers like q's with
             `hidden_score` for what is not (never -inf).
+        causal: whether query i sees the keys ``0 .. i`` alone; then `bias` must be None.
 
     Returns:
-        The output, like q, and the log-sum-exp ``[batch, q_heads, nq]``, fp32 at least. A query
-        that sees nothing has -inf there and any finite output. Differentiable, both.
+        The output, shaped like q, and the log-sum-exp ``[batch, q_heads, nq]``, both fp32 at least
+        and differentiable. A query that sees nothing has -inf and any finite output.
     """
+    # An output rounded to half precision before it is merged would be rounded twice.
+    wide = torch.promote_types(q.dtype, torch.float32)
+    hidden = hidden_score(q.dtype)
+    if not q.numel() or not k.numel():
+        # The kernel would divide by zero, and stop the process.
+        return (q * 0).to(wide), q.new_full(q.shape[:3], -torch.inf, dtype=wide)
+    on_cpu = q.device.type == "cpu" and not needs_gradients(q, k, v)
+    if causal and not on_cpu:
+        bias = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     if bias is not None and bias.dtype == torch.bool:
-        hidden = hidden_score(q.dtype)
-        bias = torch.zeros_like(bias, dtype=q.dtype).masked_fill_(~bias, hidden)
-    if q.device.type == "cpu" and not needs_gradients(q, k, v):
+        bias = torch.zeros_like(bias, dtype=wide).masked_fill_(~bias, hidden)
+    q, k, v = (x.to(wide) for x in (q, k, v))
+    bias = None if bias is None else bias.to(wide)
+    if on_cpu:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, False, attn_mask=bias, scale=scale
+            q, k, v, 0.0, causal, attn_mask=bias, scale=scale
         )
     else:
         out, lse = _explicit(q, k, v, bias, scale)
-    return out, lse.masked_fill(lse < hidden_score(q.dtype) / 2, -torch.inf)
+    return out, lse.masked_fill(lse < hidden / 2, -torch.inf)
 
 
 def _explicit(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """`attend_with_lse` step by step, half precision widened as fused kernels do."""
-    wide = torch.promote_types(q.dtype, torch.float32)
+    """`attend_with_lse` step by step."""
     kv_heads = k.shape[1]
-    groups = q.to(wide).unflatten(1, (kv_heads, -1))
-    scores = groups @ (k.to(wide) * scale)[:, :, None].transpose(-1, -2)
+    scores = q.unflatten(1, (kv_heads, -1)) @ (k * scale)[:, :, None].transpose(-1, -2)
     scores = scores.flatten(1, 2)
     if bias is not None:
         scores = scores + bias
     lse = scores.logsumexp(-1)
     weights = (scores - lse[..., None]).exp().unflatten(1, (kv_heads, -1))
-    return (weights @ v.to(wide)[:, :, None]).flatten(1, 2).to(q.dtype), lse
+    return (weights @ v[:, :, None]).flatten(1, 2), lse

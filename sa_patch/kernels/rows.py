@@ -37,14 +37,19 @@ class RowWriter:
     would make every backward step copy the whole output.
 
     Memory is laid out ``[batch, nq, q_heads, head_dim]``, as models want it next.
+
+    Args:
+        inputs: what else may need gradients.
+        dtype: of the output; q's unless given.
     """
 
-    def __init__(self, q: Tensor, *inputs: Tensor):
+    def __init__(self, q: Tensor, *inputs: Tensor, dtype: torch.dtype | None = None):
+        self.dtype = dtype or q.dtype
         self._kept: list[tuple[Tensor, Tensor]] | None = None
         if needs_gradients(q, *inputs):
             self._kept = []
         batch, heads, queries, head_dim = q.shape
-        self._out = q.new_empty(batch, queries, heads, head_dim)
+        self._out = q.new_empty(batch, queries, heads, head_dim, dtype=self.dtype)
 
     def write(self, rows: Tensor, low: int) -> None:
         """Queries ``low .. low + m - 1``: ``[batch, q_heads, m, head_dim]``."""

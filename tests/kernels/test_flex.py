@@ -16,8 +16,8 @@ from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import flex, flex_kernel, sparse_attention
-from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
+from sa_patch.kernels import flex, flex_kernel, flex_tables, sparse_attention
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
 from tests.laws.strategies import Case, make_case
 from tests.laws.test_cost import allocations
 
@@ -27,7 +27,17 @@ BLOCK = 64
 LENGTHS = [2, 3, 40, 63, 64, 65, 128, 129, 200, 331]
 
 PATTERNS: dict[str, list[Pattern]] = {
-    "window": [Full(), SWA(1), SWA(9), SWA(64), SWA(65), SWA(150), SWA(1000)],
+    "window": [
+        Full(),
+        SWA(1),
+        SWA(9),
+        SWA(64),
+        SWA(150),
+        SWA(1000),
+        Sinks(4),
+        Sinks(4) | SWA(65),
+        Sinks(130) | SWA(20),
+    ],
     "ring": [
         SA(1),
         SA(2, seed=3),
@@ -37,7 +47,17 @@ PATTERNS: dict[str, list[Pattern]] = {
         SA(100, circular=False),
     ],
     "ring_per_head": [SA(5, per_head=True), SA(40, circular=False, per_head=True)],
-    "chosen": [MoBA(3, 3), MoBA(16, 3), MoBA(50, 3), MoBA(64, 3)],
+    "points": [PSA(1), PSA(2, seed=3), PSA(20, seed=1), PSA(90, seed=2)],
+    "points_per_head": [PSA(5, per_head=True), PSA(40, seed=3, per_head=True)],
+    "chosen": [
+        MoBA(3, 3),
+        MoBA(16, 3),
+        MoBA(50, 3),
+        MoBA(64, 3),
+        BlockTopK(block_size=4, topk=2, sinks=3, local=8),
+        BlockTopK(block_size=16, topk=2, sinks=0, local=0, branch=0),
+        BlockTopK(block_size=7, topk=2, sinks=2, local=14, branch=2, beam=2, grouped=True),
+    ],
 }
 
 pytestmark = pytest.mark.skipif(
@@ -75,7 +95,15 @@ def test_new_lengths_windows_and_batches_compile_nothing() -> None:
     for family in PATTERNS.values():
         case_of(200).run(family[-1], "flex")
     before = compilations()
-    for pattern in (SWA(77), SA(31, seed=9), SA(17, seed=4, per_head=True), MoBA(11, 3), Full()):
+    for pattern in (
+        Sinks(9) | SWA(77),
+        SA(31, seed=9),
+        SA(17, seed=4, per_head=True),
+        PSA(31, seed=9),
+        MoBA(11, 3),
+        Sinks(7) | SWA(30) | MoBA(11, 3),
+        Full(),
+    ):
         for n, batch in ((450, 2), (451, 3), (77, 4)):
             assert worst(case_of(n, batch=batch, layer=n), pattern) <= FP32_TOLERANCE
     assert compilations() == before
@@ -153,7 +181,11 @@ def test_inference_mode_leaves_nothing_behind() -> None:
     assert torch.equal(case.run(SWA(21), "flex"), expected.clone())
 
 
-@pytest.mark.parametrize("pattern", [SWA(16), SA(16), SA(16, per_head=True), MoBA(16, 3)], ids=str)
+@pytest.mark.parametrize(
+    "pattern",
+    [SWA(16), SA(16), SA(16, per_head=True), PSA(16), PSA(16, per_head=True), MoBA(16, 3)],
+    ids=str,
+)
 def test_memory_grows_with_the_length_and_not_its_square(pattern: Pattern) -> None:
     peaks = []
     for n in (2048, 4096):
@@ -181,11 +213,11 @@ def test_too_many_families_raise_instead_of_running_uncompiled(
 def test_plans_are_cached_and_shared_by_layers() -> None:
     case = case_of(200)
     case.run(SA(20), "flex")
-    held = len(flex._plans)
+    held = len(flex_tables.plans)
     case.run(SA(20), "flex")
-    assert len(flex._plans) == held
+    assert len(flex_tables.plans) == held
     Case(case.q, case.k, case.v, None, layer=30).run(SA(20), "flex")
-    assert len(flex._plans) == held + 1, "a layer adds its permutation, and no second list"
+    assert len(flex_tables.plans) == held + 1, "a layer adds its permutation, and no second list"
 
 
 def refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:

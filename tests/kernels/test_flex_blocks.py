@@ -5,17 +5,13 @@ Not compiled, and exhaustive over pairs: what a list leaves out, no kernel would
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from sa_patch.kernels import flex_blocks
-from sa_patch.kernels.flex_blocks import BlockLists, chosen_blocks, ring_blocks, window_blocks
-from sa_patch.kernels.flex_kernel import listed
-from sa_patch.patterns import MoBA
+from sa_patch.kernels.flex_blocks import BlockLists, listed, ring_blocks, window_blocks
 
 BLOCKS = st.sampled_from([1, 2, 3, 4, 8, 16])
 LENGTHS = st.integers(1, 90)
@@ -51,20 +47,26 @@ def check_full_blocks(lists: BlockLists, visible: Tensor, block: int) -> Tensor:
 
 
 @settings(max_examples=300, deadline=None)
-@given(seq_len=LENGTHS, window=st.integers(1, 100), block=BLOCKS)
+@given(
+    seq_len=LENGTHS,
+    window=st.integers(1, 100),
+    block=BLOCKS,
+    sinks=st.one_of(st.just(0), st.integers(1, 40)),
+)
 def test_window_lists_are_exactly_the_blocks_with_a_visible_pair(
-    seq_len: int, window: int, block: int
+    seq_len: int, window: int, block: int, sinks: int
 ) -> None:
-    behind = torch.arange(seq_len)[:, None] - torch.arange(seq_len)
-    visible = (behind >= 0) & (behind < window)
-    lists = window_blocks(seq_len, window, block)
-    rows = -(-seq_len // block)
+    i, j = torch.arange(seq_len)[:, None], torch.arange(seq_len)
+    visible = (j <= i) & ((i - j < window) | (j < sinks))
+    lists = window_blocks(seq_len, window, block, sinks)
+    rows = lists.columns
+    assert rows == -(-seq_len // block)
     partial = listed_blocks(lists.counts, lists.blocks, rows)
     full = check_full_blocks(lists, visible, block)
     assert not (partial & full).any(), "a block counted twice enters the softmax twice"
     assert torch.equal(partial | full, by_blocks(visible, block).flatten(2).any(-1))
-    # The mask is tested only at the two edges of the band.
-    assert lists.blocks.shape[1] <= 3
+    # The mask is tested only at the two edges of the band, and in sinks.
+    assert lists.blocks.shape[1] <= 3 + -(-sinks // block)
     assert lists.full_blocks is not None
     assert lists.full_blocks.shape[1] <= max(1, window // block)
 
@@ -89,72 +91,51 @@ def test_ring_lists_are_exactly_the_blocks_with_a_near_pair(
     assert lists.blocks.shape[1] <= 2 * reach // block + 4
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    seq_len=st.integers(2, 70),
-    size=st.integers(1, 12),
-    topk=st.integers(1, 4),
-    block=BLOCKS,
-    seed=st.integers(0, 2**20),
-)
-def test_chosen_lists_are_exactly_the_blocks_with_a_visible_pair(
-    seq_len: int, size: int, topk: int, block: int, seed: int
-) -> None:
-    pattern = MoBA(size, topk)
-    if pattern.saturated(seq_len):
-        return
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(2, 4, seq_len, 3, generator=generator)
-    k = torch.randn(2, 2, seq_len, 3, generator=generator)
-    lists, starts = chosen_blocks(pattern, q, k, block)
-    assert starts.shape == (seq_len, 2, 4, topk)
-    positions = torch.arange(seq_len)
-    rows = -(-seq_len // block)
-    for row in range(2):
-        visible = pattern.visible(positions, seq_len, heads=4, q=q[row], k=k[row])
-        for head in range(4):
-            wanted = by_blocks(visible[head], block).flatten(2).any(-1)
-            found = listed_blocks(lists.counts[row, head], lists.blocks[row, head], rows)
-            assert torch.equal(found & torch.ones(rows, rows).tril().bool(), found)
-            assert (found | ~wanted).all()
-            # A chosen block is seen whole, an own one up to the query: nothing superfluous.
-            assert torch.equal(found, wanted)
-            step = positions - starts[:, row, head, :, None]
-            inside = ((step >= 0) & (step < size)).any(1) & (positions <= positions[:, None])
-            assert torch.equal(inside, visible[head])
-
-
-def test_choosing_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k = torch.randn(1, 2, 100, 4), torch.randn(1, 1, 100, 4)
-    whole, starts = chosen_blocks(MoBA(7, 3), q, k, 8)
-    monkeypatch.setitem(flex_blocks._SCORE_ELEMENTS, "cpu", 1)
-    pieces, again = chosen_blocks(MoBA(7, 3), q, k, 8)
-    assert torch.equal(whole.counts, pieces.counts) and torch.equal(whole.blocks, pieces.blocks)
-    assert torch.equal(starts, again)
-
-
 @settings(max_examples=200, deadline=None)
-@given(seq_len=LENGTHS, window=st.integers(1, 100), block=BLOCKS)
+@given(seq_len=LENGTHS, window=st.integers(1, 100), block=BLOCKS, more=st.integers(0, 3))
 def test_lists_keep_their_entries_in_the_form_flexattention_takes(
-    seq_len: int, window: int, block: int
+    seq_len: int, window: int, block: int, more: int
 ) -> None:
     lists = window_blocks(seq_len, window, block)
-    rows = len(lists.counts)
-    counts, blocks = listed(lists.counts, lists.blocks)
-    assert counts.shape == (1, 1, max(2, rows)) and blocks.shape == (
-        1,
-        1,
-        max(2, rows),
-        max(2, rows),
-    )
-    assert not counts[..., rows:].any()
-    before = listed_blocks(lists.counts, lists.blocks, max(2, rows))
-    after = listed_blocks(counts[0, 0], blocks[0, 0], max(2, rows))
-    assert torch.equal(before, after[:rows])
+    rows, columns = max(2, len(lists.counts)), max(2, lists.columns + more)
+    counts, blocks = listed(lists.counts, lists.blocks, lists.columns + more)
+    assert counts.shape == (1, 1, rows) and blocks.shape == (1, 1, rows, columns)
+    assert not counts[..., len(lists.counts) :].any()
+    before = listed_blocks(lists.counts, lists.blocks, columns)
+    after = listed_blocks(counts[0, 0], blocks[0, 0], columns)
+    assert torch.equal(before, after[: len(before)])
     # Read through strides, the list stays in its own memory; a special stride would be compiled in.
-    assert blocks.untyped_storage().nbytes() == 4 * (blocks.stride(2) + 1) * max(2, rows)
-    assert blocks.stride(2) not in (0, 1, blocks.shape[3])
+    assert blocks.untyped_storage().nbytes() == 4 * (blocks.stride(2) * rows + columns)
+    assert blocks.stride(2) not in (0, 1, columns)
     assert blocks.stride(2) <= max(2, lists.blocks.shape[1]) + 1
+
+
+def test_lists_of_several_heads_stay_apart() -> None:
+    heads = [window_blocks(300, window, 16) for window in (20, 70, 33)]
+    width = max(lists.blocks.shape[1] for lists in heads)
+    counts = torch.stack([lists.counts for lists in heads])
+    blocks = torch.stack(
+        [torch.nn.functional.pad(x.blocks, (0, width - x.blocks.shape[1])) for x in heads]
+    )
+    many_counts, many = listed(counts, blocks, 25)
+    assert many_counts.shape == (1, 3, 19) and many.shape == (1, 3, 19, 25)
+    for head, lists in enumerate(heads):
+        alone = listed_blocks(lists.counts, lists.blocks, 25)
+        assert torch.equal(listed_blocks(many_counts[0, head], many[0, head], 25), alone)
+    dense_counts, dense = listed(counts[None], blocks[None], 19)
+    assert dense.shape == (1, 3, 19, 19) and dense.is_contiguous()
+    assert torch.equal(dense_counts[0], counts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seq_len=LENGTHS, reach=st.integers(0, 60), block=BLOCKS)
+def test_a_block_can_be_added_to_every_row(seq_len: int, reach: int, block: int) -> None:
+    lists = ring_blocks(seq_len, reach, True, block)
+    grown = lists.with_block(lists.columns)
+    before = listed_blocks(lists.counts, lists.blocks, lists.columns)
+    after = listed_blocks(grown.counts, grown.blocks, grown.columns)
+    assert grown.columns == lists.columns + 1
+    assert torch.equal(after[:, :-1], before) and after[:, -1].all()
 
 
 def test_lists_of_a_long_sequence_hold_n_times_w_over_block_squared_entries() -> None:
@@ -165,7 +146,7 @@ def test_lists_of_a_long_sequence_hold_n_times_w_over_block_squared_entries() ->
         ring_blocks(seq_len, window - 1, True, block),
     ):
         entries = sum(
-            listed(counts, blocks)[1].untyped_storage().nbytes() // 4
+            listed(counts, blocks, rows)[1].untyped_storage().nbytes() // 4
             for counts, blocks in (
                 (lists.counts, lists.blocks),
                 (lists.full_counts, lists.full_blocks),
@@ -180,8 +161,8 @@ def test_gradients_can_walk_the_lists_from_the_keys_side() -> None:
     lists = window_blocks(900, 150, 64)
     assert lists.full_counts is not None and lists.full_blocks is not None
     mask = BlockMask.from_kv_blocks(
-        *listed(lists.counts, lists.blocks),
-        *listed(lists.full_counts, lists.full_blocks),
+        *listed(lists.counts, lists.blocks, lists.columns),
+        *listed(lists.full_counts, lists.full_blocks, lists.columns),
         BLOCK_SIZE=64,
         seq_lengths=(900, 900),
     )

@@ -99,7 +99,7 @@ def test_a_plan_shows_each_pair_of_the_ring_once(
     near = data.draw(st.sampled_from([NOTHING, near]))
     # A row of another length stands before and after.
     other = Row(1, 0, max(1, n - 3))
-    rows = (other, Row(0, start, n), other._replace(batch=2))
+    rows: tuple[Row, ...] = (other, Row(0, start, n), other._replace(batch=2))
     if pattern.saturated(other.length):
         rows = (Row(0, start, n),)
     plan = ring_plan(pattern, rows, count, near, layer=layer, heads=heads, block=block, device=CPU)
