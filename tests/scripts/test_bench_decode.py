@@ -1,0 +1,47 @@
+"""scripts/bench_decode on a tiny model: a bounded pattern's cache stays flat, the stock grows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_checkpoint import save_tiny_checkpoint
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_decode"
+
+
+def bench(*options: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), *options]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_memory_is_flat_for_a_bounded_pattern(tmp_path: Path) -> None:
+    checkpoint = str(save_tiny_checkpoint(tmp_path / "model"))
+    out = tmp_path / "decode.json"
+    done = bench(
+        *("--model", checkpoint, "--tokens", "200", "--prompt", "8"),
+        *("--patterns", "sinks:1+swa:4", "--out", str(out)),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    token_mib = 3 * 2 * 2 * 8 * 4 / 2**20  # layers, keys and values, KV heads, head_dim, bytes
+    held = {
+        name: [row["kv_mib"] / token_mib for row in runs[0]["along_the_generation"]]
+        for name, runs in result["runs"].items()
+    }
+    assert held == {
+        "stock": pytest.approx([72, 136, 200]),
+        "sinks:size=1+swa:window=4": pytest.approx([36, 36, 36]),
+    }
+    assert result["summary"]["stock"]["peak_kv_mib"] == pytest.approx(207 * token_mib)
+    assert result["provenance"]["versions"]["torch"]
+
+
+def test_a_mistake_is_one_sentence() -> None:
+    done = bench("--model", "nowhere-to-be-found/at-all", "--patterns", "saa")
+    assert done.returncode == 2
+    assert "unknown method 'saa'" in done.stderr and "Traceback" not in done.stderr
