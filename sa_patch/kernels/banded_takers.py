@@ -80,9 +80,11 @@ def _one_each(
             joined[places] = out.flatten(0, 1)
         else:
             outs.append(out.flatten(0, 1))
-    out = (joined if in_place else torch.cat(outs))[plan.places].view_as(q)
-    lse = torch.cat(sums)[plan.places].masked_fill(chosen.flatten() < 0, nothing)
-    return out, lse.view_as(chosen)
+    # What has no block took another query's result, which may be later and no number.
+    none = chosen.flatten() < 0
+    out = (joined if in_place else torch.cat(outs))[plan.places].masked_fill(none[:, None], 0)
+    lse = torch.cat(sums)[plan.places].masked_fill(none, nothing)
+    return out.view_as(q), lse.view_as(chosen)
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ class BlockTopK(Pattern):
     topk: int = field(default=8, metadata={"always": True})
     sinks: int = field(default=4, metadata={"always": True})
     local: int = field(default=-1, metadata={"always": True})
-    branch: int = 8
-    beam: int = 8
-    grouped: bool = False
+    branch: int = 4
+    beam: int = 32
+    grouped: bool = True
 
     name: ClassVar[str] = "block_topk"
     summary: ClassVar[str] = "sinks, neighbourhood and the best small blocks, found coarse to fine"
@@ -81,9 +81,9 @@ class BlockTopK(Pattern):
         window: int,
         block_size: int = 4,
         sinks: int = 4,
-        branch: int = 8,
-        beam: int = 8,
-        grouped: bool = False,
+        branch: int = 4,
+        beam: int = 32,
+        grouped: bool = True,
     ) -> BlockTopK:
         """The pattern that shows at most `window` keys: a quarter near, the rest chosen.
 
@@ -93,6 +93,8 @@ class BlockTopK(Pattern):
         whole_number(window, "window", 1)
         whole_number(block_size, "block_size", 1)
         whole_number(sinks, "sinks", 0)
+        whole_number(branch, "branch", 0)
+        whole_number(beam, "beam", 1)
         near = window // 4 // block_size * block_size
         topk = (window - sinks - block_size - near) // block_size
         if topk < 1:
@@ -124,8 +126,7 @@ class BlockTopK(Pattern):
             int64 ``[choosers, nq, topk]``, -1 where fewer blocks are eligible; a chooser is a
             query head, or with `grouped` a KV head. A block stands at most once in a row.
         """
-        kv_heads, head_dim = k.shape[0], k.shape[2]
-        per_kv_head = q.float().reshape(kv_heads, -1, q.shape[1], head_dim)
+        per_kv_head = q.float().unflatten(0, (len(k), -1))
         if self.grouped:
             per_kv_head = per_kv_head.sum(1, keepdim=True)
         leaves = best_leaves(
