@@ -125,7 +125,7 @@ def test_a_beam_that_holds_every_node_is_a_flat_choice(
     positions = torch.arange(n)
     flat = chosen_sets(replace(pattern, branch=0), q, k, positions)
     for branch in (2, 4):
-        wide = replace(pattern, branch=branch, beam=n + 3)
+        wide = replace(pattern, branch=branch, beam=n + 10)
         assert chosen_sets(wide, q, k, positions) == flat
 
 
@@ -197,7 +197,7 @@ def test_equal_blocks_are_taken_from_the_front_on_every_level() -> None:
 
 def test_one_choice_for_a_group_is_that_of_the_sum_of_its_queries() -> None:
     q, k = whole_numbers(80, seed=5, heads=6)
-    each = BlockTopK(2, topk=3, sinks=2, local=2, branch=4, beam=2)
+    each = BlockTopK(2, topk=3, sinks=2, local=2, branch=4, beam=2, grouped=False)
     shared = replace(each, grouped=True)
     sums = q.unflatten(0, (2, 3)).sum(1)
     positions = torch.arange(80)
