@@ -228,7 +228,7 @@ class _Bias:
         return both.float() * _HIDDEN
 
     def of(self, tiles: slice, keys: Tensor, columns: Tensor) -> Tensor:
-        """``[tiles, draws or heads, tile, width]``, for ``keys [draws, tiles, width]`` and `columns`."""
+        """``[tiles, draws or heads, tile, width]``, for ``keys [draws, tiles, width]``."""
         key_places, positions = columns
         distance = (key_places - self._places[tiles]).abs_()
         if any(self._wide[tiles]):

@@ -76,7 +76,8 @@ class RowWriter:
         """The output, ``[batch, q_heads, nq, head_dim]``; every query must have been written."""
         if self._kept is None:
             return self._out.transpose(1, 2)
-        places = torch.cat([where for where, _ in self._kept], dim=1)
+        draws = max(len(where) for where, _ in self._kept)
+        places = torch.cat([where.expand(draws, -1) for where, _ in self._kept], dim=1)
         rows = torch.cat([part for _, part in self._kept], dim=1)
         order = places.argsort(dim=1)
         if len(order) == 1:
