@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +44,7 @@ class Runs:
     def __init__(self, path: Path) -> None:
         self.builder = RunBuilder(path)
 
-    def add(
-        self, pattern: str, task: str, items: list[float], share: float, **more: object
-    ) -> None:
+    def add(self, pattern: str, task: str, items: list[float], share: float, **more: Any) -> None:
         name = self.builder.add(pattern, task, float(np.mean(items)), share=share, **more)
         self.builder.files[name]["items"] = {task: items}
 

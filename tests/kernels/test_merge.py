@@ -73,8 +73,9 @@ def test_gradients_are_those_of_the_whole() -> None:
     leaves = [x.double().requires_grad_() for x in inputs(torch.float32)[:3]]
     part_of = inputs(torch.float32)[3]
     part_of[0] = 1
-    joined = merge([attend_with_lse(*leaves, part_of == part, SCALE) for part in range(3)])
-    expected = whole(*leaves, torch.ones_like(part_of, dtype=torch.bool))
+    q, k, v = leaves
+    joined = merge([attend_with_lse(q, k, v, part_of == part, SCALE) for part in range(3)])
+    expected = whole(q, k, v, torch.ones_like(part_of, dtype=torch.bool))
     target = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).double()
     actual_grads = torch.autograd.grad((joined * target).sum(), leaves)
     expected_grads = torch.autograd.grad((expected * target).sum(), leaves)

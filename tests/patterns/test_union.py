@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_a_union_shows_what_any_of_its_parts_shows(data: st.DataObject, n: int) 
     parts = [data.draw(patterns(data.draw(names))) for _ in range(data.draw(st.integers(1, 4)))]
     generator = torch.Generator().manual_seed(n)
     q, k = (torch.randn(heads, n, 4, generator=generator) for heads in (4, 2))
-    arguments = {"layer": 2, "heads": 4, "q": q, "k": k}
+    arguments: dict[str, Any] = {"layer": 2, "heads": 4, "q": q, "k": k}
     seen = torch.zeros(4, n, n, dtype=torch.bool)
     for part in parts:
         seen |= part.visible(torch.arange(n), n, **arguments)
@@ -131,8 +132,9 @@ def test_what_is_known_of_a_union() -> None:
     assert pattern.bounded_reach is None and MoBA(4).bounded_reach is None
     assert (Sinks(4) | SWA(60)).saturated(64) and not (Sinks(4) | SWA(60)).saturated(65)
     choosing = Sinks(4) | MoBA(16, 3) | BlockTopK(4, 8)
+    assert isinstance(choosing, Union)
     parts = [part.selection_dots(500) for part in choosing.parts]
-    assert torch.equal(choosing.selection_dots(500), sum(parts))
+    assert torch.equal(choosing.selection_dots(500), torch.stack(parts).sum(0))
 
 
 def test_seeds_are_set_in_every_random_part() -> None:
