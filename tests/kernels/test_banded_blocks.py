@@ -45,9 +45,8 @@ def dense_mask(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor, start: int) -> T
     visible = pattern.visible(positions, n, heads=len(q), q=q, k=k)
     if isinstance(pattern, BlockTopK):
         return visible & ~pattern.near(positions, n)
-    return visible & (
-        torch.arange(n) // pattern.block_size != positions[:, None] // pattern.block_size
-    )
+    own = positions[:, None] // pattern.block_size
+    return visible & (torch.arange(n) // pattern.block_size != own)
 
 
 def expected(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,6 +80,7 @@ def chosen_patterns(draw: st.DrawFn) -> MoBA | BlockTopK:
     )
 
 
+@pytest.mark.parametrize("largest_leaf", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("hidden", RULES)
 @given(
     pattern=chosen_patterns(),
@@ -90,7 +90,7 @@ def chosen_patterns(draw: st.DrawFn) -> MoBA | BlockTopK:
     seed=st.integers(0, 2**20),
 )
 def test_chosen_keys_alone_equal_a_dense_mask(
-    way: str,
+    largest_leaf: int,
     hidden: str,
     pattern: MoBA | BlockTopK,
     n: int,
@@ -104,7 +104,9 @@ def test_chosen_keys_alone_equal_a_dense_mask(
     if unless is not None:
         positions = torch.arange(start, n)[None, :, None]
         mask = mask & ~unless(positions, torch.arange(n)[None, None])
-    out, lse = attend_chosen(pattern, q, k, v, start=start, scale=SCALE, unless=unless)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(banded_blocks, "_LARGEST_LEAF", largest_leaf)
+        out, lse = attend_chosen(pattern, q, k, v, start=start, scale=SCALE, unless=unless)
     right, right_lse = expected(q, k, v, mask)
     seen = mask.any(-1)
     assert torch.equal(lse > -torch.inf, seen)
@@ -136,13 +138,14 @@ def test_the_rule_of_a_choice_names_what_it_chose(
     rule = chosen_rule(pattern, choose(pattern, q[0], k[0], start), start)
     i, j = torch.arange(start, n)[None, :, None], torch.arange(n)[None, None]
     chosen = dense_mask(pattern, q[0], k[0], start)
-    assert torch.equal(rule(i, j) & (j <= i), chosen)
+    assert torch.equal((rule(i, j) & (j <= i)).expand_as(chosen), chosen)
     # Any pairs, in any order, for each head its own.
     generator = torch.Generator().manual_seed(seed)
     some_i = torch.randint(start, n, (HEADS, 30), generator=generator)
     some_j = (some_i * torch.rand(HEADS, 30, generator=generator)).long()
     heads = torch.arange(HEADS)[:, None]
-    assert torch.equal(rule(some_i, some_j), chosen[heads, some_i - start, some_j])
+    named = rule(some_i, some_j).expand(HEADS, 30)
+    assert torch.equal(named, chosen[heads, some_i - start, some_j])
 
 
 def test_of_two_choices_the_second_hides_what_the_first_shows(way: str) -> None:
@@ -173,7 +176,7 @@ def test_no_bit_depends_on_later_tokens(pattern: MoBA | BlockTopK, poison: float
         tensors = [x.clone() for x in (q, k, v)]
         for x in tensors:
             x[:, :, changed:] = -x[:, :, changed:] * poison
-        after = attend_chosen(pattern, *tensors, start=0, scale=SCALE)  # type: ignore[misc, arg-type]
+        after = attend_chosen(pattern, *tensors, start=0, scale=SCALE)
         for old, new in zip(before, after, strict=True):
             assert torch.equal(old[:, :, :changed], new[:, :, :changed])
 
