@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sa_patch.errors import UserError
 from sa_patch.harness.config import DTYPES
 from sa_patch.harness.embedded import resolve_model
 from sa_patch.harness.layer_check import check_layers
-from sa_patch.harness.quiet import silenced
-from sa_patch.harness.reason import one_line
+from sa_patch.harness.loading import load_causal_lm, load_tokenizer
 from sa_patch.harness.schedule_file import read_layers
 from sa_patch.harness.yaml_values import choice
 from sa_patch.kernels import check_backend
@@ -67,8 +64,7 @@ def generate_text(
     Raises:
         UserError: if the model cannot be found, loaded or patched, or has no chat template.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+    from transformers import TextStreamer
 
     if not prompt:
         raise UserError("the prompt is empty; give the text to continue")
@@ -80,20 +76,9 @@ def generate_text(
     schedule = read_layers(layers)
     source = resolve_model(model, gguf_file, revision)
     check_layers(source, schedule.named)
-    if device_map is None and torch.cuda.is_available():
-        device_map = "auto"
-    options: dict[str, Any] = {"revision": source.revision, "gguf_file": source.gguf_file}
-    options = {key: value for key, value in options.items() if value is not None}
-    with silenced():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source.pretrained, **options)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                source.pretrained, dtype=dtype, device_map=device_map, **options
-            )
-        except Exception as error:
-            reason = one_line(error)
-            raise UserError(f"the model {model!r} could not be loaded: {reason}") from error
-        patch_model(loaded, pattern, layers=schedule, decode=decode, backend=backend)
+    tokenizer = load_tokenizer(model, source)
+    loaded = load_causal_lm(model, source, dtype, device_map)
+    patch_model(loaded, pattern, layers=schedule, decode=decode, backend=backend)
     if chat:
         if not tokenizer.chat_template:
             raise UserError(f"{model} has no chat template; leave --chat out")

@@ -1,0 +1,52 @@
+"""A model and its tokenizer, loaded without the loader's noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sa_patch.errors import UserError
+from sa_patch.harness.embedded import ModelSource
+from sa_patch.harness.quiet import silenced
+from sa_patch.harness.reason import one_line
+
+
+def load_tokenizer(name: str, source: ModelSource) -> Any:
+    """The tokenizer of a source.
+
+    Args:
+        name: what the user called the model, for messages.
+
+    Raises:
+        UserError: if it cannot be loaded, with the loader's own reason.
+    """
+    from transformers import AutoTokenizer
+
+    return _load(name, AutoTokenizer, source)
+
+
+def load_causal_lm(
+    name: str, source: ModelSource, dtype: str = "auto", device_map: str | None = None
+) -> Any:
+    """The causal language model of a source, ready to evaluate; on GPUs where there are any.
+
+    Raises:
+        UserError: if it cannot be loaded, with the loader's own reason.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if device_map is None and torch.cuda.is_available():
+        device_map = "auto"
+    model = _load(name, AutoModelForCausalLM, source, dtype=dtype, device_map=device_map)
+    return model.eval()
+
+
+def _load(name: str, loader: Any, source: ModelSource, **options: Any) -> Any:
+    given = {"revision": source.revision, "gguf_file": source.gguf_file}
+    options |= {key: value for key, value in given.items() if value is not None}
+    with silenced():
+        try:
+            return loader.from_pretrained(source.pretrained, **options)
+        except Exception as error:
+            reason = one_line(error)
+            raise UserError(f"the model {name!r} could not be loaded: {reason}") from error
