@@ -10,77 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sa_patch.cli_texts import (
+    BENCH_EXAMPLES,
+    CALIBRATE_EXAMPLES,
+    DESCRIPTION,
+    EXAMPLES,
+    GENERATE_EXAMPLES,
+    REPORT_EXAMPLES,
+    SWEEP_EXAMPLES,
+)
 from sa_patch.errors import UserError
-
-DESCRIPTION = """\
-Swap the attention of a pretrained language model for a sparse pattern, without training, and
-measure what that costs and saves.
-"""
-EXAMPLES = """\
-examples:
-  sa-patch sweep demo                        # embedded model, our tasks, no download
-  sa-patch report runs/demo                  # table and figures of that sweep
-  sa-patch sweep configs/qwen3-8b.yaml --out runs/q8 --confirm-run-unsafe-code
-  sa-patch generate smollm2-135m "The sea is" --method sa --window 64
-  sa-patch methods                           # patterns and backends, and what works here
-  sa-patch bench --n 1K,4K --window 128      # how fast each of them is, beside its rivals
-  sa-patch lm-eval --model sa-patch --tasks hellaswag \\
-      --model_args pretrained=Qwen/Qwen3-8B,method=sa,window=128,seed=0
-
-sa-patch COMMAND --help explains each command.
-"""
-SWEEP_EXAMPLES = """\
-examples:
-  sa-patch sweep demo
-  sa-patch sweep demo --limit 5 --out runs/quick
-  sa-patch sweep my.yaml --dry-run                       # the grid, and what is done of it
-  sa-patch sweep smollm2-seven --benchmarks data --confirm-run-unsafe-code
-
-A sweep can be stopped at any time (Ctrl-C, even kill -9): the same command does only what is
-missing. exit status: 0 all cells done, 1 some failed (each with its reason), 2 the request itself
-is wrong, 130 interrupted.
-
-a sweep file:
-  model: smollm2-135m              # or {pretrained: Qwen/Qwen3-8B, dtype: bfloat16}
-  windows: [16, 32, 64]
-  methods: [full, swa, {method: sa, seeds: [0, 1, 2]}, {method: moba, topk: 2}]
-            # several patterns joined, and budgets shared out over sinks, a window and the rest:
-            # {method: "sinks:4+swa:60+sa:64", seeds: [0, 1]},
-            # {method: split, total: [64, 128], sinks: 4, local: 0.5, rest: psa, seeds: [0]},
-            # layers that stay full, or take another pattern (or the file of sa-patch calibrate):
-            # {method: "swa:64", layers: {0-3: full, 7: "swa:256"}}
-  tasks: [lambada_openai, {task: mmlu, limit: 2}]        # any task of lm-eval, and ours
-  limit: 50                                              # items per task; leave out for all
-"""
-REPORT_EXAMPLES = """\
-examples:
-  sa-patch report runs/demo
-  sa-patch report runs/demo --x mean_keys           # against the keys that were really visible
-  sa-patch report runs/a runs/b --out comparison    # several models or runs in one report
-
-exit status: 0; 2 if a run cannot be read, or if a cell file in it is torn or foreign: then the
-report is written without that cell.
-"""
-GENERATE_EXAMPLES = """\
-examples:
-  sa-patch generate smollm2-135m "The sea is"
-  sa-patch generate smollm2-135m "Why is the sky blue?" --chat --method swa --window 256
-  sa-patch generate smollm2-135m "Once" --method sinks:4+swa:252 --decode pattern --layers 2-29
-  sa-patch generate Qwen/Qwen3-8B "Once upon a time" --method moba:block_size=64,topk=2 \\
-      --dtype bfloat16 --device-map auto
-"""
-
-BENCH_EXAMPLES = """\
-examples:
-  sa-patch bench                                     # CPU: 8/2 heads of 64, 1K to 16K, minutes
-  sa-patch bench --n 2K,8K --methods sa,swa --backends banded --threads 2
-  sa-patch bench --device cuda --methods sa,moba:block_size=512,topk=3
-  sa-patch bench --heads 9 --kv-heads 3 --dtype bfloat16 --window 64,256
-
-No time is printed before the same call has passed its check against float64 on a sample of
-queries. exit status: 0; 1 if a result was wrong or a call failed; 2 if the request is wrong; 130
-interrupted (what was measured is kept).
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recovery(commands.add_parser("recovery", help="what patterns keep of full attention"))
     commands.add_parser("lm-eval", help="lm-eval's own command, with the model 'sa-patch'")
     _add_generate(commands.add_parser("generate", help="continue a text with a patched model"))
+    _add_calibrate(commands.add_parser("calibrate", help="find the layers to leave full"))
     _add_methods(commands.add_parser("methods", help="list patterns and backends"))
     _add_bench(commands.add_parser("bench", help="time every pattern and backend, and rivals"))
     return parser
@@ -190,6 +130,33 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gguf-file")
     parser.add_argument("--revision")
     parser.set_defaults(run=_generate)
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    _formatted(parser, CALIBRATE_EXAMPLES)
+    parser.description = "Measure which layers are harmed most when they go sparse."
+    parser.add_argument("model", help="hub id, folder, or smollm2-135m")
+    parser.add_argument(
+        "--method", default="sinks:4+swa:60+sa:64", help="pattern of sparse layers, in text form"
+    )
+    parser.add_argument("--full-layers", type=int, help="how many stay full (default: 1 in 5)")
+    parser.add_argument("--n", type=int, default=1024, help="tokens of a document (default: 1024)")
+    parser.add_argument("--documents", type=int, default=4, help="of each kind (default: 4)")
+    parser.add_argument("--text", type=Path, help="a file to take documents from")
+    parser.add_argument("--seeds", default="0", help="of a random pattern, such as 0,1,2")
+    parser.add_argument("--layers", help="those that may go sparse, such as 4-35 (default: all)")
+    parser.add_argument(
+        "--compare", action="store_true", help="measure rival schedules on held-out documents"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="schedule file (default: runs/schedule-MODEL.yaml)"
+    )
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device-map", help="for example auto, to spread a large model")
+    parser.add_argument("--gguf-file")
+    parser.add_argument("--revision")
+    parser.set_defaults(run=_calibrate)
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:
@@ -291,6 +258,20 @@ def _generate(options: argparse.Namespace) -> int:
         gguf_file=options.gguf_file,
         revision=options.revision,
     )
+    return 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from rich.console import Console
+
+    from sa_patch.harness.calibrate_options import Options
+    from sa_patch.harness.calibrate_run import run_calibration
+
+    given = {field.name: getattr(options, field.name) for field in fields(Options)}
+    for path in run_calibration(Options(**given), Console(), options.command_line):
+        print(path)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Whether a model has the layers that are asked for, from its configuration alone."""
+"""Whether a model has the layers and the context asked for, from its configuration alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,33 @@ def check_layers(source: ModelSource, layers: Iterable[int] | None) -> None:
     """
     if layers is None:
         return
+    count = layer_count(source)
+    unknown = sorted(index for index in layers if count is not None and index >= count)
+    if unknown:
+        raise UserError(
+            f"layers {unknown} are not attention layers of this model; it has "
+            f"{format_layers(range(count or 0))}"
+        )
+
+
+def check_context(source: ModelSource, tokens: int) -> None:
+    """Refuse more tokens than a model was made for before its weights are loaded.
+
+    Raises:
+        UserError: if its configuration says that it takes fewer.
+    """
+    context = _setting(source, "max_position_embeddings")
+    if context is not None and tokens > context:
+        raise UserError(f"--n {tokens} is more than the model's context of {context} tokens")
+
+
+def layer_count(source: ModelSource) -> int | None:
+    """Layers of a model by its configuration; None where that cannot be read."""
+    return _setting(source, "num_hidden_layers")
+
+
+def _setting(source: ModelSource, name: str) -> int | None:
+    """A whole number of the configuration; None where it cannot be read."""
     from transformers import AutoConfig
 
     given = {"revision": source.revision, "gguf_file": source.gguf_file}
@@ -26,12 +53,6 @@ def check_layers(source: ModelSource, layers: Iterable[int] | None) -> None:
         config = AutoConfig.from_pretrained(
             source.pretrained, **{key: value for key, value in given.items() if value is not None}
         )
-        count = int(config.get_text_config().num_hidden_layers)
+        return int(getattr(config.get_text_config(), name))
     except Exception:
-        return
-    unknown = sorted(index for index in layers if index >= count)
-    if unknown:
-        raise UserError(
-            f"layers {unknown} are not attention layers of this model; it has "
-            f"{format_layers(range(count))}"
-        )
+        return None

@@ -1,0 +1,84 @@
+"""What ``--help`` says of the commands: examples, and what exit status to expect."""
+
+DESCRIPTION = """\
+Swap the attention of a pretrained language model for a sparse pattern, without training, and
+measure what that costs and saves.
+"""
+EXAMPLES = """\
+examples:
+  sa-patch sweep demo                        # embedded model, our tasks, no download
+  sa-patch report runs/demo                  # table and figures of that sweep
+  sa-patch sweep configs/qwen3-8b.yaml --out runs/q8 --confirm-run-unsafe-code
+  sa-patch generate smollm2-135m "The sea is" --method sa --window 64
+  sa-patch calibrate smollm2-135m            # which layers to leave full
+  sa-patch methods                           # patterns and backends, and what works here
+  sa-patch bench --n 1K,4K --window 128      # how fast each of them is, beside its rivals
+  sa-patch lm-eval --model sa-patch --tasks hellaswag \\
+      --model_args pretrained=Qwen/Qwen3-8B,method=sa,window=128,seed=0
+
+sa-patch COMMAND --help explains each command.
+"""
+SWEEP_EXAMPLES = """\
+examples:
+  sa-patch sweep demo
+  sa-patch sweep demo --limit 5 --out runs/quick
+  sa-patch sweep my.yaml --dry-run                       # the grid, and what is done of it
+  sa-patch sweep smollm2-seven --benchmarks data --confirm-run-unsafe-code
+
+A sweep can be stopped at any time (Ctrl-C, even kill -9): the same command does only what is
+missing. exit status: 0 all cells done, 1 some failed (each with its reason), 2 the request itself
+is wrong, 130 interrupted.
+
+a sweep file:
+  model: smollm2-135m              # or {pretrained: Qwen/Qwen3-8B, dtype: bfloat16}
+  windows: [16, 32, 64]
+  methods: [full, swa, {method: sa, seeds: [0, 1, 2]}, {method: moba, topk: 2}]
+            # several patterns joined, and budgets shared out over sinks, a window and the rest:
+            # {method: "sinks:4+swa:60+sa:64", seeds: [0, 1]},
+            # {method: split, total: [64, 128], sinks: 4, local: 0.5, rest: psa, seeds: [0]},
+            # layers that stay full, or take another pattern (or the file of sa-patch calibrate):
+            # {method: "swa:64", layers: {0-3: full, 7: "swa:256"}}
+  tasks: [lambada_openai, {task: mmlu, limit: 2}]        # any task of lm-eval, and ours
+  limit: 50                                              # items per task; leave out for all
+"""
+REPORT_EXAMPLES = """\
+examples:
+  sa-patch report runs/demo
+  sa-patch report runs/demo --x mean_keys           # against the keys that were really visible
+  sa-patch report runs/a runs/b --out comparison    # several models or runs in one report
+
+exit status: 0; 2 if a run cannot be read, or if a cell file in it is torn or foreign: then the
+report is written without that cell.
+"""
+GENERATE_EXAMPLES = """\
+examples:
+  sa-patch generate smollm2-135m "The sea is"
+  sa-patch generate smollm2-135m "Why is the sky blue?" --chat --method swa --window 256
+  sa-patch generate smollm2-135m "Once" --method sinks:4+swa:252 --decode pattern --layers 2-29
+  sa-patch generate Qwen/Qwen3-8B "Once upon a time" --method moba:block_size=64,topk=2 \\
+      --dtype bfloat16 --device-map auto
+"""
+
+CALIBRATE_EXAMPLES = """\
+examples:
+  sa-patch calibrate smollm2-135m --full-layers 6
+  sa-patch calibrate smollm2-135m --method sinks:4+swa:124 --compare   # beside rules of thumb
+  sa-patch calibrate Qwen/Qwen3-8B --text mine.txt --dtype bfloat16 --out qwen.yaml
+  sa-patch generate Qwen/Qwen3-8B "Once" --method sinks:4+swa:124 --layers qwen.yaml
+
+Each layer alone goes sparse while the others stay full; what the loss rises by ranks them. The text
+is generated (pass words hidden in filler, of which the answers count, and Python's own sources, of
+which the last quarter counts) or a file of yours. A run can be stopped at any time: the same
+command goes on, and another budget or comparison is found in what is known.
+"""
+BENCH_EXAMPLES = """\
+examples:
+  sa-patch bench                                     # CPU: 8/2 heads of 64, 1K to 16K, minutes
+  sa-patch bench --n 2K,8K --methods sa,swa --backends banded --threads 2
+  sa-patch bench --device cuda --methods sa,moba:block_size=512,topk=3
+  sa-patch bench --heads 9 --kv-heads 3 --dtype bfloat16 --window 64,256
+
+No time is printed before the same call has passed its check against float64 on a sample of
+queries. exit status: 0; 1 if a result was wrong or a call failed; 2 if the request is wrong; 130
+interrupted (what was measured is kept).
+"""

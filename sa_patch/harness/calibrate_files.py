@@ -1,0 +1,104 @@
+"""The files of a calibration: the schedule for people and programs, and all that was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sa_patch.errors import UserError
+from sa_patch.harness.atomic_write import write_whole
+from sa_patch.harness.calibration_text import Document
+from sa_patch.harness.cells import write_json
+
+SCHEMA = 1
+
+
+class Store:
+    """Losses by schedule and document, in a JSON file that is whole at any time.
+
+    A run that was interrupted, or is asked for another budget, finds what it knows already.
+
+    Args:
+        path: the file; one that exists must have been written for the same settings.
+        settings: what a loss depends on beside schedule and document.
+
+    Raises:
+        UserError: if the file cannot be written, or is another's.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self._content: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), "nll": {}}
+        self.found = 0
+        self.measured = 0
+        if path.exists():
+            self._take_up(settings)
+        self.save()
+
+    def _take_up(self, settings: Mapping[str, Any]) -> None:
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+            same = known["schema"] == SCHEMA and known["settings"] == dict(settings)
+            losses = known["nll"]
+        except (OSError, ValueError, KeyError, TypeError):
+            same, losses = False, {}
+        if not same:
+            raise UserError(
+                f"{self.path} was not written for this model, precision and backend; give another "
+                "--out, or remove it"
+            )
+        self._content["nll"] = losses
+
+    def get(self, schedule: str, document: Document) -> float | None:
+        """A loss that is known."""
+        value = self._content["nll"].get(schedule, {}).get(digest(document))
+        self.found += value is not None
+        return None if value is None else float(value)
+
+    def put(self, schedule: str, document: Document, nll: float) -> None:
+        """Keep a loss, on disk too."""
+        self._content["nll"].setdefault(schedule, {})[digest(document)] = nll
+        self.measured += 1
+        self.save()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Add what follows from the losses."""
+        self._content["result"] = dict(result)
+        self.save()
+
+    def save(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, self._content)
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}); give another --out"
+            ) from error
+
+
+def digest(document: Document) -> str:
+    """Sixteen hex digits that stand for a document's tokens and what counts of them."""
+    content = json.dumps([document.tokens, document.counted])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def write_schedule(path: Path, content: Mapping[str, Any], comments: list[str]) -> None:
+    """A YAML file with a ``layers`` key, which every face of the program takes as ``layers``.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    head = "".join(f"# {line}\n" for line in comments)
+    body = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, (head + body).encode("utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); give another --out"
+        ) from None
