@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 from sa_patch.errors import UserError
 from sa_patch.harness.embedded import ModelSource
@@ -44,15 +46,34 @@ def layer_count(source: ModelSource) -> int | None:
     return _setting(source, "num_hidden_layers")
 
 
+def usual_layers(source: ModelSource) -> list[int]:
+    """The layers that `sa_patch.patch_model` takes by default, by a model's configuration.
+
+    None at all where that cannot be read.
+    """
+    kinds = getattr(_config(source), "layer_types", None) or []
+    full = [index for index, kind in enumerate(kinds) if kind == "full_attention"]
+    return full or list(range(layer_count(source) or 0))
+
+
 def _setting(source: ModelSource, name: str) -> int | None:
     """A whole number of the configuration; None where it cannot be read."""
+    try:
+        return int(getattr(_config(source), name))
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+# A GGUF file's takes seconds to read, and is asked for several times.
+@lru_cache(maxsize=4)
+def _config(source: ModelSource) -> Any:
+    """A model's configuration; None where it cannot be read."""
     from transformers import AutoConfig
 
     given = {"revision": source.revision, "gguf_file": source.gguf_file}
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             source.pretrained, **{key: value for key, value in given.items() if value is not None}
-        )
-        return int(getattr(config.get_text_config(), name))
+        ).get_text_config()
     except Exception:
         return None
