@@ -124,11 +124,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         "--layers", help="layers to patch, such as 4-35, or a schedule file (default: all)"
     )
     parser.add_argument("--decode", default="full", help="full or pattern, for the new tokens")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device-map", help="for example auto, to spread a large model")
-    parser.add_argument("--gguf-file")
-    parser.add_argument("--revision")
+    _add_loading(parser)
     parser.set_defaults(run=_generate)
 
 
@@ -143,20 +139,23 @@ def _add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, default=1024, help="tokens of a document (default: 1024)")
     parser.add_argument("--documents", type=int, default=4, help="of each kind (default: 4)")
     parser.add_argument("--text", type=Path, help="a file to take documents from")
-    parser.add_argument("--seeds", default="0", help="of a random pattern, such as 0,1,2")
+    parser.add_argument("--seeds", help="of a random pattern, to average over, such as 0,1,2")
     parser.add_argument("--layers", help="those that may go sparse, such as 4-35 (default: all)")
     parser.add_argument(
         "--compare", action="store_true", help="measure rival schedules on held-out documents"
     )
-    parser.add_argument(
-        "--out", type=Path, help="schedule file (default: runs/schedule-MODEL.yaml)"
-    )
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device-map", help="for example auto, to spread a large model")
-    parser.add_argument("--gguf-file")
-    parser.add_argument("--revision")
+    parser.add_argument("--out", type=Path, help="default: runs/schedule-MODEL.yaml")
+    _add_loading(parser)
     parser.set_defaults(run=_calibrate)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    """How a model is loaded and its attention computed."""
+    parser.add_argument("--backend", default="auto", help="of attention; see sa-patch methods")
+    parser.add_argument("--dtype", default="auto", help="auto: the weights' own; GGUF: float32")
+    parser.add_argument("--device-map", help="for example auto, to spread a large model")
+    parser.add_argument("--gguf-file", help="a GGUF file's name in that folder or repository")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
 def _add_methods(parser: argparse.ArgumentParser) -> None:

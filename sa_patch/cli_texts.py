@@ -70,6 +70,9 @@ Each layer alone goes sparse while the others stay full; what the loss rises by 
 is generated (pass words hidden in filler, of which the answers count, and Python's own sources, of
 which the last quarter counts) or a file of yours. A run can be stopped at any time: the same
 command goes on, and another budget or comparison is found in what is known.
+
+Beside the schedule (YAML) lies all that was measured (JSON). On a CPU without bfloat16 instructions
+--dtype bfloat16 is several times slower than float32.
 """
 BENCH_EXAMPLES = """\
 examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from sa_patch.errors import UserError
 from sa_patch.harness.calibrate_files import Store
 from sa_patch.harness.calibration_text import Document
 from sa_patch.harness.schedules import RIVALS, most_harmed
 from sa_patch.kernels import check_backend
 from sa_patch.patching import Schedule, patched
-from sa_patch.patterns import Pattern, seed_of, with_seed
+from sa_patch.patterns import Pattern
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ class Calibrator:
 
     Args:
         model: the model, unpatched.
-        pattern: of the sparse layers.
-        seeds: over which losses are averaged; ignored where the pattern draws nothing.
+        patterns: of the sparse layers; losses are averaged over them, draws of one pattern.
         candidates: layers that may go sparse; all others stay as they are.
         store: where losses are kept.
         backend: see `sa_patch.patch_model`.
@@ -84,23 +85,25 @@ class Calibrator:
     def __init__(
         self,
         model: PreTrainedModel,
-        pattern: Pattern,
-        seeds: Sequence[int],
+        patterns: Sequence[Pattern],
         candidates: Sequence[int],
         store: Store,
         backend: str = "auto",
         on_layer: Callable[[int, Loss], None] = lambda layer, rise: None,
     ) -> None:
         self._model = model
-        drawn = seed_of(pattern) is not None
-        self._patterns = [with_seed(pattern, seed) for seed in seeds] if drawn else [pattern]
+        self._patterns = list(patterns)
         self.candidates = tuple(candidates)
         self._store = store
         self._backend = check_backend(backend)
         self._on_layer = on_layer
 
     def loss(self, documents: Sequence[Document], sparse: Sequence[int]) -> Loss:
-        """Loss with these layers sparse, averaged over seeds."""
+        """Loss with these layers sparse, averaged over the draws.
+
+        Raises:
+            UserError: if it is no finite number.
+        """
         patterns = self._patterns if sparse else self._patterns[:1]
         losses: list[list[float]] = [[] for _ in documents]
         for pattern in patterns:
@@ -144,6 +147,10 @@ class Calibrator:
         known = self._store.get(name, document)
         if known is None:
             known = self._measure(document, pattern, sparse)
+            if not math.isfinite(known):
+                raise UserError(
+                    f"the loss is {known} with {name} in {self._model.dtype}; try another --dtype"
+                )
             self._store.put(name, document, known)
         return known
 
@@ -158,10 +165,11 @@ class Calibrator:
 def document_nll(model: PreTrainedModel, document: Document) -> float:
     """Mean negative log-likelihood of a document's counted tokens, in nats; one prefill."""
     tokens = torch.tensor([document.tokens], device=model.device)
-    counted = torch.tensor(document.counted, device=model.device)
     # A row of logits predicts the token after it, and the last predicts what is not there.
     rows = len(document.tokens) - min(document.counted) + 1
     logits = model(tokens, use_cache=False, logits_to_keep=rows).logits[0]
+    counted = torch.tensor(document.counted, device=logits.device)
     chosen = logits[counted - (len(document.tokens) - rows) - 1].float()
-    likelihood = chosen.log_softmax(-1).gather(-1, tokens[0, counted, None])
+    answers = tokens[0].to(logits.device)[counted, None]
+    likelihood = chosen.log_softmax(-1).gather(-1, answers)
     return -float(likelihood.double().mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sa_patch.harness.calibration_text import Document
 from sa_patch.harness.cells import write_json
 
 SCHEMA = 1
+SIGNATURE = "# Written by sa-patch calibrate."
 
 
 class Store:
@@ -34,36 +36,40 @@ class Store:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self._content: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), "nll": {}}
-        self.found = 0
-        self.measured = 0
         if path.exists():
             self._take_up(settings)
         self.save()
 
+    def __len__(self) -> int:
+        """How many losses are known."""
+        return sum(map(len, self._content["nll"].values()))
+
     def _take_up(self, settings: Mapping[str, Any]) -> None:
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
-            same = known["schema"] == SCHEMA and known["settings"] == dict(settings)
-            losses = known["nll"]
-        except (OSError, ValueError, KeyError, TypeError):
-            same, losses = False, {}
-        if not same:
+        except (OSError, ValueError):
+            known = None
+        if not _is_store(known):
             raise UserError(
-                f"{self.path} was not written for this model, precision and backend; give another "
-                "--out, or remove it"
+                f"{self.path} is torn, or no file of sa-patch calibrate; give another --out, or "
+                "remove it"
             )
-        self._content["nll"] = losses
+        for name, value in settings.items():
+            if known["settings"].get(name) != value:
+                raise UserError(
+                    f"{self.path} was measured with another {name}; give another --out, or "
+                    "remove it"
+                )
+        self._content["nll"] = known["nll"]
 
     def get(self, schedule: str, document: Document) -> float | None:
         """A loss that is known."""
         value = self._content["nll"].get(schedule, {}).get(digest(document))
-        self.found += value is not None
         return None if value is None else float(value)
 
     def put(self, schedule: str, document: Document, nll: float) -> None:
         """Keep a loss, on disk too."""
         self._content["nll"].setdefault(schedule, {})[digest(document)] = nll
-        self.measured += 1
         self.save()
 
     def finish(self, result: Mapping[str, Any]) -> None:
@@ -81,10 +87,42 @@ class Store:
             ) from error
 
 
+def _is_store(known: Any) -> bool:
+    """Whether the content of a file has the form of a store, and only losses in it."""
+    if not isinstance(known, dict) or known.get("schema") != SCHEMA:
+        return False
+    losses = known.get("nll")
+    if not isinstance(known.get("settings"), dict) or not isinstance(losses, dict):
+        return False
+    return all(
+        isinstance(of_schedule, dict)
+        and all(isinstance(nll, float) and math.isfinite(nll) for nll in of_schedule.values())
+        for of_schedule in losses.values()
+    )
+
+
 def digest(document: Document) -> str:
     """Sixteen hex digits that stand for a document's tokens and what counts of them."""
     content = json.dumps([document.tokens, document.counted])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def check_schedule_file(path: Path) -> None:
+    """Refuse to write a schedule over a file that is none, before anything is measured.
+
+    Raises:
+        UserError: if something else lies there.
+    """
+    if not path.exists():
+        return
+    try:
+        ours = path.read_text(encoding="utf-8").startswith(SIGNATURE)
+    except (OSError, UnicodeDecodeError):
+        ours = False
+    if not ours:
+        raise UserError(
+            f"{path} was not written by sa-patch calibrate and is left alone; give another --out"
+        )
 
 
 def write_schedule(path: Path, content: Mapping[str, Any], comments: list[str]) -> None:
@@ -93,7 +131,7 @@ def write_schedule(path: Path, content: Mapping[str, Any], comments: list[str]) 
     Raises:
         UserError: if it cannot be written.
     """
-    head = "".join(f"# {line}\n" for line in comments)
+    head = "\n".join([SIGNATURE, *(f"# {line}" for line in comments), ""])
     body = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sa_patch.errors import UserError
+from sa_patch.harness.calibrate_files import check_schedule_file
 from sa_patch.harness.config import DTYPES
 from sa_patch.harness.embedded import ModelSource, resolve_model
-from sa_patch.harness.layer_check import check_context, check_layers, layer_count
+from sa_patch.harness.layer_check import check_context, check_layers, usual_layers
 from sa_patch.harness.schedules import check_budget
 from sa_patch.harness.yaml_values import choice
 from sa_patch.kernels import check_backend
 from sa_patch.patching import Schedule
-from sa_patch.patterns import Full, Pattern, parse_pattern
+from sa_patch.patterns import Full, Pattern, parse_pattern, seed_of, with_seed
 from sa_patch.patterns.base import whole_number
 
 DEFAULT_METHOD = "sinks:4+swa:60+sa:64"
@@ -31,7 +32,8 @@ class Options:
         n: tokens of a document.
         documents: of each kind.
         text: a file to take documents from; None for generated ones and Python's own sources.
-        seeds: of a random pattern, as text such as ``"0,1,2"``.
+        seeds: of a random pattern, as text such as ``"0,1,2"``, over which losses are averaged;
+            None for the method's own.
         layers: the candidates, as text; None for all. Other layers stay full beside the budget.
         compare: also measure rival schedules, on documents of their own.
         out: the schedule file; the measurements lie beside it, as JSON.
@@ -43,7 +45,7 @@ class Options:
     n: int = 1024
     documents: int = 4
     text: Path | None = None
-    seeds: str = "0"
+    seeds: str | None = None
     layers: str | None = None
     compare: bool = False
     out: Path | None = None
@@ -63,16 +65,22 @@ class Options:
         return None if self.layers is None else list(Schedule.read(self.layers).named)
 
     @property
-    def seed_list(self) -> list[int]:
+    def patterns(self) -> list[Pattern]:
+        """The pattern with every seed, equal seeds once."""
+        if self.seeds is None:
+            return [self.pattern]
         parts = [part.strip() for part in self.seeds.split(",") if part.strip()]
-        if not parts or not all(part.removeprefix("-").isdigit() for part in parts):
+        if not parts or not all(part.removeprefix("-").isdecimal() for part in parts):
             raise UserError(f"--seeds are whole numbers such as 0,1,2; got {self.seeds!r}")
-        return [int(part) for part in parts]
+        if seed_of(self.pattern) is None:
+            raise UserError(f"{self.pattern} draws nothing at random, so leave --seeds out")
+        return [with_seed(self.pattern, seed) for seed in dict.fromkeys(map(int, parts))]
 
     @property
     def schedule_file(self) -> Path:
         if self.out is None:
-            return Path("runs") / f"schedule-{Path(self.model).name}.yaml"
+            # A folder may be named "." or "..".
+            return Path("runs") / f"schedule-{Path(self.model).expanduser().resolve().name}.yaml"
         if self.out.suffix not in (".yaml", ".yml"):
             raise UserError(
                 f"--out {self.out} must end in .yaml, so that it is taken for a schedule"
@@ -96,11 +104,17 @@ class Options:
         check_backend(self.backend)
         if self.text is not None and not self.text.is_file():
             raise UserError(f"no text file {self.text}; give the path of a UTF-8 text")
-        candidates, _, _ = self.candidates, self.seed_list, self.schedule_file
+        if all(pattern.saturated(self.n) for pattern in self.patterns):
+            raise UserError(
+                f"--method {self.pattern} leaves nothing out of {self.n} tokens, so that no layer "
+                "would be harmed; give a larger --n or a sparser --method"
+            )
+        check_schedule_file(self.schedule_file)
+        candidates = self.candidates
         source = resolve_model(self.model, self.gguf_file, self.revision)
         check_layers(source, candidates)
         check_context(source, self.n)
-        known = candidates or range(layer_count(source) or 0)
+        known = candidates or usual_layers(source)
         if known:
             check_budget(self.full_layers, known)
         return source

@@ -18,6 +18,7 @@ from sa_patch.harness.provenance import describe_session, now
 from sa_patch.harness.schedules import check_budget
 from sa_patch.patching import Schedule, format_layers
 from sa_patch.patching.layers import default_layers
+from sa_patch.patterns import seed_of
 
 
 def run_calibration(options: Options, console: Console, command: Sequence[str] = ()) -> list[Path]:
@@ -36,24 +37,20 @@ def run_calibration(options: Options, console: Console, command: Sequence[str] =
     tokenizer = load_tokenizer(options.model, source)
     documents = _documents(options, tokenizer, held_out=False)
     held_out = _documents(options, tokenizer, held_out=True) if options.compare else []
+    settings = {"model": source.identity, "dtype": options.dtype, "backend": options.backend}
+    store = Store(options.schedule_file.with_suffix(".json"), settings)
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
+    if len(store):
+        progress.print(f"{len(store)} losses are known from {store.path}")
     model = load_causal_lm(options.model, source, options.dtype, options.device_map)
     candidates = options.candidates or sorted(default_layers(model))
     Schedule.read(candidates).assign(model, options.pattern)
     budget = check_budget(options.full_layers, candidates)
-    settings = {
-        "model": source.identity,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "backend": options.backend,
-    }
-    progress = Console(stderr=True, highlight=False)
 
     def say(layer: int, rise: Loss) -> None:
         progress.print(f"layer {layer} alone sparse: {rise.mean:+.4f}")
 
-    store = Store(options.schedule_file.with_suffix(".json"), settings)
-    calibrator = Calibrator(
-        model, options.pattern, options.seed_list, candidates, store, options.backend, say
-    )
+    calibrator = Calibrator(model, options.patterns, candidates, store, options.backend, say)
     found = calibrator.calibrate(documents, held_out, budget)
     sparse = calibrator.others(found.schedules["calibrated"])
     _write(options, candidates, sparse, found, store, session | {"ended": now()})
@@ -81,7 +78,7 @@ def _write(
     about = {
         "model": options.model,
         "pattern": str(options.pattern),
-        "seeds": options.seed_list,
+        "seeds": [seed_of(pattern) for pattern in options.patterns if seed_of(pattern) is not None],
         "text": "generated" if options.text is None else str(options.text),
         "tokens": options.n,
         "documents": options.documents,
@@ -97,7 +94,7 @@ def _write(
         | about
         | {"rises": rises, "written": provenance["ended"], "commit": commit},
         [
-            "Written by sa-patch calibrate. layers: those that go sparse; the others stay full.",
+            "layers: those that go sparse; the others stay full.",
             "rises: how much the loss (nats a token) rises when one layer alone goes sparse.",
             "Use it as --layers FILE on the command line, or as layers: FILE in a sweep.",
         ],

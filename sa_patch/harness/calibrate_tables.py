@@ -33,7 +33,7 @@ def rival_table(found: Calibration) -> Table:
         table.add_column(name, justify="right")
     for name, loss in found.held_out.items():
         kept = found.schedules.get(name)
-        shown = {"full": "all", "all sparse": "none"}.get(name) or format_layers(kept or ())
+        shown = "all" if name == "full" else format_layers(kept or ()) or "none"
         each = [f"{loss.by_kind[kind]:.4f}" for kind in kinds]
         table.add_row(name, shown, f"{loss.mean:.4f}", *each)
     return table

@@ -22,10 +22,12 @@ from sa_patch.resources import tasks_dir
 PASS_WORDS_HIDDEN = 4
 # Of a document's tokens, the share at the end that counts in sources and texts.
 COUNTED_SHARE = 4
+# Of source code, far more than common tokenizers put into a token: 3 to 4.5.
+CHARACTERS_PER_TOKEN = 16
 
 
 class Tokenizer(Protocol):
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool, verbose: bool) -> list[int]: ...
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def file_documents(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--text {path} cannot be read as UTF-8 text: {error}") from error
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    first, room = _first(tokenizer), tokens - len(_first(tokenizer))
+    ids = _encode(tokenizer, text)
+    first = _first(tokenizer)
+    room = tokens - len(first)
     begin = documents if held_out else 0
     found = len(ids) // room
     if found < begin + documents:
@@ -85,8 +88,11 @@ def file_documents(
 
 
 def _first(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before a text."""
-    return list(tokenizer.encode("", add_special_tokens=True))
+    """What the tokenizer puts before a text, but not what some put after it."""
+    probe = "a"
+    around = list(tokenizer.encode(probe, add_special_tokens=True, verbose=False))
+    bare = _encode(tokenizer, probe)
+    return next((around[:i] for i in range(len(around)) if around[i : i + len(bare)] == bare), [])
 
 
 def _at_the_end(kind: str, tokens: Sequence[int]) -> Document:
@@ -108,13 +114,14 @@ def _recall(tokenizer: Tokenizer, tokens: int, index: int) -> Document:
     questions = _questions(tokenizer, words, shuffled(owners))
     while True:
         body = _first(tokenizer) + _encode(tokenizer, _hide(filler, words))
-        if len(body) + sum(len(ids) for ids, _ in questions) <= tokens:
+        surplus = len(body) + sum(len(ids) for ids, _ in questions) - tokens
+        if surplus <= 0:
             break
         if not filler:
             raise UserError(
-                f"--n {tokens} has no room for {PASS_WORDS_HIDDEN} questions; give at least 200"
+                f"--n {tokens} has no room for {PASS_WORDS_HIDDEN} questions, which take "
+                f"{tokens + surplus} tokens and more with filler; give a larger --n, or --text"
             )
-        surplus = len(body) + sum(len(ids) for ids, _ in questions) - tokens
         del filler[-max(1, surplus // (2 * needle.FILLER_TOKENS)) :]
     counted: list[int] = []
     for ids, is_answer in questions:
@@ -159,7 +166,8 @@ def _sources(tokenizer: Tokenizer, tokens: int, documents: int, held_out: bool) 
         path = Path(sysconfig.get_path("stdlib")) / f"{name}.py"
         if not path.is_file():
             continue
-        ids = first + _encode(tokenizer, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")[: CHARACTERS_PER_TOKEN * tokens]
+        ids = first + _encode(tokenizer, text)
         if len(ids) >= tokens:
             found.append(_at_the_end("source", ids[:tokens]))
     if len(found) < documents:
@@ -171,7 +179,8 @@ def _sources(tokenizer: Tokenizer, tokens: int, documents: int, held_out: bool) 
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    # Not verbose: a text longer than the model's context is cut here, and needs no warning.
+    return list(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
 def _task_module(folder: str, name: str) -> Any:
