@@ -36,6 +36,10 @@ a sweep file:
             # several patterns joined, and budgets shared out over sinks, a window and the rest:
             # {method: "sinks:4+swa:60+sa:64", seeds: [0, 1]},
             # {method: split, total: [64, 128], sinks: 4, local: 0.5, rest: psa, seeds: [0]},
+            # of each family the largest pattern within a share of full attention's FLOPs at n
+            # tokens (seeds are for the random ones; group: query heads per KV head, default 1):
+            # {method: budget, families: ["sinks:4+swa:{}", "sinks:4+swa:60+psa:{}"], n: 4096,
+            #  shares: [1/16, 1/8, 1/4], seeds: [0, 1, 2], group: 3},
             # layers that stay full, or take another pattern (or the file of sa-patch calibrate):
             # {method: "swa:64", layers: {0-3: full, 7: "swa:256"}}
   tasks: [lambada_openai, {task: mmlu, limit: 2}]        # any task of lm-eval, and ours

@@ -7,6 +7,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from sa_patch.errors import UserError
@@ -16,16 +17,20 @@ from sa_patch.patching import Schedule
 from sa_patch.patterns import (
     Full,
     Pattern,
+    fit_budget,
     make_pattern,
     parse_pattern,
     seed_of,
     split_budget,
     with_seed,
 )
+from sa_patch.patterns.base import whole_number
 from sa_patch.patterns.registry import parameters, pattern_class
 
 SPLIT = "split"
 _SPLIT_KEYS = ("total", "sinks", "local", "rest", "seeds")
+BUDGET = "budget"
+_BUDGET_KEYS = ("families", "n", "shares", "group", "seeds")
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def read_methods(entries: Iterable[Any], windows: Sequence[int]) -> tuple[Method
     """Every pattern of every entry, equal ones once.
 
     An entry is a text form, a method's name, or a mapping with a ``method`` (a name, a text form,
-    or "split"), its parameters, and optionally ``windows``, ``seeds`` and ``layers``.
+    "split" or "budget"), its parameters, and optionally ``windows``, ``seeds`` and ``layers``.
 
     Raises:
         UserError: for anything unknown or not allowed.
@@ -71,6 +76,8 @@ def _read_entry(entry: Any, windows: Sequence[int]) -> list[MethodSpec]:
     if isinstance(method, str) and set(":+") & set(method):
         patterns = _from_text(method, params)
     elif method == SPLIT:
+        patterns = _from_split(params)
+    elif method == BUDGET:
         patterns = _from_budget(params)
     else:
         patterns = _from_name(method, params, windows)
@@ -87,7 +94,7 @@ def _from_text(method: str, params: Mapping[str, Any]) -> list[Pattern]:
     return _seeded([parse_pattern(method)], given.get("seeds"), method)
 
 
-def _from_budget(params: Mapping[str, Any]) -> list[Pattern]:
+def _from_split(params: Mapping[str, Any]) -> list[Pattern]:
     given = known_mapping(params, "the entry of 'split'", _SPLIT_KEYS)
     totals = listed(given.pop("total", None), "total")
     if not totals:
@@ -96,6 +103,43 @@ def _from_budget(params: Mapping[str, Any]) -> list[Pattern]:
     if "rest" in given:
         text(given["rest"], "rest")
     return _seeded([split_budget(total, **given) for total in totals], seeds, SPLIT)
+
+
+def _from_budget(params: Mapping[str, Any]) -> list[Pattern]:
+    """Of every family the largest pattern within every share of full attention's FLOPs.
+
+    Families may mix: the random ones take the seeds, the others stand once.
+    """
+    given = known_mapping(params, "the entry of 'budget'", _BUDGET_KEYS)
+    families, lengths = listed(given.get("families"), "families"), listed(given.get("n"), "n")
+    shares = [_share(value) for value in listed(given.get("shares"), "shares")]
+    for key, values, example in (
+        ("families", families, '["swa:{}", "sinks:4+psa:{}"]'),
+        ("n", lengths, "[4096]"),
+        ("shares", shares, "[1/16, 1/8]"),
+    ):
+        if not values:
+            raise UserError(f"method 'budget' needs {key!r}, for example {example}")
+    group = whole_number(given.get("group", 1), "group", 1)
+    found = [
+        fit_budget(family, length, share, group)
+        for length, family, share in itertools.product(lengths, families, shares)
+    ]
+    seeds = listed(given.get("seeds"), "seeds")
+    drawn = [pattern for pattern in found if seed_of(pattern) is not None]
+    if seeds and not drawn:
+        raise UserError("none of the families draws anything at random, so leave 'seeds' out")
+    return [pattern for pattern in found if pattern not in drawn] + _seeded(drawn, seeds, BUDGET)
+
+
+def _share(value: Any) -> Any:
+    """The value of a fraction in text, since YAML has none; all else as it is, to be checked."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"shares are written 1/8 or 0.125, got {value!r}") from None
 
 
 def _from_name(method: Any, params: dict[str, Any], windows: Sequence[int]) -> list[Pattern]:
@@ -130,6 +174,9 @@ def _seeded(patterns: Sequence[Pattern], seeds: Any, method: str) -> list[Patter
     chosen = listed(seeds, "seeds")
     if not chosen:
         return list(patterns)
+    for seed in chosen:
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise UserError(f"seeds must be whole numbers, got {seed!r}")
     for pattern in patterns:
         if seed_of(pattern) is None:
             raise UserError(f"method {method!r} draws nothing at random, so it takes no 'seeds'")

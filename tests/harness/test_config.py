@@ -175,6 +175,8 @@ def test_limit_of_the_command_line_is_over_the_files() -> None:
         ({"methods": [{"method": "swa", "seeds": [1]}]}, "takes no 'seeds'"),
         ({"methods": [{"method": "sinks:4+swa:6", "seeds": [1]}]}, "takes no 'seeds'"),
         ({"methods": [{"method": "swa:6", "window": 4}]}, "unknown key 'window'"),
+        ({"methods": [{"method": "sa", "seeds": ["x"]}]}, "seeds must be whole numbers, got 'x'"),
+        ({"methods": [{"method": "sa", "seeds": [True]}]}, "seeds must be whole numbers, got True"),
         ({"methods": [{"method": "split"}]}, "needs 'total'"),
         ({"methods": [{"method": "split", "total": 64, "locl": 1}]}, "did you mean 'local'"),
         ({"methods": [{"method": "split", "total": 64, "rest": 5}]}, "rest must be a non-empty"),
