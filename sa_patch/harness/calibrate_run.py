@@ -53,7 +53,8 @@ def run_calibration(options: Options, console: Console, command: Sequence[str] =
     calibrator = Calibrator(model, options.patterns, candidates, store, options.backend, say)
     found = calibrator.calibrate(documents, held_out, budget)
     sparse = calibrator.others(found.schedules["calibrated"])
-    _write(options, candidates, sparse, found, store, session | {"ended": now()})
+    session |= {"ended": now(), "dtype": str(model.dtype).removeprefix("torch.")}
+    _write(options, candidates, sparse, found, store, session)
     console.print(layer_table(found))
     if held_out:
         console.print(rival_table(found))
@@ -82,6 +83,7 @@ def _write(
         "text": "generated" if options.text is None else str(options.text),
         "tokens": options.n,
         "documents": options.documents,
+        "dtype": provenance["dtype"],
         "candidates": format_layers(candidates),
         "full_layers": list(found.schedules["calibrated"]),
     }

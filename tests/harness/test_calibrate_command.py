@@ -131,6 +131,7 @@ def test_layers_with_a_window_of_their_own_are_no_candidates(mixed: Path, tmp_pa
     options = ["--full-layers", "1", "--dtype", "bfloat16", "--out", str(out)]
     assert main(["calibrate", str(mixed), *SPARSE, *options]) == 0
     written = yaml.safe_load(out.read_text())
+    assert written["dtype"] == "bfloat16"
     assert written["candidates"] == "1-2" and set(written["rises"]) == {1, 2}
     assert {written["layers"], *map(str, written["full_layers"])} == {"1", "2"}
 
