@@ -27,6 +27,7 @@ def test_memory_is_flat_for_a_bounded_pattern(tmp_path: Path) -> None:
         *("--patterns", "sinks:1+swa:4", "--out", str(out)),
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     result = json.loads(out.read_text())
     token_mib = 3 * 2 * 2 * 8 * 4 / 2**20  # layers, keys and values, KV heads, head_dim, bytes
     held = {
@@ -41,7 +42,14 @@ def test_memory_is_flat_for_a_bounded_pattern(tmp_path: Path) -> None:
     assert result["provenance"]["versions"]["torch"]
 
 
-def test_a_mistake_is_one_sentence() -> None:
-    done = bench("--model", "nowhere-to-be-found/at-all", "--patterns", "saa")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "nowhere-to-be-found/at-all", "--patterns", "saa"], "unknown method 'saa'"),
+        (["--out", f"{__file__}/decode.json"], "decode.json cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_sentence(options: list[str], sentence: str) -> None:
+    done = bench(*options)
     assert done.returncode == 2
-    assert "unknown method 'saa'" in done.stderr and "Traceback" not in done.stderr
+    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
