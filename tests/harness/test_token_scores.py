@@ -21,7 +21,7 @@ from sa_patch.harness.tasks import Catalogue
 from sa_patch.resources import tasks_dir
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
-LENGTHS = (1024, 2048, 4096, 8192)
+LENGTHS = (512, 1024, 2048, 4096, 8192)
 BORDERS = (0, 512, 1024, 2048, 4096, 8192)
 TEXT = "def window(position):\n    return [key for key in keys if key <= position]\n" * 9
 
@@ -107,7 +107,7 @@ def test_buckets_hold_their_own_positions(length: int) -> None:
         for start, end in pairwise(BORDERS)
         if end <= length
     }
-    mean["perplexity"] = (512 + length - 1) / 2
+    mean["perplexity"] = (min(512, length // 2) + length - 1) / 2
     mean["perplexity_all"] = (length - 1) / 2
     scored = {key for key in found if key.startswith("perplexity") and "stderr" not in key}
     assert scored == set(mean)
@@ -122,7 +122,9 @@ def test_documents_are_long_enough_and_share_no_text(length: int) -> None:
     docs = list(task.test_docs())
     assert len(docs) >= 30
     stdlib = Path(json.__file__).parents[1]
-    assert docs[0]["text"].startswith((stdlib / "argparse.py").read_text(encoding="utf-8")[:4000])
+    assert docs[0]["text"].startswith(
+        (stdlib / "argparse.py").read_text(encoding="utf-8")[: 4 * length]
+    )
     for doc in docs:
         assert doc["tokens"] == length and len(doc["text"]) == 6 * length
     starts = [doc["text"][:400] for doc in docs]

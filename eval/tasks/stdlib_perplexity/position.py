@@ -10,17 +10,17 @@ from lm_eval.api.task import ConfigurableTask
 
 from sa_patch.harness.token_scores import REQUEST_TYPE
 
-# Positions before this one are left out of the main score: a window of a few hundred keys still
-# holds nearly all of their past, so they say little about long context.
+# Positions before this one (in shorter windows: the first half) are left out of the main score: a
+# few hundred keys still hold nearly all of their past, so they say little about long context.
 FIRST_SCORED = 512
 BORDERS = (0, 512, 1024, 2048, 4096, 8192)
 
 
 def scores(doc: dict[str, Any], results: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Mean log-likelihood per token: from position 512 on, over all, and by bucket of positions."""
+    """Mean log-likelihood per token: of later positions, of all, and by bucket of positions."""
     (tokens,) = results
     found = {
-        "perplexity": statistics.fmean(tokens[FIRST_SCORED:]),
+        "perplexity": statistics.fmean(tokens[min(FIRST_SCORED, len(tokens) // 2) :]),
         "perplexity_all": statistics.fmean(tokens),
     }
     for start, end in pairwise(BORDERS):
