@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, whole_number
 from sa_patch.patterns.registry import make_pattern, parse_pattern
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.swa import SWA
 from sa_patch.patterns.union import unite
+
+# Numbers in a row for which a family may have no pattern, such as those no multiple of a block.
+_LONGEST_GAP = 64
 
 
 def split_budget(
@@ -71,7 +77,7 @@ def fit_budget(template: str, seq_len: int, share: float, group: int = 1) -> Pat
 
     Args:
         template: text form of the family, with ``{}`` for the whole number that is sought; the
-            more of it, the more FLOPs.
+            more of it, the more FLOPs, small numbers apart (MoBA's smallest blocks cost most).
         seq_len: tokens of the prompt for which the share holds.
         share: of full causal attention, above 0 and at most 1; see `flops_share`.
         group: query heads that share a KV head.
@@ -87,24 +93,46 @@ def fit_budget(template: str, seq_len: int, share: float, group: int = 1) -> Pat
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise UserError(f"a share of FLOPs lies above 0 and is at most 1, got {share!r}")
 
-    def member(number: int) -> Pattern:
-        return parse_pattern(template.replace("{}", str(number)))
+    smallest = _smallest(template, seq_len)
 
-    low = _smallest(template, seq_len)
-    spent = flops_share(member(low), seq_len, group)
-    if spent > share:
+    def member(number: int) -> Pattern:
+        """Of the next smaller number where the family skips some, as it does odd ones."""
+        lowest = max(smallest, number - _LONGEST_GAP)
+        for candidate in range(number, lowest, -1):
+            with suppress(UserError):
+                return parse_pattern(template.replace("{}", str(candidate)))
+        return parse_pattern(template.replace("{}", str(lowest)))
+
+    def fits(number: int) -> bool:
+        try:
+            return flops_share(member(number), seq_len, group) <= share
+        except UserError:
+            # Some parameters allow only so much of another, as a beam does of chosen blocks.
+            return False
+
+    low = next((number for number in _growing(smallest, 2 * seq_len) if fits(number)), None)
+    if low is None:
+        spent = flops_share(member(smallest), seq_len, group)
         raise UserError(
-            f"even {member(low)} spends {spent:.3f} of full attention's FLOPs at n = {seq_len}, "
-            f"more than {share:g}; take a larger share, or another family"
+            f"even {member(smallest)} spends {spent:.3f} of full attention's FLOPs at n = "
+            f"{seq_len}, more than {share:g}; take a larger share, or another family"
         )
     step = 1
-    while low < 2 * seq_len and flops_share(member(low + step), seq_len, group) <= share:
+    while low < 2 * seq_len and fits(low + step):
         low, step = low + step, 2 * step
     while step > 1:
         step //= 2
-        if flops_share(member(low + step), seq_len, group) <= share:
+        if fits(low + step):
             low += step
     return member(low)
+
+
+def _growing(first: int, last: int) -> Iterator[int]:
+    """Numbers at growing distances: the smallest blocks may cost more to choose than to see."""
+    number = first
+    while number <= last:
+        yield number
+        number += max(1, number // 8)
 
 
 def _smallest(template: str, seq_len: int) -> int:

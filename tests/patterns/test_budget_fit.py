@@ -43,6 +43,19 @@ def test_the_largest_that_fits_is_found(family: str, n: int, share: float) -> No
     assert flops_share(parse_pattern(family.replace("{}", str(larger))), n) > share
 
 
+def test_the_smallest_blocks_may_cost_more_than_larger_ones() -> None:
+    assert flops_share(parse_pattern("moba:window=2"), 2048) > 1 / 8
+    found = fit_budget("moba:window={}", 2048, 1 / 8)
+    assert isinstance(found, MoBA) and found.topk == 2
+    assert flops_share(found, 2048) <= 1 / 8
+    assert flops_share(MoBA(found.block_size + 1, 2), 2048) > 1 / 8
+
+
+def test_a_parameter_may_bound_what_is_sought() -> None:
+    found = fit_budget("block_topk:4,{},4,16,beam=4", 4096, 1 / 2)
+    assert str(found) == "block_topk:block_size=4,topk=16,sinks=4,local=16,beam=4"
+
+
 def _buildable(family: str, n: int) -> list[int]:
     found = []
     for number in range(n):
