@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sa_patch.cli import main
+from sa_patch.patterns import PATTERNS
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 GRID: dict[str, Any] = {
@@ -43,7 +44,10 @@ def write_sweep(folder: Path, **changes: Any) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["generate", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["sweep", "--help"], ["generate", "--help"], ["calibrate", "--help"]],
+)
 def test_help_teaches_and_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\n"
@@ -219,13 +223,17 @@ def test_generate_takes_a_composed_pattern_and_a_schedule_file(
     assert shown[2] == shown[3]
 
 
-def test_methods_lists_patterns_and_backends(capfd: pytest.CaptureFixture[str]) -> None:
+def test_methods_lists_patterns_and_backends(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Wide enough that no cell is broken over lines.
+    monkeypatch.setenv("COLUMNS", "400")
     assert main(["methods", "--n", "64", "--heads", "4", "--kv-heads", "2"]) == 0
     shown = capfd.readouterr().out
-    for name in ("full", "swa", "sa", "moba", "reference", "banded", "flex", "flash", "triton"):
+    for name in (*PATTERNS, "reference", "banded", "flex", "flash", "triton"):
         assert name in shown
     # What auto takes is said beside each method.
-    assert shown.count("reference (cpu)") == 4
+    assert shown.count("reference (cpu)") == len(PATTERNS)
 
 
 def test_bench_writes_what_it_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
