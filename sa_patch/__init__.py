@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sa_patch.kernels import sparse_attention
     from sa_patch.patching import patch_model, patched, unpatch_model
-    from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
+    from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks, Tail
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ __all__ = [
     "Full",
     "MoBA",
     "Sinks",
+    "Tail",
     "patch_model",
     "patched",
     "sparse_attention",
@@ -38,6 +39,7 @@ _HOME = {
     "Full": "sa_patch.patterns",
     "MoBA": "sa_patch.patterns",
     "Sinks": "sa_patch.patterns",
+    "Tail": "sa_patch.patterns",
     "sparse_attention": "sa_patch.kernels",
     "patch_model": "sa_patch.patching",
     "patched": "sa_patch.patching",

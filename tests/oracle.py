@@ -29,6 +29,11 @@ def keys_swa(i: int, window: int) -> list[int]:
     return [j for j in range(i + 1) if 0 <= i - j < window]
 
 
+def keys_tail(i: int, n: int, size: int) -> list[int]:
+    """All keys for the last `size` queries of n, its own for every other."""
+    return list(range(i + 1)) if n - i <= size else [i]
+
+
 def keys_sa(i: int, slots: Ints, window: int, circular: bool) -> list[int]:
     """Earlier keys whose slot lies within `window - 1` slots of the query's slot."""
     n = len(slots)
@@ -191,6 +196,8 @@ def visible_keys(
         return keys_swa(i, **arguments), certain
     if method == "sinks":
         return keys_sinks(i, **arguments), certain
+    if method == "tail":
+        return keys_tail(i, len(row.keys), **arguments), certain
     if method == "sa":
         slots = arguments["slots"](len(row.keys), row.head)
         return keys_sa(i, slots, arguments["window"], arguments["circular"]), certain

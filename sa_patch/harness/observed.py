@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels import Spans
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import Pattern, split_tail
 
 SAMPLED_QUERIES = 64
 
@@ -33,22 +33,27 @@ class Observed:
     def add(self, pattern: Pattern, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
         """Count the keys that a sample of the queries of each row sees, and the last one.
 
-        A prefill of n tokens stands for n times the mean of its sample. Rows that do not start at
+        A prefill of n tokens stands for n times the mean of its sample; the queries of a dense
+        tail, few and far from the mean, are counted by themselves. Rows that do not start at
         position 0 are no prefill, and are left out.
         """
+        rest, tail = split_tail(pattern)
         for row, (n, start) in enumerate(zip(spans.lengths, spans.starts, strict=True)):
             if start or not n:
                 continue
-            places = torch.cat([sampled_positions(n), torch.tensor([n - 1])]).to(q.device)
-            seen = pattern.visible(
+            sparse = n - min(tail, n)
+            places = torch.cat([sampled_positions(sparse), torch.tensor([n - 1])]).to(q.device)
+            seen = rest.visible(
                 places, n, layer=layer, heads=q.shape[1], q=q[row][:, places], k=k[row, :, :n]
             )
             counts = seen.sum(-1).double().mean(0)
             sums = self._sums[layer]
             sums.tokens += n
-            sums.visible += n * float(counts[:-1].mean())
+            if sparse:
+                sums.visible += sparse * float(counts[:-1].mean())
+            sums.visible += (n * (n + 1) - sparse * (sparse + 1)) / 2
             sums.sequences += 1
-            sums.last += float(counts[-1])
+            sums.last += n if tail else float(counts[-1])
 
     def means(self, layer: int) -> tuple[float, float]:
         """Mean keys per query, and mean keys of the last query, of a layer's prefills.

@@ -17,6 +17,7 @@ METHOD_LABELS = {
     "moba": "MoBA",
     "block_topk": "BlockTopK",
     "sinks": "sinks",
+    "tail": "tail",
 }
 # What a sweep varies along the axis; any other parameter makes a series of its own.
 AXIS_PARAMETERS = ("window", "block_size", "seed")
@@ -28,7 +29,7 @@ BUDGET_IN_UNION = BUDGET | {"moba": ("topk", *AXIS_PARAMETERS)}
 SPLIT = {"block_topk": ("topk", "local", "seed"), "moba": ("seed",)}
 SPLIT_IN_UNION = SPLIT | {"moba": ("topk", "seed")}
 # A parameter that a label gives as a bare number after the name.
-MAIN = {"sinks": "size", "swa": "window", "sa": "window", "psa": "window"}
+MAIN = {"sinks": "size", "tail": "size", "swa": "window", "sa": "window", "psa": "window"}
 # Shares of a budget are told apart in steps of this many percent.
 SHARE_STEP = 5
 

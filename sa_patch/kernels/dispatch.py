@@ -8,12 +8,17 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.kernels import banded, flash, flex, reference, triton_backend
 from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.patterns import Pattern
 from sa_patch.patterns.registry import suggest
 
 BACKENDS: dict[str, Backend] = {
-    module.BACKEND.name: module.BACKEND
-    for module in (reference, banded, flex, flash, triton_backend)
+    # `reference` takes every pattern by its definition, and is what the others are held against.
+    reference.BACKEND.name: reference.BACKEND,
+    **{
+        module.BACKEND.name: with_tail(module.BACKEND, fallback=banded.BACKEND)
+        for module in (banded, flex, flash, triton_backend)
+    },
 }
 
 # Up to this many keys `auto` takes the dense mask, and `banded` beyond; twice as many in half
@@ -65,10 +70,10 @@ def choose_backend(pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto"
         if not ok:
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
-    banded_ok, _ = banded.supports(pattern, q, k)
+    banded_ok, _ = BACKENDS["banded"].supports(pattern, q, k)
     if k.shape[2] <= _dense_keys(pattern, q.dtype) or not banded_ok:
-        return reference.BACKEND
-    return banded.BACKEND
+        return BACKENDS["reference"]
+    return BACKENDS["banded"]
 
 
 def attend(

@@ -10,7 +10,8 @@ from sa_patch.patterns.registry import PATTERNS, make_pattern, parse_pattern
 from sa_patch.patterns.sa import SA
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.swa import SWA
-from sa_patch.patterns.union import Union, seed_of, unite, with_seed
+from sa_patch.patterns.tail import Tail
+from sa_patch.patterns.union import Union, seed_of, split_tail, unite, with_seed
 
 __all__ = [
     "PATTERNS",
@@ -22,6 +23,7 @@ __all__ = [
     "MoBA",
     "Pattern",
     "Sinks",
+    "Tail",
     "Union",
     "fit_budget",
     "flops_share",
@@ -29,6 +31,7 @@ __all__ = [
     "parse_pattern",
     "seed_of",
     "split_budget",
+    "split_tail",
     "unite",
     "with_seed",
 ]

@@ -16,10 +16,11 @@ from sa_patch.patterns.psa import PSA
 from sa_patch.patterns.sa import SA
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.swa import SWA
+from sa_patch.patterns.tail import Tail
 from sa_patch.patterns.union import unite
 
 PATTERNS: dict[str, type[Pattern]] = {
-    cls.name: cls for cls in (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK)
+    cls.name: cls for cls in (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK, Tail)
 }
 
 
@@ -111,11 +112,13 @@ def _parse_part(part: str, text: str) -> Pattern:
     known = [field.name for field in dataclasses.fields(pattern_class(name))]
     params: dict[str, Any] = {}
     pieces = [piece.strip() for piece in rest.replace(";", ",").split(",")]
+    leading = True
     for place, piece in enumerate(filter(None, pieces)):
         key, equals, value = (word.strip() for word in piece.partition("="))
+        leading = leading and not equals
         if not equals:
             # Only the leading values can be told from a key that lacks its value.
-            if place >= len(known) or len(params) != place or not _is_value(key):
+            if not leading or place >= len(known) or not _is_value(key):
                 raise UserError(f"{piece!r} in {text!r} is not of the form key=value")
             key, value = known[place], key
         if key in params:

@@ -18,6 +18,7 @@ from sa_patch.patterns.psa import PSA
 from sa_patch.patterns.sa import SA
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.swa import SWA
+from sa_patch.patterns.tail import Tail
 
 # Queries whose mask is built at once when counting.
 _COUNT_ROWS = 512
@@ -26,9 +27,9 @@ _COUNT_ROWS = 512
 def unite(*patterns: Pattern) -> Pattern:
     """The pattern of the keys that any of these sees.
 
-    Unions are flattened; of several sinks or windows the largest stays, of equal parts one; full
-    attention swallows the rest. What is left stands in one order, so that equal unions are equal
-    objects.
+    Unions are flattened; of several sinks, windows or tails the largest stays, of equal parts one;
+    full attention swallows the rest. What is left stands in one order, so that equal unions are
+    equal objects.
 
     Raises:
         UserError: for no pattern at all.
@@ -51,6 +52,8 @@ def _merged(parts: Iterable[Pattern]) -> tuple[Pattern, ...]:
         elif isinstance(part, SWA):
             window = max(part.window, getattr(merged.get(SWA), "window", 0))
             merged[SWA] = SWA(window)
+        elif isinstance(part, Tail):
+            merged[Tail] = Tail(max(part.size, getattr(merged.get(Tail), "size", 0)))
         else:
             merged[part] = part
     return tuple(sorted(merged.values(), key=_place))
@@ -62,7 +65,7 @@ def _flat(pattern: Pattern) -> tuple[Pattern, ...]:
 
 def _place(pattern: Pattern) -> tuple[bool, int, str]:
     """Cheap and certain parts first, those that choose by content last."""
-    order = (Sinks, SWA, SA, PSA)
+    order = (Sinks, SWA, Tail, SA, PSA)
     known = order.index(type(pattern)) if type(pattern) in order else len(order)
     return pattern.reads_content, known, str(pattern)
 
@@ -232,3 +235,17 @@ def seed_of(pattern: Pattern) -> int | None:
     """The seed of a pattern, of a union that of its first random part; None without one."""
     seeds = [part.seed for part in _flat(pattern) if hasattr(part, "seed")]
     return seeds[0] if seeds else None
+
+
+def split_tail(pattern: Pattern) -> tuple[Pattern, int]:
+    """What a pattern shows beside its dense tail, and the tail's size, 0 without one.
+
+    The rest shows every query its own key, as the tail does.
+    """
+    parts = [part for part in _flat(pattern) if not isinstance(part, Tail)]
+    size = max((part.size for part in _flat(pattern) if isinstance(part, Tail)), default=0)
+    if not size:
+        return pattern, 0
+    # Sinks alone leave out a later query's own key.
+    own = [SWA(1)] if all(isinstance(part, Sinks) for part in parts) else []
+    return unite(*parts, *own), size

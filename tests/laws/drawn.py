@@ -18,6 +18,7 @@ from sa_patch.patterns import (
     MoBA,
     Pattern,
     Sinks,
+    Tail,
     Union,
     unite,
 )
@@ -31,7 +32,7 @@ SPARSE_METHODS: tuple[str, ...] = tuple(name for name in METHODS if name != "ful
 MODEL_METHODS: tuple[str, ...] = ("full", "swa", "sa", "moba", "block_topk", "union")
 MODEL_SPARSE_METHODS: tuple[str, ...] = MODEL_METHODS[1:]
 # Their number of visible keys is certain.
-COUNTED_METHODS: tuple[str, ...] = ("full", "swa", "moba", "sinks", "block_topk")
+COUNTED_METHODS: tuple[str, ...] = ("full", "swa", "moba", "sinks", "tail", "block_topk")
 
 
 @st.composite
@@ -45,6 +46,8 @@ def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
         return SWA(window)
     if method == "sinks":
         return Sinks(window)
+    if method == "tail":
+        return Tail(window)
     if method == "sa":
         return SA(window, draw(seeds), circular=draw(st.booleans()), per_head=draw(st.booleans()))
     if method == "psa":
@@ -63,7 +66,7 @@ def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
             grouped=draw(st.booleans()),
         )
     if method == "union":
-        names = st.sampled_from(["sinks", "swa", "sa", "psa", "moba", "block_topk"])
+        names = st.sampled_from(["sinks", "swa", "tail", "sa", "psa", "moba", "block_topk"])
         parts = draw(st.lists(names, min_size=2, max_size=3))
         return unite(*(draw(patterns(part, max_window=max(2, max_window // 2))) for part in parts))
     raise AssertionError(f"teach tests/laws/drawn.py to draw patterns of {method!r}")
@@ -75,6 +78,7 @@ def narrow_pattern(method: str, seed: int = 0) -> Pattern:
         "full": Full(),
         "swa": SWA(4),
         "sinks": Sinks(2),
+        "tail": Tail(3),
         "sa": SA(3, seed),
         "psa": PSA(4, seed),
         "moba": MoBA(block_size=3, topk=2),
@@ -91,6 +95,7 @@ def saturating_pattern(method: str, seq_len: int) -> Pattern:
         "full": Full(),
         "swa": SWA(seq_len),
         "sinks": Sinks(seq_len),
+        "tail": Tail(max(1, seq_len - 1)),
         "sa": SA(seq_len // 2 + 1),
         "psa": PSA(seq_len),
         "moba": MoBA(block_size=size, topk=blocks),
@@ -115,6 +120,7 @@ def grid_patterns(method: str, n: int) -> list[Pattern]:
         "full": [Full()],
         "swa": [SWA(window) for window in windows],
         "sinks": [Sinks(window) for window in windows],
+        "tail": [Tail(window) for window in windows],
         "sa": [
             *(SA(window, seed=window) for window in windows),
             *(SA(9, circular=False), SA(9, per_head=True)),
@@ -128,6 +134,8 @@ def grid_patterns(method: str, n: int) -> list[Pattern]:
         "union": [
             Sinks(2) | SWA(near),
             Sinks(1) | SWA(near) | SA(near),
+            Sinks(2) | Tail(near),
+            Sinks(2) | Tail(3) | BlockTopK(2, topk=2, sinks=1, local=2),
             SWA(2) | PSA(near, 3, per_head=True),
             Sinks(3) | SA(4, per_head=True) | PSA(5) | MoBA(4, 3),
             SWA(n - 1) | SA(2) if n > 1 else SWA(1) | SA(1),
@@ -141,7 +149,7 @@ def oracle_arguments(pattern: Pattern, layer: int) -> dict[str, Any]:
     """What the oracle has to be told about a pattern."""
     if isinstance(pattern, SWA):
         return {"window": pattern.window}
-    if isinstance(pattern, Sinks):
+    if isinstance(pattern, (Sinks, Tail)):
         return {"size": pattern.size}
     if isinstance(pattern, MoBA):
         return {"block_size": pattern.block_size, "topk": pattern.topk}

@@ -30,7 +30,7 @@ P_VALUE = 1e-4
 
 @given(data=st.data(), n=st.integers(1, 40))
 def test_a_union_shows_what_any_of_its_parts_shows(data: st.DataObject, n: int) -> None:
-    names = st.sampled_from(["sinks", "swa", "sa", "psa", "moba", "block_topk"])
+    names = st.sampled_from(["sinks", "swa", "tail", "sa", "psa", "moba", "block_topk"])
     parts = [data.draw(patterns(data.draw(names))) for _ in range(data.draw(st.integers(1, 4)))]
     generator = torch.Generator().manual_seed(n)
     q, k = (torch.randn(heads, n, 4, generator=generator) for heads in (4, 2))
@@ -45,7 +45,7 @@ def test_a_union_shows_what_any_of_its_parts_shows(data: st.DataObject, n: int) 
 @given(data=st.data(), n=st.integers(1, 50))
 def test_the_rule_of_single_pairs_is_the_mask(data: st.DataObject, n: int) -> None:
     pattern = data.draw(
-        patterns(data.draw(st.sampled_from(["sinks", "swa", "sa", "psa", "union"])))
+        patterns(data.draw(st.sampled_from(["sinks", "swa", "tail", "sa", "psa", "union"])))
     )
     if pattern.reads_content:
         with pytest.raises(TypeError, match="content"):
