@@ -29,6 +29,11 @@ from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sink
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of FlexAttention's GPU kernels.
 _SMALLEST_GPU_HEAD_DIM = 16
+# On CPUs, narrower heads are widened with zeros. FlexAttention hands its products memory that was
+# never written, to be overwritten; on an AMD CPU with AVX2, torch 2.13's library read it instead
+# for some key counts of 8 to 56 at a head_dim of 8 and 16 (NaN and garbage), and at none of the
+# head_dims from 17 to 128 that were tried.
+_SMALLEST_CPU_HEAD_DIM = 32
 
 
 def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
@@ -82,6 +87,16 @@ def attend(
 ) -> Tensor:
     if q.device.type == "cpu" and _needs_gradients(q, k, v):
         raise UserError("FlexAttention computes no gradients on the CPU")
+    narrower = _SMALLEST_CPU_HEAD_DIM - q.shape[3] if q.device.type == "cpu" else 0
+    if narrower > 0:
+        q, k, v = (torch.nn.functional.pad(x, (0, narrower)) for x in (q, k, v))
+    out = _attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    return out[..., : out.shape[3] - narrower] if narrower > 0 else out
+
+
+def _attend(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+) -> Tensor:
     from sa_patch.kernels.flex_pieces import attend_rows
 
     seq_len, longest = q.shape[2], max(spans.lengths)
