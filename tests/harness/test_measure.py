@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
+from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks, Tail
 from sa_patch.harness.measure import HeadShape, PatternMeter
 from sa_patch.harness.observed import SAMPLED_QUERIES, sampled_positions
 from sa_patch.kernels import Spans
@@ -172,3 +172,16 @@ def test_reset_forgets_and_nothing_counted_is_not_zero_keys() -> None:
     assert measured.counts() == {5: 1}
     measured.reset()
     assert measured.summary()["mean_keys_per_query"] is None
+
+
+def test_a_dense_tail_is_counted_by_itself() -> None:
+    union = SWA(9) | MoBA(8, 3) | Tail(70)
+    n = 20 * SAMPLED_QUERIES
+    measured = PatternMeter({0: union}, SHAPE)
+    q, k = prefill(1, n, seed=3)
+    measured.add([n])
+    measured.observe(0, q, k, Spans((n,), (0,)))
+    seen = seen_keys(union, 0, q[0], k[0])
+    summary = measured.summary()
+    assert summary["mean_keys_per_query"] == pytest.approx(float(seen.mean()), rel=0.02)
+    assert summary["last_query_keys"] == n
