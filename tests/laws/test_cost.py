@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from sa_patch import patch_model
 from sa_patch.kernels import BACKENDS
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Tail
 from tests.laws.strategies import make_case, serves
 from tests.models import random_tokens, tiny_model
 
@@ -37,9 +37,13 @@ NARROW_PATTERNS = [
     PSA(16, per_head=True),
     BlockTopK(4, 4),
     Sinks(4) | SWA(16),
+    Sinks(4) | SWA(16) | Tail(16),
     Sinks(4) | SWA(8) | SA(8) | PSA(8) | MoBA(16, 2),
 ]
-SERVED_IN_BATCHES = [SWA(16), SA(16), MoBA(16, 2), Sinks(4) | SWA(8) | PSA(8) | BlockTopK(4, 2)]
+SERVED_IN_BATCHES = [
+    *(SWA(16), SA(16), MoBA(16, 2), SWA(8) | Tail(16)),
+    Sinks(4) | SWA(8) | PSA(8) | BlockTopK(4, 2),
+]
 
 
 class LargestTensor(TorchDispatchMode):
