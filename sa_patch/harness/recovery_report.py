@@ -30,6 +30,7 @@ NOTES = (
     "interval holds zero is none.",
 )
 _PANEL = (4.6, 3.4)  # inches
+_CHARACTER = 0.072  # inches, of the legend
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,11 @@ def draw(points: Sequence[Recovered]) -> Figure:
     names = list(dict.fromkeys(family_label(p.pattern, p.layers) for p in _by_quality(points)))
     columns = min(2, len(lengths))
     rows = -(-len(lengths) // columns)
-    legend = 0.19 * -(-len(names) // 2) + 0.5
-    width, height = columns * _PANEL[0], rows * _PANEL[1] + legend
+    # The legend takes two columns where the figure is wide enough for its labels.
+    entry = _CHARACTER * max(map(len, names), default=0) + 0.6
+    legend_columns = 2 if 2 * entry <= columns * _PANEL[0] else 1
+    legend = 0.19 * -(-len(names) // legend_columns) + 0.5
+    width, height = max(columns * _PANEL[0], entry), rows * _PANEL[1] + legend
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -161,7 +165,14 @@ def draw(points: Sequence[Recovered]) -> Figure:
         _panel(axes, [point for point in points if point.n == lengths[place]], names)
         axes.set_title(f"n = {lengths[place]:,}", fontsize=10)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=legend_columns,
+        fontsize=8,
+        frameon=False,
+    )
     return figure
 
 

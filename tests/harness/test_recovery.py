@@ -20,7 +20,7 @@ from sa_patch.harness.recovery import (
     parse_budgets,
     recover,
 )
-from sa_patch.harness.recovery_report import write_recovery
+from sa_patch.harness.recovery_report import draw, write_recovery
 from tests.harness import run_builder
 from tests.harness.run_builder import RunBuilder
 
@@ -171,6 +171,18 @@ def test_report_holds_every_point_and_comparison(runs: Runs, tmp_path: Path) -> 
     text = files.markdown.read_text()
     assert text.count("`swa:window=") == 3 and "n = 1,024" in text
     assert files.figure.stat().st_size > 10_000
+
+
+def test_long_labels_stay_within_the_figure(runs: Runs) -> None:
+    layers = {"0-3,5,7,9,11-15": "block_topk:block_size=4,topk=8,sinks=4,local=8"}
+    runs.add("sinks:size=4+swa:window=64", "passkey_1024", [1.0] * 5, 0.12, layers=layers)
+    runs.add("sinks:size=4+swa:window=64+psa:window=99", "passkey_1024", [1.0] * 5, 0.12)
+    figure = draw(runs.points())
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.axes[0].bbox.y0
 
 
 def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
