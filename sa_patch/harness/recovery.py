@@ -250,7 +250,9 @@ def _bootstrap(
         if group == LANGUAGE:
             return float(theirs.mean() / ours.mean()), reference / mine
         above = np.maximum(reference - chance, _LEAST_ABOVE_CHANCE)
-        return float((ours.mean() - chance) / (theirs.mean() - chance)), (mine - chance) / above
+        # (mine - chance) / above, in a form that stays 1 for equal scores where `above` is floored.
+        samples = 1 - (reference - mine) / above
+        return float((ours.mean() - chance) / (theirs.mean() - chance)), samples
 
 
 def _interval(value: float, samples: NDArray[np.float64]) -> Interval:

@@ -104,6 +104,13 @@ def test_intervals_are_paired(runs: Runs) -> None:
     assert gap.value == pytest.approx(better.mean.value - worse.mean.value)
 
 
+def test_equal_scores_are_whole_in_every_draw(runs: Runs) -> None:
+    # With five items, many draws leave full attention at chance.
+    runs.add("swa:window=64", "passkey_1024", [1.0, 1.0, 1.0, 1.0, 0.0], 0.12)
+    (point,) = runs.points()
+    assert (point.mean.low, point.mean.value, point.mean.high) == (1.0, 1.0, 1.0)
+
+
 def test_points_belong_to_the_smallest_budget_they_fit(runs: Runs) -> None:
     for window, share in ((1, 0.0626), (2, 0.13), (3, 0.2), (4, 0.3)):
         runs.add(f"swa:window={window}", "stdlib_position_1024", [-3.0] * 4, share)
