@@ -18,7 +18,8 @@ from tests.laws.drawn import oracle_arguments
 
 BACKEND_NAMES: tuple[str, ...] = (*BACKENDS, "auto")
 # Triton's interpreter takes a second for what a kernel does in microseconds, and flex compiles C++
-# for seconds for every new number of heads, head_dim or scale.
+# for seconds for every new number of heads, head_dim or scale: wherever a test has the choice, flex
+# gets the shape that `make_case` has by default.
 SLOW_BACKENDS = frozenset({"triton", "flex"})
 # What the laws of whole models run on; tests/patching/test_fused_backends.py has the others.
 MODEL_BACKENDS: tuple[str, ...] = ("reference", "banded", "auto")

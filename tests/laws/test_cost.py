@@ -90,7 +90,8 @@ def long_enough(backend: str) -> int:
 
 
 def kernel_call(pattern: Pattern, backend: str, n: int, **shape: Any) -> Any:
-    case = make_case(q_heads=2, kv_heads=1, seq_len=n, head_dim=4, **shape)
+    shape |= {} if backend == "flex" else {"q_heads": 2, "kv_heads": 1, "head_dim": 4}
+    case = make_case(seq_len=n, **shape)
     assert serves(backend, pattern, case)
     return lambda: case.run(pattern, backend)
 
