@@ -185,7 +185,9 @@ def _spelt_out(text: str, windows: Sequence[int]) -> list[Pattern]:
     name, _, rest = text.strip().partition(":")
     cls = PATTERNS.get(name)
     takes_window = cls is not None and "window" in parameters(cls)
-    if not takes_window or "window=" in rest or "block_size=" in rest:
+    # In a text form the first value may stand without its name: sa:256.
+    named = "window=" in rest or "block_size=" in rest or "=" not in rest.partition(",")[0]
+    if not takes_window or (rest and named):
         return [parse_pattern(text)]
     if not rest:
         return [make_pattern(name, window=window) for window in windows]
