@@ -113,6 +113,28 @@ def test_equal_scores_are_whole_in_every_draw(tmp_path: Path) -> None:
     assert (point.mean.low, point.mean.value, point.mean.high) == (1.0, 1.0, 1.0)
 
 
+def test_benchmarks_join_the_length_they_share_most_patterns_with(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(run_builder.TASKS, "passkey_2048", ("acc,none", 0.0, 1.0, 2000))
+    runs.add("full", "passkey_2048", [1.0, 1.0], 1.0)
+    for window, tasks in (
+        (64, ("passkey_1024", "arc_easy")),
+        (32, ("passkey_1024", "passkey_2048", "arc_easy")),
+        (16, ("passkey_2048",)),
+    ):
+        for task in tasks:
+            count = {"passkey_1024": 5, "passkey_2048": 2, "arc_easy": 4}[task]
+            runs.add(f"swa:window={window}", task, [1.0] * count, 0.12)
+    found = {(point.n, point.pattern): set(point.groups) for point in runs.points()}
+    assert found == {
+        (1024, "swa:window=64"): {RETRIEVAL, BENCHMARKS},
+        (1024, "swa:window=32"): {RETRIEVAL, BENCHMARKS},
+        (2048, "swa:window=32"): {RETRIEVAL},
+        (2048, "swa:window=16"): {RETRIEVAL},
+    }
+
+
 def test_points_belong_to_the_smallest_budget_they_fit(runs: Runs) -> None:
     for window, share in ((1, 0.0626), (2, 0.13), (3, 0.2), (4, 0.3)):
         runs.add(f"swa:window={window}", "stdlib_position_1024", [-3.0] * 4, share)
