@@ -20,7 +20,7 @@ from sa_patch.harness.recovery import (
     parse_budgets,
     recover,
 )
-from sa_patch.harness.recovery_report import draw, write_recovery
+from sa_patch.harness.recovery_report import composition, draw, write_recovery
 from tests.harness import run_builder
 from tests.harness.run_builder import RunBuilder
 
@@ -214,6 +214,24 @@ def test_long_labels_stay_within_the_figure(runs: Runs) -> None:
     box = legend.get_window_extent()
     assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
     assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.axes[0].bbox.y0
+
+
+def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
+    for pattern, share in (
+        ("tail:size=8+block_topk:block_size=4,topk=2,sinks=4,local=4", 0.11),
+        ("tail:size=16+block_topk:block_size=2,topk=3,sinks=4,local=4", 0.12),
+        ("sinks:size=4+swa:window=64", 0.12),
+    ):
+        runs.add(pattern, "passkey_1024", [1.0] * 5, share)
+    runs.add("swa:window=64", "passkey_1024", [1.0] * 5, 0.12, layers={"1": "full"})
+    points = runs.points()
+    assert {composition(point) for point in points} == {
+        "BlockTopK + tail",
+        "sinks + SWA",
+        "SWA; other in some layers",
+    }
+    (panel,) = (axes for axes in draw(points).axes if axes.get_visible())
+    assert len(panel.get_legend_handles_labels()[1]) == 3
 
 
 def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
