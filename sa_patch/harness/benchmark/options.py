@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,12 +186,12 @@ def _spelt_out(text: str, windows: Sequence[int]) -> list[Pattern]:
     name, _, rest = text.strip().partition(":")
     cls = PATTERNS.get(name)
     takes_window = cls is not None and "window" in parameters(cls)
-    # In a text form the first value may stand without its name: sa:256.
-    named = "window=" in rest or "block_size=" in rest or "=" not in rest.partition(",")[0]
-    if not takes_window or (rest and named):
-        return [parse_pattern(text)]
-    if not rest:
+    if takes_window and not rest:
         return [make_pattern(name, window=window) for window in windows]
+    # A leading value without a name is the window, or what stands in its place: sa:256.
+    unnamed = "=" not in re.split("[,;]", rest)[0]
+    if not takes_window or unnamed or "window=" in rest or "block_size=" in rest:
+        return [parse_pattern(text)]
     return [parse_pattern(f"{text},window={window}") for window in windows]
 
 

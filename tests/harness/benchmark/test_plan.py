@@ -110,10 +110,11 @@ def test_text_and_typed_values_give_the_same_options() -> None:
 
 
 def test_a_window_may_stand_without_its_name() -> None:
-    options = make_options(window="8,16", methods="sa:256,psa:264,swa:9+psa:8")
+    options = make_options(window="8,16", methods="sa:256,psa:264,sa:64;seed=3,swa:9+psa:8")
     assert [str(pattern) for pattern in options.patterns()] == [
         "sa:window=256,seed=0",
         "psa:window=264,seed=0",
+        "sa:window=64,seed=3",
         "swa:window=9+psa:window=8,seed=0",
     ]
 
