@@ -1,18 +1,27 @@
 """Closed forms for receptive fields: how much is covered after d layers, and when all of it is.
 
-Exact for sliding windows. For stochastic attention the expected growth is iterated layer by layer,
-each layer's permutation being independent of the set that the layers above have reached.
+Exact for sliding windows. For stochastic attention the growth is iterated layer by layer, each
+layer's permutation being independent of the set that the layers above have reached: without
+causality the size's mean and variance, with it the expected share of each token. The latter takes
+that for certain which is only expected (mean field), and so runs slightly ahead of the truth.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from scipy.special import gammaln
 
-from sa_patch.patterns import SA, Pattern
+from sa_patch.patterns import SA, Full, Pattern
+
+# What is still missed of a token that counts as reached: a billionth of a token in a billion.
+_REACHED = 1e-18
+# Nodes and weights by which a normal distribution's mean is taken over a function.
+_NODES = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
 
 
 @dataclass(frozen=True)
@@ -34,12 +43,6 @@ class Prediction:
         done = np.flatnonzero(self.shares >= share)
         return int(done[0]) if len(done) else None
 
-    def mean_layers_to_all(self) -> float | None:
-        """Expected layers to full coverage; None unless it is all but certain by the last."""
-        if self.complete[-1] < 1 - 1e-6:
-            return None
-        return float((1 - self.complete).sum())
-
 
 def predict(
     pattern: Pattern, seq_len: int, depth: int, *, query: int | None = None, causal: bool = True
@@ -51,12 +54,30 @@ def predict(
         attention, and stochastic attention on the ring.
     """
     query = seq_len - 1 if query is None else query
-    if isinstance(pattern, SA) and pattern.circular:
-        if causal:
-            return _causal_sa(pattern, seq_len, query, depth)
-        return _two_sided_sa(pattern, seq_len, depth)
-    reach = (0, seq_len) if pattern.name == "full" else pattern.bounded_reach
-    return None if reach is None else _window(*reach, seq_len, query, depth, causal)
+    layers = _layers(pattern, seq_len, query, causal)
+    if layers is None:
+        return None
+    shares, complete = zip(*islice(layers, depth + 1), strict=True)
+    return Prediction(np.array(shares), np.array(complete), exact=not isinstance(pattern, SA))
+
+
+def expected_layers_to_all(
+    pattern: Pattern, seq_len: int, *, causal: bool = True, limit: int = 100_000
+) -> float | None:
+    """Expected number of layers until the last query sees everything.
+
+    Returns:
+        None for a pattern without a closed form, or where `limit` layers are not enough.
+    """
+    layers = _layers(pattern, seq_len, seq_len - 1, causal)
+    if layers is None:
+        return None
+    expected = 0.0
+    for _, complete in islice(layers, limit):
+        if complete >= 1 - 1e-9:
+            return expected
+        expected += 1 - complete
+    return None
 
 
 def log_coverage(seq_len: int, window: int) -> float:
@@ -64,59 +85,109 @@ def log_coverage(seq_len: int, window: int) -> float:
     return math.log(seq_len) / math.log(window) if window > 1 else math.inf
 
 
-def window_coverage(seq_len: int, window: int) -> float:
-    """``(n - 1) / (w - 1)``, rounded up: the layers by which a sliding window covers n tokens."""
-    return math.ceil((seq_len - 1) / (window - 1)) if window > 1 else math.inf
+def _layers(
+    pattern: Pattern, seq_len: int, query: int, causal: bool
+) -> Iterator[tuple[float, float]] | None:
+    """Expected share and probability of full coverage after 0, 1, 2... layers, without end."""
+    if isinstance(pattern, SA):
+        if not pattern.circular:
+            return None
+        if causal:
+            return _causal_sa(pattern.window, seq_len, query)
+        return _two_sided_sa(pattern.window, seq_len)
+    reach = (0, seq_len) if isinstance(pattern, Full) else pattern.bounded_reach
+    return None if reach is None else _window(*reach, seq_len, query, causal)
 
 
 def _window(
-    sinks: int, window: int, seq_len: int, query: int, depth: int, causal: bool
-) -> Prediction:
-    hops = np.arange(depth + 1) * max(window - 1, 0)
-    first = np.maximum(query - hops, 0)
-    last = np.minimum(query + hops, seq_len - 1) if not causal else np.full(depth + 1, query)
-    seen = np.where(np.arange(depth + 1) > 0, np.minimum(sinks, first), 0)
-    sizes = last - first + 1 + seen
+    sinks: int, window: int, seq_len: int, query: int, causal: bool
+) -> Iterator[tuple[float, float]]:
     most = query + 1 if causal else seq_len
-    return Prediction(sizes / most, (sizes == most).astype(np.float64), exact=True)
+    depth = 0
+    while True:
+        first = max(query - depth * max(window - 1, 0), 0)
+        last = query if causal else min(query + depth * max(window - 1, 0), seq_len - 1)
+        size = last - first + 1 + (min(sinks, first) if depth else 0)
+        yield size / most, float(size == most)
+        depth += 1
 
 
-def _log_miss(seq_len: int, window: int, members: np.ndarray) -> np.ndarray:
-    """Log of P(none of `members` other tokens is a slot neighbour of a given token), SA.
+def _log_choose(n: np.ndarray, k: np.ndarray | int) -> np.ndarray:
+    """Log of ``C(n, k)``, -inf where k > n, continued to real n and k."""
+    n, k = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(k, dtype=np.float64))
+    possible = k <= n
+    k = np.where(possible, k, 0.0)
+    n = np.where(possible, n, 0.0)
+    return np.where(possible, gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1), -np.inf)
 
-    The token's ``2 (w - 1)`` neighbours are a uniform draw without replacement from the n - 1
-    others: ``C(n - 1 - m, 2h) / C(n - 1, 2h)``, continued to any real m.
+
+def _two_sided_sa(window: int, seq_len: int) -> Iterator[tuple[float, float]]:
+    """All tokens are alike: mean and variance of the size, and the gaps between its members.
+
+    In the next layer the members lie in uniformly drawn slots. Nothing stays uncovered if no gap
+    between neighbouring members is longer than 2h, h = w - 1.
     """
-    others, drawn = seq_len - 1, min(2 * (window - 1), seq_len - 1)
-    left = others - np.asarray(members, dtype=np.float64)
-    possible = left >= drawn
-    left = np.where(possible, left, drawn)
-    log = gammaln(left + 1) - gammaln(left - drawn + 1)
-    log -= gammaln(others + 1) - gammaln(others - drawn + 1)
-    return np.where(possible, log, -np.inf)
+    mean, variance = 1.0, 0.0
+    yield mean / seq_len, float(seq_len == 1)
+    while True:
+        sizes = [min(max(mean + math.sqrt(variance) * x, 1.0), seq_len) for x, _ in _NODES]
+        weights = np.array([weight for _, weight in _NODES])
+        found = np.array([_next_size(window, seq_len, size) for size in sizes])
+        mean = float(weights @ found[:, 0])
+        variance = float(weights @ (found[:, 1] + (found[:, 0] - mean) ** 2))
+        complete = np.array([_no_long_gap(window, seq_len, size) for size in sizes])
+        yield mean / seq_len, float(weights @ complete)
 
 
-def _two_sided_sa(pattern: SA, seq_len: int, depth: int) -> Prediction:
-    """All tokens are alike, so that the size alone is iterated."""
-    size, shares, complete = 1.0, [1 / seq_len], [float(seq_len == 1)]
-    for _ in range(depth):
-        missed = (seq_len - size) * np.exp(_log_miss(seq_len, pattern.window, np.array(size)))
-        size = seq_len - float(missed)
-        shares.append(size / seq_len)
-        # The uncovered ones are rare and nearly independent by the time there are none.
-        complete.append(math.exp(-float(missed)))
-    return Prediction(np.array(shares), np.array(complete), exact=False)
+def _next_size(window: int, seq_len: int, size: float) -> tuple[float, float]:
+    """Mean and variance of the slots within w - 1 of `size` uniformly drawn slots of a ring."""
+    wide = min(2 * window - 1, seq_len)
+    none = _log_choose(np.array(seq_len), size)
+    alone = float(np.exp(_log_choose(np.array(seq_len - wide), size) - none))
+    missed = seq_len * alone
+    # Two slots stay uncovered together if no member lies in the union of their windows.
+    distance = np.arange(1, seq_len)
+    distance = np.minimum(distance, seq_len - distance)
+    union = np.minimum(wide + np.minimum(distance, wide), seq_len)
+    pairs = seq_len * float(np.exp(_log_choose(seq_len - union, size) - none).sum())
+    return seq_len - missed, max(0.0, pairs + missed - missed**2)
 
 
-def _causal_sa(pattern: SA, seq_len: int, query: int, depth: int) -> Prediction:
-    """Token j can only be reached from tokens after it: the expected share of each is iterated."""
+def _no_long_gap(window: int, seq_len: int, size: float) -> float:
+    """P(no gap of more than 2 (w - 1) free slots between `size` uniformly drawn slots of a ring).
+
+    The gaps are a uniform composition of the free slots, so that k given ones are all that long
+    with probability ``C(n - 1 - k (2w - 1), s - 1) / C(n - 1, s - 1)``; inclusion and exclusion.
+    """
+    wide = 2 * window - 1
+    # The windows of fewer members cannot meet.
+    if size * wide < seq_len:
+        return 0.0
+    k = np.arange(min(int(size), (seq_len - 1) // wide) + 1)
+    log = _log_choose(np.array(size), k) + _log_choose(seq_len - 1 - k * wide, size - 1)
+    log -= _log_choose(np.array(seq_len - 1), size - 1)
+    # So many long gaps are expected that none is out of the question, and the sum is all rounding.
+    if len(k) > 1 and log[1] > math.log(25):
+        return 0.0
+    return float(np.clip(((-1.0) ** k * np.exp(log)).sum(), 0, 1))
+
+
+def _causal_sa(window: int, seq_len: int, query: int) -> Iterator[tuple[float, float]]:
+    """The expected share of each token, which can only be reached from those after it.
+
+    A token's 2 (w - 1) slot neighbours are a uniform draw from the n - 1 others, so that it stays
+    unreached from m tokens with probability ``C(n - 1 - m, 2h) / C(n - 1, 2h)``.
+    """
+    drawn = min(2 * (window - 1), seq_len - 1)
     inside = np.zeros(query + 1)
     inside[-1] = 1.0
-    shares, complete = [1 / (query + 1)], [float(query == 0)]
-    for _ in range(depth):
+    yield 1 / (query + 1), float(query == 0)
+    all_others = _log_choose(np.array(seq_len - 1), drawn)
+    while True:
         after = np.cumsum(inside[::-1])[::-1] - inside
-        missed = (1 - inside) * np.exp(_log_miss(seq_len, pattern.window, after))
-        inside = 1 - missed
-        shares.append(float(inside.mean()))
-        complete.append(float(np.exp(np.log1p(-np.minimum(missed, 1 - 1e-300)).sum())))
-    return Prediction(np.array(shares), np.array(complete), exact=False)
+        missed = (1 - inside) * np.exp(_log_choose(seq_len - 1 - after, drawn) - all_others)
+        # Early tokens are reached first. What follows depends on later ones alone, so that they
+        # can be left out, and many layers cost little.
+        inside = (1 - missed)[int(np.argmax(missed > _REACHED)) if missed.any() else -1 :]
+        complete = np.exp(np.log1p(-np.minimum(missed[:-1], 1 - 1e-16)).sum())
+        yield 1 - float(missed.sum()) / (query + 1), float(complete)
