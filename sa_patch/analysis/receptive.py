@@ -9,10 +9,10 @@ import numpy as np
 from scipy import sparse, stats
 
 from sa_patch.analysis import reach
-from sa_patch.analysis.content import random_content
-from sa_patch.analysis.visibility import check_visibility, visibility
+from sa_patch.analysis.stack import differs_by_layer, layer_matrix
+from sa_patch.analysis.visibility import check_visibility
 from sa_patch.errors import UserError
-from sa_patch.patterns import Pattern, seed_of
+from sa_patch.patterns import Pattern
 from sa_patch.patterns.base import whole_number
 
 
@@ -146,16 +146,10 @@ def check_receptive_field(
             raise UserError(f"queries must be at most n = {seq_len}, got {queries}")
 
 
-def differs_by_layer(pattern: Pattern) -> bool:
-    """Whether a pattern's visible sets are drawn or chosen anew in each layer."""
-    return pattern.reads_content or seed_of(pattern) is not None
-
-
 def _sources(
     pattern: Pattern, seq_len: int, layer: int, causal: bool, seed: int
 ) -> sparse.csr_array:
-    content = random_content(seq_len, layer, seed) if pattern.reads_content else None
-    matrix = visibility(pattern, seq_len, layer=layer, causal=causal, content=content)
+    matrix = layer_matrix(pattern, seq_len, layer, causal=causal, seed=seed)
     # Without causality the relation is symmetric: its own transpose.
     return matrix.T.tocsr() if causal else matrix
 
