@@ -2,8 +2,9 @@
 
 Exact for sliding windows. For stochastic attention the growth is iterated layer by layer, each
 layer's permutation being independent of the set that the layers above have reached: without
-causality the size's mean and variance, with it the expected share of each token. The latter takes
-that for certain which is only expected (mean field), and so runs slightly ahead of the truth.
+causality the size's mean and variance; with it which of the last tokens are reached, and the
+expected share of each earlier one. That takes for certain what is only expected (mean field), and
+runs ahead of the truth a little in the first layers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from sa_patch.patterns import SA, Full, Pattern
 
 # What is still missed of a token that counts as reached: a billionth of a token in a billion.
 _REACHED = 1e-18
+# Tokens before the query, itself among them, that are followed as a Markov chain of subsets.
+_LATE = 12
 # Nodes and weights by which a normal distribution's mean is taken over a function.
 _NODES = ((-math.sqrt(3), 1 / 6), (0.0, 2 / 3), (math.sqrt(3), 1 / 6))
 
@@ -173,21 +176,42 @@ def _no_long_gap(window: int, seq_len: int, size: float) -> float:
 
 
 def _causal_sa(window: int, seq_len: int, query: int) -> Iterator[tuple[float, float]]:
-    """The expected share of each token, which can only be reached from those after it.
+    """Tokens can only be reached from later ones, so that those just before the query come last.
 
     A token's 2 (w - 1) slot neighbours are a uniform draw from the n - 1 others, so that it stays
-    unreached from m tokens with probability ``C(n - 1 - m, 2h) / C(n - 1, 2h)``.
+    unreached from m tokens with probability ``C(n - 1 - m, 2h) / C(n - 1, 2h)``. Which of the last
+    few tokens are reached is followed as a Markov chain over all their subsets; of each earlier
+    one the expected share is iterated, as though they were independent.
     """
     drawn = min(2 * (window - 1), seq_len - 1)
-    inside = np.zeros(query + 1)
-    inside[-1] = 1.0
-    yield 1 / (query + 1), float(query == 0)
     all_others = _log_choose(np.array(seq_len - 1), drawn)
+
+    def unreached(members: np.ndarray) -> np.ndarray:
+        return np.asarray(np.exp(_log_choose(seq_len - 1 - members, drawn) - all_others))
+
+    late = min(_LATE, query + 1)
+    subsets = np.arange(1 << late)
+    counts = np.bitwise_count(subsets).astype(np.int64)
+    # Bit b is the token b before the query; the query itself is there from the start.
+    chance = (subsets == 1).astype(np.float64)
+    stays = unreached(np.arange(late + 1))
+    missed = np.ones(query + 1 - late)
+    yield 1 / (query + 1), float(query == 0)
     while True:
-        after = np.cumsum(inside[::-1])[::-1] - inside
-        missed = (1 - inside) * np.exp(_log_choose(seq_len - 1 - after, drawn) - all_others)
+        of_count = np.bincount(counts, weights=chance, minlength=late + 1)
+        after = np.cumsum(1 - missed[::-1])[::-1] - (1 - missed)
+        missed = missed * sum(
+            share * unreached(after + count) for count, share in enumerate(of_count) if share
+        )
         # Early tokens are reached first. What follows depends on later ones alone, so that they
         # can be left out, and many layers cost little.
-        inside = (1 - missed)[int(np.argmax(missed > _REACHED)) if missed.any() else -1 :]
-        complete = np.exp(np.log1p(-np.minimum(missed[:-1], 1 - 1e-16)).sum())
-        yield 1 - float(missed.sum()) / (query + 1), float(complete)
+        missed = missed[int(np.argmax(missed > _REACHED)) if (missed > _REACHED).any() else -1 :]
+        for bit in reversed(range(1, late)):
+            # The farthest first: each is reached from the tokens that the layer above had reached.
+            without = np.flatnonzero(~subsets >> bit & 1)
+            stay = stays[counts[without & ((1 << bit) - 1)]]
+            chance[without | (1 << bit)] += chance[without] * (1 - stay)
+            chance[without] *= stay
+        left = float(missed.sum()) + float(chance @ (late - counts))
+        early = float(np.exp(np.log1p(-np.minimum(missed, 1 - 1e-16)).sum()))
+        yield 1 - left / (query + 1), early * float(chance[-1])
