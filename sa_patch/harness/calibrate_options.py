@@ -9,7 +9,12 @@ from sa_patch.errors import UserError
 from sa_patch.harness.calibrate_files import check_schedule_file
 from sa_patch.harness.config import DTYPES
 from sa_patch.harness.embedded import ModelSource, resolve_model
-from sa_patch.harness.layer_check import check_context, check_layers, usual_layers
+from sa_patch.harness.layer_check import (
+    check_context,
+    check_layers,
+    check_own_windows,
+    usual_layers,
+)
 from sa_patch.harness.schedules import check_budget
 from sa_patch.harness.yaml_values import choice
 from sa_patch.kernels import check_backend
@@ -114,6 +119,7 @@ class Options:
         source = resolve_model(self.model, self.gguf_file, self.revision)
         check_layers(source, candidates)
         check_context(source, self.n)
+        check_own_windows(source, candidates or (), self.n)
         known = candidates or usual_layers(source)
         if known:
             check_budget(self.full_layers, known)

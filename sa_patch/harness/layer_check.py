@@ -41,6 +41,23 @@ def check_context(source: ModelSource, tokens: int) -> None:
         raise UserError(f"--n {tokens} is more than the model's context of {context} tokens")
 
 
+def check_own_windows(source: ModelSource, layers: Iterable[int], tokens: int) -> None:
+    """Refuse layers whose own sliding window is shorter than a sequence before weights are loaded.
+
+    Raises:
+        UserError: naming those layers and the window.
+    """
+    window = _setting(source, "sliding_window")
+    kinds = getattr(_config(source), "layer_types", None) or []
+    sliding = {index for index, kind in enumerate(kinds) if kind == "sliding_attention"}
+    short = sorted(sliding.intersection(layers))
+    if window is not None and short and tokens > window:
+        raise UserError(
+            f"layers {format_layers(short)} slide a window of {window} tokens of the model's own, "
+            f"shorter than --n {tokens}; leave them out of --layers, or give a smaller --n"
+        )
+
+
 def layer_count(source: ModelSource) -> int | None:
     """Layers of a model by its configuration; None where that cannot be read."""
     return _setting(source, "num_hidden_layers")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -78,12 +78,19 @@ class PatternMeter:
     generated after the prefill are not counted.
 
     Args:
-        patterns: the pattern of every attention layer, None for stock attention.
+        patterns: the pattern of every attention layer, None for stock attention; several where a
+            layer has several softmaxes side by side (gated attention), and a key then counts in
+            each that sees it.
         shape: heads of a layer.
     """
 
-    def __init__(self, patterns: Mapping[int, Pattern | None], shape: HeadShape) -> None:
-        self._patterns = {layer: each or Full() for layer, each in patterns.items()}
+    def __init__(
+        self, patterns: Mapping[int, Pattern | Sequence[Pattern] | None], shape: HeadShape
+    ) -> None:
+        self._patterns = {
+            layer: tuple(own) if isinstance(own, Sequence) else (own or Full(),)
+            for layer, own in patterns.items()
+        }
         self._shape = shape
         self._lengths: Counter[int] = Counter()
         self._observed = Observed()
@@ -91,7 +98,12 @@ class PatternMeter:
     @property
     def observed_layers(self) -> list[int]:
         """The layers that must call `observe` for a summary."""
-        return [i for i, pattern in self._patterns.items() if pattern.counts_need_content]
+        return [i for i, each in self._each_pattern() if each.counts_need_content]
+
+    def _each_pattern(self) -> Iterator[tuple[int, Pattern]]:
+        for layer, patterns in self._patterns.items():
+            for pattern in patterns:
+                yield layer, pattern
 
     def reset(self) -> None:
         """Forget all sequences counted so far."""
@@ -110,7 +122,9 @@ class PatternMeter:
             k: ``[batch, kv_heads, n, head_dim]``.
             spans: the rows' lengths.
         """
-        self._observed.add(self._patterns[layer], layer, q, k, spans)
+        # Gated attention never reads content, so that an observed layer has one pattern.
+        (pattern,) = self._patterns[layer]
+        self._observed.add(pattern, layer, q, k, spans)
 
     def counts(self) -> dict[int, int]:
         """How many prefills of each length were counted."""
@@ -120,7 +134,7 @@ class PatternMeter:
         """One sequence in all layers, without the visible keys of those that are observed."""
         total = Spent()
         group = self._shape.heads // self._shape.kv_heads
-        for layer, pattern in self._patterns.items():
+        for layer, pattern in self._each_pattern():
             total = total.plus(_chosen_in_layer(pattern, seq_len, group))
             if pattern.counts_need_content:
                 continue
@@ -158,7 +172,7 @@ class PatternMeter:
         for n, times in sorted(self._lengths.items()):
             spent = spent.plus(self._spent(n), times)
             full += times * len(self._patterns) * n * (n + 1) / 2
-            saturated += times * all(each.saturated(n) for each in self._patterns.values())
+            saturated += times * all(each.saturated(n) for _, each in self._each_pattern())
         for layer in self.observed_layers:
             keys, last = self._observed.means(layer)
             spent = spent.plus(Spent(tokens * keys, sequences * last))

@@ -54,18 +54,14 @@ def sparse_attention_forward(
             "this model uses the attention implementation 'sa_patch' without having been patched; "
             "load it with its stock attention and call sa_patch.patch_model(model, ...)"
         )
-    if not isinstance(attention_mask, SparseMask):
-        raise UserError(
-            "a patched model makes its own mask: a ready 4D attention_mask is not supported; "
-            "give a 2D one of 0 and 1"
-        )
+    require_own_mask(attention_mask, "a patched model")
     cached = attention_mask.query_offset > 0
     if plan.pattern is None or (cached and plan.decode == "full"):
         stock_mask = attention_mask.stock(plan.stock)
         return _stock_function(module, plan.stock)(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    _refuse_unsupported(module, attention_mask, dropout, kwargs)
+    refuse_unsupported(module, attention_mask, dropout, kwargs)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
     if key.shape[2] < attention_mask.key_len:
         # The cache has dropped what lies between the sinks and the window.
@@ -98,9 +94,23 @@ def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any
     return function
 
 
-def _refuse_unsupported(
+def require_own_mask(mask: object, model: str) -> None:
+    """Raise `UserError` for a mask that `sparse_mask` did not make.
+
+    Args:
+        model: what kind of model it is, for the sentence.
+    """
+    if not isinstance(mask, SparseMask):
+        raise UserError(
+            f"{model} makes its own mask: a ready 4D attention_mask is not supported; "
+            "give a 2D one of 0 and 1"
+        )
+
+
+def refuse_unsupported(
     module: nn.Module, mask: SparseMask, dropout: float, kwargs: dict[str, Any]
 ) -> None:
+    """Raise `UserError` if a call asks for something a sparse layer cannot do."""
     if mask.refusal is not None:
         raise UserError(f"layer {module.layer_idx}: {mask.refusal}")
     if kwargs.get("output_attentions"):

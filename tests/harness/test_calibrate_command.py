@@ -216,6 +216,15 @@ def test_a_model_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("weightless")
+def test_layers_with_a_window_of_their_own_are_refused_where_it_is_too_short(
+    mixed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--layers", "0-1,3", "--full-layers", "1", "--out", str(tmp_path / "s.yaml")]
+    said = refused(capfd, str(mixed), *SPARSE, *options)
+    assert "layers 0,3 slide a window of 8 tokens" in said
+
+
+@pytest.mark.usefixtures("weightless")
 def test_the_budget_of_a_mixed_model_counts_its_full_layers(
     mixed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ Hypothesis draws the shape of a case and a seed; the numbers themselves come fro
 that an example is small to print and quick to shrink.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +19,8 @@ from tests.laws.drawn import oracle_arguments
 
 BACKEND_NAMES: tuple[str, ...] = (*BACKENDS, "auto")
 # Triton's interpreter takes a second for what a kernel does in microseconds, and flex compiles C++
-# for seconds for every new number of heads, head_dim or scale.
+# for seconds for every new number of heads, head_dim or scale: wherever a test has the choice, flex
+# gets the shape that `make_case` has by default.
 SLOW_BACKENDS = frozenset({"triton", "flex"})
 # What the laws of whole models run on; tests/patching/test_fused_backends.py has the others.
 MODEL_BACKENDS: tuple[str, ...] = ("reference", "banded", "auto")
@@ -146,6 +148,11 @@ def cases(
 def affordable(backend: str, data: st.DataObject) -> bool:
     """Whether to run this example: slow backends take a quarter of them, the simplest included."""
     return backend not in SLOW_BACKENDS or data.draw(st.integers(0, 3)) == 0
+
+
+def in_turns(patterns: Sequence[Pattern], backend: str, turn: int) -> Sequence[Pattern]:
+    """All patterns, or for slow backends every third: three successive turns have them all."""
+    return patterns[turn % 3 :: 3] if backend in SLOW_BACKENDS else patterns
 
 
 def serves(backend: str, pattern: Pattern, case: Case, gradients: bool = False) -> bool:
