@@ -51,15 +51,18 @@ class HeadInputs:
     scale: float
 
 
-def check_place(layers: int, heads: int, layer: int, head: int) -> None:
-    """Refuse a layer or head that a model does not have.
+def check_tokens(count: int) -> None:
+    """Refuse a prompt of which no map can be drawn, before a model is loaded.
 
     Raises:
-        UserError: which it has.
+        UserError: unless it has from 2 to `MAX_TOKENS` tokens.
     """
-    for name, value, count in (("layer", layer, layers), ("head", head, heads)):
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < count:
-            raise UserError(f"--{name} must be from 0 to {count - 1} for this model, got {value}")
+    if count < 2:
+        raise UserError(f"a map needs at least 2 tokens, and the prompt has {count}; lengthen it")
+    if count > MAX_TOKENS:
+        raise UserError(
+            f"the prompt has {count:,} tokens, more than the {MAX_TOKENS:,} of a map; shorten it"
+        )
 
 
 def head_inputs(model: Any, input_ids: Tensor, layer: int) -> HeadInputs:
@@ -75,13 +78,9 @@ def head_inputs(model: Any, input_ids: Tensor, layer: int) -> HeadInputs:
 
     Raises:
         UserError: if the model cannot be patched, the layer is none of its, or the prompt has
-            more than `MAX_TOKENS` tokens.
+            fewer than 2 or more than `MAX_TOKENS` tokens.
     """
-    if input_ids.shape[1] > MAX_TOKENS:
-        raise UserError(
-            f"the prompt has {input_ids.shape[1]:,} tokens, more than the {MAX_TOKENS:,} of a map; "
-            "shorten it"
-        )
+    check_tokens(input_ids.shape[1])
     modules = attention_layers(base_model(model))
     if layer not in modules:
         raise UserError(f"layer {layer} has no attention to show; this model's: {list(modules)}")
@@ -112,9 +111,7 @@ def attention_maps(
     full = scores.masked_fill(~past, -torch.inf).softmax(-1)
     maps = []
     for pattern in patterns:
-        seen = pattern.visible(
-            torch.arange(n), n, layer=layer, heads=heads, q=inputs.q, k=inputs.k
-        )
+        seen = pattern.visible(torch.arange(n), n, layer=layer, heads=heads, q=inputs.q, k=inputs.k)
         visible = seen[head if len(seen) > 1 else 0]
         # A row without keys would be NaN; no pattern has one.
         weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)

@@ -39,13 +39,14 @@ class Cost:
         return float(rise / np.log(self.lengths[-1] / self.lengths[-2]))
 
 
-def check_lengths(lengths: Sequence[int], head_dim: int) -> None:
+def check_lengths(lengths: Sequence[int], head_dim: int, group: int) -> None:
     """Refuse numbers out of range.
 
     Raises:
-        UserError: unless lengths rise from at least 1, and head_dim is at least 1.
+        UserError: unless lengths rise from at least 1, and head_dim and group are at least 1.
     """
     whole_number(head_dim, "head_dim", 1)
+    whole_number(group, "group", 1)
     for length in lengths:
         whole_number(length, "n", 1)
     if not lengths or list(lengths) != sorted(set(lengths)):
@@ -58,7 +59,7 @@ def measure_cost(
     *,
     head_dim: int = 64,
     group: int = 1,
-    count_up_to: int = 32_768,
+    count_up_to: int = 8192,
 ) -> Cost:
     """FLOPs at each length, expected and counted.
 
@@ -71,8 +72,7 @@ def measure_cost(
     Raises:
         UserError: for numbers out of range.
     """
-    check_lengths(lengths, head_dim)
-    whole_number(group, "group", 1)
+    check_lengths(lengths, head_dim, group)
     expected, counted = [], []
     for length in lengths:
         choosing = 2 * head_dim * float(pattern.selection_dots(length, group).sum())

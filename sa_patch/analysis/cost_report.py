@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from sa_patch.analysis.cost import Cost, check_lengths, measure_cost
 from sa_patch.analysis.figure_style import MARKERS, Sheet, colours_of, plain, sample
-from sa_patch.analysis.report import Report, rounded, rounded_one, shown
+from sa_patch.analysis.report import Report, as_json, short, shown
 from sa_patch.patterns import Pattern
 
 
@@ -25,7 +25,7 @@ def cost_report(
     Raises:
         UserError: for numbers out of range.
     """
-    check_lengths(lengths, head_dim)
+    check_lengths(lengths, head_dim, group)
     costs = [measure_cost(p, lengths, head_dim=head_dim, group=group) for p in patterns]
     content = {
         "analysis": "cost",
@@ -35,16 +35,16 @@ def cost_report(
         "patterns": [
             {
                 "pattern": str(cost.pattern),
-                "expected_flops": rounded(cost.expected, 9),
-                "counted_flops": rounded(cost.counted, 9),
-                "exponent": rounded_one(cost.exponent()),
+                "expected_flops": as_json(cost.expected, 9),
+                "counted_flops": as_json(cost.counted, 9),
+                "exponent": as_json(cost.exponent()),
             }
             for cost in costs
         ],
     }
     columns = ("pattern", *(f"n = {length:,}" for length in lengths), "exponent")
     rows = [
-        (str(cost.pattern), *(shown(value) for value in cost.expected), shown(cost.exponent()))
+        (short(cost.pattern), *(shown(value) for value in cost.expected), shown(cost.exponent()))
         for cost in costs
     ]
     return Report("cost", content, _draw(costs), columns, rows)
@@ -56,7 +56,7 @@ def _draw(costs: Sequence[Cost]) -> Figure:
     for cost, colour in zip(costs, colours_of(patterns), strict=True):
         rise = cost.exponent()
         growth = "" if rise is None else f"  (grows as n^{rise:.2f})"
-        handles.append(sample(f"{cost.pattern}{growth}", color=colour))
+        handles.append(sample(f"{short(cost.pattern)}{growth}", color=colour))
     handles.append(sample("counted", linestyle="none", marker="o", markersize=4))
     notes = [
         f"One layer, one head of {costs[0].head_dim}: 4 x head_dim for a visible key, 2 x head_dim "

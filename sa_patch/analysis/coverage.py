@@ -115,7 +115,7 @@ def _window(
         depth += 1
 
 
-def _log_choose(n: np.ndarray, k: np.ndarray | int) -> np.ndarray:
+def _log_choose(n: np.ndarray, k: np.ndarray | float) -> np.ndarray:
     """Log of ``C(n, k)``, -inf where k > n, continued to real n and k."""
     n, k = np.broadcast_arrays(np.asarray(n, dtype=np.float64), np.asarray(k, dtype=np.float64))
     possible = k <= n

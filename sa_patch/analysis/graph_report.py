@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,14 @@ from matplotlib.figure import Figure
 
 from sa_patch.analysis.figure_style import MARKERS, Sheet, colours_of, plain, sample
 from sa_patch.analysis.paths import SmallWorld, measure_small_world
-from sa_patch.analysis.report import Report, rounded, rounded_one, shown
+from sa_patch.analysis.report import Report, as_json, short, shown
 from sa_patch.analysis.spectrum import Mixing, measure_mixing, ring_contraction
-from sa_patch.analysis.stack import check_stack, stacked_graph
+from sa_patch.analysis.stack import check_stack, stacked_graphs
 from sa_patch.patterns import SA, Pattern
 from sa_patch.patterns.base import whole_number
 
+# Depths that are measured beside the first four and the last.
+_DEPTHS = (6, 8, 12, 16, 24, 32)
 _RANDOM = (0, (2, 1.5))
 
 
@@ -32,20 +33,9 @@ def graph_report(
     Raises:
         UserError: for what cannot be measured, before anything slow.
     """
-    whole_number(seq_len, "n", 3)
-    whole_number(sampled, "sample", 2)
-    for pattern in patterns:
-        check_stack(pattern, seq_len, layers)
-    depths = [d for d in range(1, layers + 1) if d <= 4 or d in (6, 8, 12, 16, 24, 32) or d == layers]
-    worlds = {
-        pattern: [
-            measure_small_world(
-                stacked_graph(pattern, seq_len, depth, seed=seed), sample=sampled, seed=seed
-            )
-            for depth in depths
-        ]
-        for pattern in patterns
-    }
+    check_graph_report(patterns, seq_len, layers, sampled)
+    depths = [d for d in range(1, layers + 1) if d <= 4 or d in _DEPTHS or d == layers]
+    worlds = {p: _worlds(p, seq_len, layers, depths, sampled, seed) for p in patterns}
     mixings = {p: measure_mixing(p, seq_len, layers, seed=seed) for p in patterns}
     content = {
         "analysis": "graph",
@@ -53,35 +43,65 @@ def graph_report(
         "layers": layers,
         "sample": min(sampled, seq_len),
         "seed": seed,
-        "patterns": [
-            _record(p, depths, worlds[p], mixings[p], seq_len) for p in patterns
-        ],
+        "patterns": [_record(p, depths, worlds[p], mixings[p], seq_len) for p in patterns],
     }
     rows = [row for p in patterns for row in _rows(p, depths, worlds[p], mixings[p])]
     columns = (
         *("pattern", "layers", "mean path", "random", "clustering", "random", "small world"),
-        *("spectral gap", "left of a difference", "from full attention"),
+        *("spectral gap", "difference left", "from full"),
     )
-    return Report("graph", content, _draw(worlds, mixings, depths, seq_len), columns, rows)
+    note = (
+        "random: a random graph with as many edges. small world: above 1 for a small-world graph, "
+        "a dash where a graph is not in one piece. difference left, from full: see the figure."
+    )
+    figure = _draw(worlds, mixings, depths, seq_len)
+    return Report("graph", content, figure, columns, rows, note)
+
+
+def check_graph_report(
+    patterns: Sequence[Pattern], seq_len: int, layers: int, sampled: int
+) -> None:
+    """Refuse what `graph_report` could not measure.
+
+    Raises:
+        UserError: for numbers out of range, or more pairs than are held in memory.
+    """
+    whole_number(seq_len, "n", 3)
+    whole_number(sampled, "sample", 2)
+    for pattern in patterns:
+        check_stack(pattern, seq_len, layers)
+
+
+def _worlds(
+    pattern: Pattern, n: int, layers: int, depths: Sequence[int], sampled: int, seed: int
+) -> list[SmallWorld]:
+    found: list[SmallWorld] = []
+    measured = None
+    for depth, graph in enumerate(stacked_graphs(pattern, n, layers, seed=seed), start=1):
+        if depth in depths:
+            if graph is not measured:
+                world = measure_small_world(graph, sample=sampled, seed=seed)
+                measured = graph
+            found.append(world)
+    return found
 
 
 def _record(
     pattern: Pattern, depths: Sequence[int], worlds: Sequence[SmallWorld], mixing: Mixing, n: int
 ) -> dict[str, Any]:
     ring = isinstance(pattern, SA) and pattern.circular and 2 * pattern.window - 1 <= n
-    contraction = mixing.contraction
+    closed = 1 - ring_contraction(pattern, n) if ring and isinstance(pattern, SA) else None
+    stacked = [
+        {"layers": depth, **as_json(world), "small_world": as_json(world.coefficient)}
+        for depth, world in zip(depths, worlds, strict=True)
+    ]
     return {
         "pattern": str(pattern),
-        "spectral_gap": rounded_one(mixing.gap, 9),
-        "spectral_gap_closed_form": rounded_one(1 - ring_contraction(pattern, n), 9)
-        if ring and isinstance(pattern, SA)
-        else None,
-        "contraction": None if contraction is None else rounded(contraction),
-        "distance_from_full": rounded(mixing.distance),
-        "stacked": [
-            {"layers": depth, **asdict(world), "small_world": rounded_one(world.coefficient)}
-            for depth, world in zip(depths, worlds, strict=True)
-        ],
+        "spectral_gap": as_json(mixing.gap, 9),
+        "spectral_gap_closed_form": as_json(closed, 9),
+        "contraction": as_json(mixing.contraction),
+        "distance_from_full": as_json(mixing.distance),
+        "stacked": stacked,
     }
 
 
@@ -90,7 +110,7 @@ def _rows(
 ) -> list[tuple[str, ...]]:
     return [
         (
-            str(pattern),
+            short(pattern),
             str(depth),
             shown(world.path.mean),
             shown(world.random_path.mean),
@@ -113,17 +133,17 @@ def _draw(
 ) -> Figure:
     patterns = list(worlds)
     handles = [
-        sample(str(p), color=c, marker=m, markersize=4)
+        sample(short(p), color=c, marker=m, markersize=4)
         for p, c, m in zip(patterns, colours_of(patterns), MARKERS * len(patterns), strict=False)
     ]
     handles.append(sample("random graph of equal density", linestyle=_RANDOM))
     notes = [
         f"n = {seq_len:,}. Top: two tokens are joined if one sees the other in any of the layers; "
-        "bars: 95% over sampled tokens. Below left: the largest factor by which that many layers of "
-        "uniform two-sided attention leave a difference between tokens (not defined where degrees "
-        "differ between layers). Below right: total variation distance between what the last query "
-        "takes in through causal layers of the pattern and through as many of full attention, both "
-        "uniform over visible keys.",
+        "bars: 95% over sampled tokens. Below left: the largest factor by which that many layers "
+        "of uniform two-sided attention leave a difference between tokens (not defined where the "
+        "number of neighbours differs between layers). Below right: total variation distance "
+        "between what the last query takes in through causal layers of the pattern and through as "
+        "many of full attention, both uniform over visible keys.",
     ]
     sheet = Sheet("The graph of several layers", notes, handles, (2, 2), (4.3, 2.7))
     path, clustering, contraction, distance = sheet.panels

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.ndimage import maximum_filter1d
 
 from sa_patch.analysis.coverage import expected_layers_to_all
-from sa_patch.analysis.receptive import measure_receptive_field
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA
 from sa_patch.patterns.base import whole_number
@@ -54,14 +54,15 @@ class Check:
         return self.low - slack <= self.predicted <= self.high + slack
 
 
-def check_numbers(n: int, windows: Sequence[int], draws: int) -> None:
+def check_numbers(n: int, windows: Sequence[int], draws: int, coverage_draws: int) -> None:
     """Refuse numbers out of range, before anything slow.
 
     Raises:
-        UserError: unless n is at least 4, draws at least 10, and each window from 2 to n / 2.
+        UserError: unless n is at least 4, the draws at least 10, and each window from 2 to n / 2.
     """
     whole_number(n, "n", 4)
     whole_number(draws, "draws", 10)
+    whole_number(coverage_draws, "coverage draws", 10)
     if not windows:
         raise UserError("give at least one window")
     for window in windows:
@@ -102,10 +103,7 @@ def coverage_depth(
     of three) stands in for it.
     """
     limit = max(32, _PATIENCE * (n - 1) // (2 * (window - 1)))
-    found = []
-    for seed in range(draws):
-        field = measure_receptive_field(SA(window, seed), n, limit, causal=causal, queries=2)
-        found.append(field.layers_to(1.0))
+    found = [layers_to_all(n, window, seed, limit, causal=causal) for seed in range(draws)]
     layers = np.array([limit if one is None else one for one in found], dtype=np.float64)
     spread = float(layers.std(ddof=1))
     half = spread / math.sqrt(draws) * float(stats.t.isf((1 - confidence) / 2, draws - 1))
@@ -116,6 +114,25 @@ def coverage_depth(
     what = f"layers to full coverage, {'causal' if causal else 'not causal'}"
     said = math.nan if predicted is None else predicted
     return Check(what, n, window, said, mean, mean - half, mean + half, draws, confidence)
+
+
+def layers_to_all(n: int, window: int, seed: int, depth: int, *, causal: bool) -> int | None:
+    """Layers until the last query of SA sees everything; None if `depth` of them are not enough.
+
+    That of `sa_patch.analysis.receptive.measure_receptive_field`, in O(n) for a layer: in the order
+    of slots, a token is reached if a reached one (with causality: a later one) lies within w - 1.
+    """
+    positions = np.arange(n)
+    reached = positions == n - 1
+    for layer in reversed(range(depth)):
+        if reached.all():
+            return depth - 1 - layer
+        slots = permutation_slots(n, seed, layer).numpy()
+        latest = np.empty(n, dtype=np.int64)
+        latest[slots] = np.where(reached, positions, -1)
+        near = maximum_filter1d(latest, 2 * window - 1, mode="wrap")[slots]
+        reached |= near >= (positions if causal else 0)
+    return depth if reached.all() else None
 
 
 @dataclass(frozen=True)
@@ -156,7 +173,7 @@ def estimator_moments(values: np.ndarray, query: int, window: int) -> Moments:
 def uniform_attention(
     n: int, window: int, draws: int, *, query: int | None = None, confidence: float = 0.95
 ) -> tuple[Check, Check]:
-    """Bias and variance of SA's estimate of uniform attention, at one query (the last unless given).
+    """Bias and variance of SA's estimate of uniform attention, at one query (by default the last).
 
     The values are one fixed draw of n standard normals. Intervals: Student's t for the bias; for
     the variance a normal one with the standard error ``sqrt((m_4 - s^4) / draws)``, m_4 being the
@@ -200,7 +217,7 @@ def check_propositions(
 ) -> list[Check]:
     """All statements at each window.
 
-    The confidence of each interval is raised so that all of them together hold with 95% (Bonferroni).
+    The confidence of each interval is raised so that all together hold with 95% (Bonferroni).
 
     Args:
         n: number of tokens.
@@ -211,8 +228,7 @@ def check_propositions(
     Raises:
         UserError: for numbers out of range.
     """
-    check_numbers(n, windows, draws)
-    whole_number(coverage_draws, "coverage draws", 10)
+    check_numbers(n, windows, draws, coverage_draws)
     confidence = 1 - 0.05 / (7 * len(windows))
     checks: list[Check] = []
     for window in windows:

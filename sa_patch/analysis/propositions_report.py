@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sa_patch.analysis.figure_style import Sheet, plain, sample
 from sa_patch.analysis.propositions import Check, check_propositions
-from sa_patch.analysis.report import Report, rounded_one, shown
+from sa_patch.analysis.report import Report, as_json, shown
 from sa_patch.method_colours import COLOURS, OTHER_COLOURS
 
 
@@ -28,16 +28,7 @@ def propositions_report(
         "n": seq_len,
         "windows": list(windows),
         "agree": sum(check.agrees for check in checks),
-        "checks": [
-            {
-                **{
-                    key: rounded_one(value) if isinstance(value, float) else value
-                    for key, value in asdict(check).items()
-                },
-                "agrees": check.agrees,
-            }
-            for check in checks
-        ],
+        "checks": [{**as_json(check), "agrees": check.agrees} for check in checks],
     }
     rows = [
         (
@@ -51,7 +42,11 @@ def propositions_report(
         for check in checks
     ]
     columns = ("statement", "w", "predicted", "measured", "interval", "agrees")
-    return Report("propositions", content, _draw(checks, seq_len), columns, rows)
+    note = (
+        f"{content['agree']} of {len(checks)} predictions lie within their intervals, "
+        "which hold all together with 95%."
+    )
+    return Report("propositions", content, _draw(checks, seq_len), columns, rows, note)
 
 
 def _draw(checks: Sequence[Check], seq_len: int) -> Figure:
@@ -63,11 +58,13 @@ def _draw(checks: Sequence[Check], seq_len: int) -> Figure:
         sample("causal; a query at n / 4", color=second),
     ]
     notes = [
-        f"SA at n = {seq_len:,}. Intervals hold all together with 95% (each at "
-        f"{checks[0].confidence:.2%}). Bias and variance are those of the mean over visible keys of "
-        "fixed normal values, over permutations, against uniform attention over all earlier ones.",
+        f"SA at n = {seq_len:,}. Intervals hold all together with 95% (each with "
+        f"{checks[0].confidence:.2%}). Bias and variance, over permutations, are those of the mean "
+        "of fixed normal values over visible keys, against uniform attention over all earlier "
+        "ones.",
     ]
-    sheet = Sheet("What theory predicts of stochastic attention", notes, handles, (2, 2), (4.3, 2.7))
+    title = "What theory predicts of stochastic attention"
+    sheet = Sheet(title, notes, handles, (2, 2), (4.3, 2.7))
     pair, depth, bias, variance = sheet.panels
     for axes, begins, title, y in (
         (pair, "P(pair", "chance that a pair is visible", ""),
@@ -86,12 +83,13 @@ def _draw(checks: Sequence[Check], seq_len: int) -> Figure:
     return sheet.figure
 
 
-def _series(axes: object, checks: Sequence[Check], colour: str) -> None:
+def _series(axes: Axes, checks: Sequence[Check], colour: str) -> None:
     """A bias is drawn by its size: where the prediction is negative the interval is turned over."""
     sign = np.array([-1.0 if check.predicted < 0 else 1.0 for check in checks])
     windows = [check.window for check in checks]
     measured = sign * np.array([check.measured for check in checks])
     half = np.array([[c.measured - c.low, c.high - c.measured] for c in checks]).T
     half = np.where(sign > 0, half, half[::-1])
-    axes.plot(windows, sign * [c.predicted for c in checks], color=colour, linewidth=1.4)  # type: ignore[attr-defined]
-    axes.errorbar(windows, measured, half, color=colour, fmt="o", markersize=4, capsize=2)  # type: ignore[attr-defined]
+    predicted = sign * np.array([check.predicted for check in checks])
+    axes.plot(windows, predicted, color=colour, linewidth=1.4)
+    axes.errorbar(windows, measured, half, color=colour, fmt="o", markersize=4, capsize=2)

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from sa_patch.analysis.coverage import expected_layers_to_all, log_coverage, predict
-from sa_patch.analysis.figure_style import FONT, Sheet, colours_of, plain, sample, whole_ticks
+from sa_patch.analysis.coverage import (
+    Prediction,
+    expected_layers_to_all,
+    log_coverage,
+    predict,
+)
+from sa_patch.analysis.figure_style import Sheet, colours_of, plain, sample, whole_ticks
 from sa_patch.analysis.receptive import (
     ReceptiveField,
     check_receptive_field,
     measure_receptive_field,
 )
-from sa_patch.analysis.report import Report, rounded, rounded_one, shown
-from sa_patch.errors import UserError
-from sa_patch.patterns import SA, SWA, Full, Pattern, Union
+from sa_patch.analysis.report import Report, as_json, short, shown
+from sa_patch.analysis.visibility import check_visibility, has_two_sides
+from sa_patch.patterns import SA, Pattern
 
 _SHARES = (0.5, 0.9, 0.99, 1.0)
+_AVERAGE = (0, (2, 1.5))
 
 
-def has_two_sides(pattern: Pattern) -> bool:
-    """Whether a pattern has a non-causal form."""
-    parts = pattern.parts if isinstance(pattern, Union) else (pattern,)
-    return all(isinstance(part, (Full, SWA, SA)) for part in parts)
+@dataclass(frozen=True)
+class _Found:
+    """One curve with what was predicted of it, None where nothing is."""
+
+    field: ReceptiveField
+    predicted: Prediction | None
+    predicted_to_all: float | None
 
 
 def receptive_report(
@@ -41,123 +52,135 @@ def receptive_report(
     Raises:
         UserError: for what cannot be measured, before anything slow.
     """
+    check_receptive_report(patterns, seq_len, depth, queries)
     sampled = None if queries >= seq_len else queries
-    for pattern in patterns:
-        check_receptive_field(pattern, seq_len, depth, queries=sampled)
-    asked = [(p, causal) for causal in (True, False) for p in patterns if causal or has_two_sides(p)]
-    fields = [
-        measure_receptive_field(p, seq_len, depth, causal=causal, queries=sampled, seed=seed)
-        for p, causal in asked
-    ]
-    found = [_record(field, depth) for field in fields]
+    sides = [(p, True) for p in patterns] + [(p, False) for p in patterns if has_two_sides(p)]
+    found = [_measure(p, seq_len, depth, causal, sampled, seed) for p, causal in sides]
     content = {
-        "analysis": "receptive-field",
+        "analysis": "receptive",
         "n": seq_len,
         "depth": depth,
         "queries": min(queries, seq_len),
         "seed": seed,
-        "patterns": found,
+        "patterns": [_record(one) for one in found],
     }
-    return Report(
-        "receptive-field", content, _draw(fields, patterns, seq_len, depth), *_table(found)
+    columns = (
+        *("pattern", "causal", "50%", "90%", "99%", "all"),
+        *("predicted", "log_w n", "reached"),
+    )
+    note = (
+        "Layers until the last query's receptive field is that share of what full attention sees, "
+        "and the predicted ones to all of it; a dash: not within the depth, or no closed form."
+    )
+    rows = [_row(one) for one in found]
+    return Report("receptive", content, _draw(found, patterns, seq_len), columns, rows, note)
+
+
+def check_receptive_report(
+    patterns: Sequence[Pattern], seq_len: int, depth: int, queries: int
+) -> None:
+    """Refuse what `receptive_report` could not measure.
+
+    Raises:
+        UserError: for numbers out of range, or a pattern that cannot be built at this length.
+    """
+    sampled = None if queries >= seq_len else queries
+    for pattern in patterns:
+        check_receptive_field(pattern, seq_len, depth, queries=sampled)
+        if has_two_sides(pattern):
+            check_visibility(pattern, seq_len, causal=False)
+
+
+def _measure(
+    pattern: Pattern, n: int, depth: int, causal: bool, queries: int | None, seed: int
+) -> _Found:
+    field = measure_receptive_field(pattern, n, depth, causal=causal, queries=queries, seed=seed)
+    said = predict(pattern, n, field.depth, causal=causal)
+    # The paper's bounds are far below ten times what was asked to be looked at.
+    to_all = expected_layers_to_all(pattern, n, causal=causal, limit=10 * depth)
+    return _Found(field, said, to_all)
+
+
+def _record(found: _Found) -> Any:
+    field, said = found.field, found.predicted
+    mean, half = field.average()
+    layers, reached = field.mean_layers()
+    return as_json(
+        {
+            "pattern": field.pattern,
+            "causal": field.causal,
+            "last_query": field.last,
+            "average": mean,
+            "average_half_width_95": half,
+            "predicted_last_query": None if said is None else said.shares,
+            "prediction_is_exact": None if said is None else said.exact,
+            "layers_to": {str(share): field.layers_to(share) for share in _SHARES},
+            "layers_to_all_every_query": field.layers_for_all(),
+            "predicted_layers_to_all": found.predicted_to_all,
+            "log_w_n": _log_w_n(field),
+            "mean_layers_to_a_token": layers,
+            "reached": reached,
+        }
     )
 
 
-def _record(field: ReceptiveField, depth: int) -> dict[str, Any]:
-    pattern, n, causal = field.pattern, field.seq_len, field.causal
-    mean, half = field.average()
-    said = predict(pattern, n, field.depth, causal=causal)
-    layers, reached = field.mean_layers()
-    record = {
-        "pattern": str(pattern),
-        "causal": causal,
-        "last_query": rounded(field.last),
-        "average": rounded(mean),
-        "average_half_width_95": rounded(half),
-        "predicted_last_query": None if said is None else rounded(said.shares),
-        "layers_to": {str(share): field.layers_to(share) for share in _SHARES},
-        "layers_to_all_every_query": field.layers_for_all(),
-        "predicted_layers_to_all": rounded_one(expected_layers_to_all(pattern, n, causal=causal)),
-        "mean_layers_to_a_token": rounded_one(layers),
-        "reached": rounded_one(reached),
-    }
-    if isinstance(pattern, SA):
-        record["log_w_n"] = rounded_one(log_coverage(n, pattern.window))
-    return record
+def _row(found: _Found) -> tuple[str, ...]:
+    field = found.field
+    return (
+        short(field.pattern),
+        "yes" if field.causal else "no",
+        *(shown(field.layers_to(share)) for share in _SHARES),
+        shown(found.predicted_to_all),
+        shown(_log_w_n(field)),
+        f"{field.last[-1]:.1%}",
+    )
 
 
-def _table(found: Sequence[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    columns = ("pattern", "causal", "layers to 50%", "90%", "99%", "all", "predicted", "of its past")
-    rows = [
-        (
-            one["pattern"],
-            "yes" if one["causal"] else "no",
-            *(shown(one["layers_to"][str(share)]) for share in _SHARES),
-            shown(one["predicted_layers_to_all"]),
-            f"{one['reached']:.1%}",
-        )
-        for one in found
-    ]
-    return columns, rows
+def _log_w_n(field: ReceptiveField) -> float | None:
+    """What the paper says of SA."""
+    pattern = field.pattern
+    return log_coverage(field.seq_len, pattern.window) if isinstance(pattern, SA) else None
 
 
-def _draw(
-    fields: Sequence[ReceptiveField], patterns: Sequence[Pattern], seq_len: int, depth: int
-) -> Any:
+def _draw(found: Sequence[_Found], patterns: Sequence[Pattern], seq_len: int) -> Figure:
     colours = dict(zip(patterns, colours_of(patterns), strict=True))
-    sides = [True, False] if any(not field.causal for field in fields) else [True]
-    handles = [sample(str(pattern), color=colour) for pattern, colour in colours.items()]
+    sides = list(dict.fromkeys(one.field.causal for one in found))
+    handles = [sample(short(pattern), color=colour) for pattern, colour in colours.items()]
     handles += [
         sample("last query", linestyle="-"),
-        sample("mean over queries", linestyle=(0, (2, 1.5))),
+        sample("mean over queries", linestyle=_AVERAGE),
         sample("predicted, last query", linestyle="none", marker="x", markersize=5),
     ]
     notes = [
-        f"n = {seq_len:,}. A receptive field is what a query is reached by through d layers, as a "
-        "share of what full attention sees. One draw of each random pattern; bands: 95% for the "
-        "choice of queries.",
+        f"n = {seq_len:,}. A receptive field is what a query is reached by through that many "
+        "layers, as a share of what full attention sees. One draw of each random pattern; bands: "
+        "95% for the choice of queries. A curve ends where every query of the sample sees all.",
     ]
-    sheet = Sheet(
-        "Receptive field against depth", notes, handles, (1, len(sides)), (4.4, 3.3)
-    )
+    title = "Receptive field against depth"
+    sheet = Sheet(title, notes, handles, (1, len(sides)), (4.4, 3.3))
     for axes, causal in zip(sheet.panels, sides, strict=True):
-        own = [field for field in fields if field.causal == causal]
-        for field in own:
-            _curve(axes, field, colours[field.pattern], depth)
+        own = [one for one in found if one.field.causal == causal]
+        for one in own:
+            _curve(axes, one, colours[one.field.pattern])
         plain(axes, "causal" if causal else "not causal", "layers", "receptive field, %")
+        deepest = max(one.field.depth for one in own)
         axes.set_xscale("log")
-        axes.set_xlim(0.9, max(max(field.depth for field in own), 2) * 1.15)
+        axes.set_xlim(0.9, max(deepest, 2) * 1.15)
         axes.set_ylim(-3, 104)
-        whole_ticks(axes, max(field.depth for field in own))
-        if not own:
-            axes.text(0.5, 0.5, "no pattern has such a form", ha="center", fontsize=FONT)
+        whole_ticks(axes, deepest)
     return sheet.figure
 
 
-def _curve(axes: Axes, field: ReceptiveField, colour: str, depth: int) -> None:
+def _curve(axes: Axes, found: _Found, colour: str) -> None:
+    field = found.field
     mean, half = field.average()
     layers = np.arange(1, field.depth + 1)
-    # A curve that has reached everything ends there.
     axes.plot(layers, 100 * field.last[1:], color=colour, linewidth=1.6)
-    axes.plot(layers, 100 * mean[1:], color=colour, linewidth=1.3, linestyle=(0, (2, 1.5)))
-    axes.fill_between(
-        layers, 100 * (mean - half)[1:], 100 * (mean + half)[1:], color=colour, alpha=0.15, lw=0
-    )
-    said = predict(field.pattern, field.seq_len, field.depth, causal=field.causal)
-    if said is not None:
+    axes.plot(layers, 100 * mean[1:], color=colour, linewidth=1.3, linestyle=_AVERAGE)
+    low, high = 100 * (mean - half)[1:], 100 * (mean + half)[1:]
+    axes.fill_between(layers, low, high, color=colour, alpha=0.15, lw=0)
+    if found.predicted is not None and len(layers):
         # About as many marks in each part of a logarithmic axis.
         places = np.unique(np.geomspace(1, field.depth, 14).round().astype(int))
-        axes.plot(
-            places,
-            100 * said.shares[places],
-            color=colour,
-            linestyle="none",
-            marker="x",
-            markersize=5,
-        )
-
-
-def check_windowed(patterns: Sequence[Pattern]) -> None:
-    """Raises ``UserError`` where a pattern is named twice: its curves would cover each other."""
-    if len(set(patterns)) < len(patterns):
-        raise UserError("each pattern is named once")
+        shares = 100 * found.predicted.shares[places]
+        axes.plot(places, shares, color=colour, linestyle="none", marker="x", markersize=5)

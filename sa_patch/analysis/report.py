@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+
+from sa_patch.patterns import Pattern
+from sa_patch.patterns.registry import parameters, pattern_class
 
 
 @dataclass(frozen=True)
@@ -18,27 +23,55 @@ class Report:
         name: of its files.
         content: what was asked and what was found, as JSON holds it.
         columns, rows: a table of the main numbers, as text.
+        note: what a reader of the table must know.
     """
 
     name: str
     content: dict[str, Any]
     figure: Figure
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
+    note: str = ""
 
 
-def rounded(values: Sequence[float], digits: int = 6) -> list[float | None]:
-    """Numbers with that many significant digits, None for what is no number."""
-    return [rounded_one(value, digits) for value in values]
+def as_json(value: Any, digits: int = 6) -> Any:
+    """Dataclasses, arrays, patterns and numbers as JSON holds them.
+
+    Fractions are rounded to that many significant digits; what is no finite number becomes None.
+    """
+    if isinstance(value, Pattern):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        pairs = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return {name: as_json(own, digits) for name, own in pairs}
+    if isinstance(value, Mapping):
+        return {name: as_json(own, digits) for name, own in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [as_json(own, digits) for own in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value
 
 
-def rounded_one(value: float | None, digits: int = 6) -> float | None:
-    """A number with that many significant digits, None for what is none."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{float(value):.{digits}g}")
+def short(pattern: Pattern) -> str:
+    """A pattern's text form with as little as reads back: ``sinks:4+swa:60``, ``sa:64,seed=1``."""
+    parts = []
+    for text in str(pattern).split("+"):
+        name, colon, rest = text.partition(":")
+        first, equals, value = rest.partition("=")
+        # Only the values of the first parameters may stand without their names.
+        if equals and first == parameters(pattern_class(name))[0]:
+            rest = value
+        pieces = [piece for piece in rest.split(",") if piece != "seed=0"]
+        parts.append(name + colon + ",".join(pieces))
+    return "+".join(parts)
 
 
 def shown(value: float | None, digits: int = 3) -> str:
     """A number as a table shows it, a dash for none."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:,.{digits}g}"
+    if value is None or not math.isfinite(value):
+        return "-"
+    whole = abs(value) >= 10**digits or value == int(value)
+    return f"{value:,.0f}" if whole and abs(value) < 1e6 else f"{value:,.{digits}g}"

@@ -54,15 +54,15 @@ def measure_mixing(pattern: Pattern, seq_len: int, layers: int, *, seed: int = 0
     whole_number(layers, "layers", 1)
     needed = layers if differs_by_layer(pattern) else 1
     walks = [_walk(pattern, seq_len, layer, seed) for layer in range(needed)]
-    degrees = [walk.degree for walk in walks]
-    same = all(np.array_equal(degree, degrees[0]) for degree in degrees)
-    stack = walks if needed == layers else walks * layers
+    second = _largest(walks[:1], seq_len)
     contraction = None
-    if same:
-        found = [1.0, *(_largest(stack[: d + 1], seq_len) for d in range(layers))]
-        contraction = np.array(found)
-    gap = 1 - (contraction[1] if contraction is not None else _largest(walks[:1], seq_len))
-    return Mixing(float(gap), contraction, _distance(pattern, seq_len, layers, seed))
+    if needed == 1:
+        # Powers of one symmetric matrix.
+        contraction = second ** np.arange(layers + 1)
+    elif all(np.array_equal(walk.degree, walks[0].degree) for walk in walks):
+        found = [_largest(walks[:depth], seq_len) for depth in range(2, layers + 1)]
+        contraction = np.array([1.0, second, *found][: layers + 1])
+    return Mixing(1 - second, contraction, _distance(pattern, seq_len, layers, seed))
 
 
 def ring_contraction(pattern: SA, seq_len: int) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from scipy import sparse
 
 from sa_patch.analysis.content import random_content
@@ -31,7 +33,7 @@ def layer_matrix(
 
 
 def check_stack(pattern: Pattern, seq_len: int, layers: int) -> None:
-    """Refuse what `stacked_graph` could not build, before anything slow.
+    """Refuse what `stacked_graphs` could not build, before anything slow.
 
     Raises:
         UserError: for numbers out of range, or more pairs than are held in memory.
@@ -48,22 +50,27 @@ def check_stack(pattern: Pattern, seq_len: int, layers: int) -> None:
         )
 
 
-def stacked_graph(
+def stacked_graphs(
     pattern: Pattern, seq_len: int, layers: int, *, seed: int = 0
-) -> sparse.csr_array:
-    """Tokens are joined if one sees the other in any of the layers 0 to ``layers - 1``.
+) -> Iterator[sparse.csr_array]:
+    """The graphs of the first 1, 2, ... `layers` layers laid on top of each other.
+
+    Tokens are joined if one sees the other in any of them.
 
     Args:
         seed: of the random queries and keys of patterns that choose by content.
 
-    Returns:
-        bool ``[n, n]``, symmetric, with an empty diagonal.
+    Yields:
+        bool ``[n, n]``, symmetric, with an empty diagonal; the same object again where a layer
+        adds nothing, as where all layers see alike.
 
     Raises:
         UserError: see `check_stack`.
     """
     check_stack(pattern, seq_len, layers)
     graph = undirected(layer_matrix(pattern, seq_len, 0, seed=seed))
-    for layer in range(1, layers if differs_by_layer(pattern) else 1):
-        graph = graph + undirected(layer_matrix(pattern, seq_len, layer, seed=seed))
-    return graph
+    yield graph
+    for layer in range(1, layers):
+        if differs_by_layer(pattern):
+            graph = graph + undirected(layer_matrix(pattern, seq_len, layer, seed=seed))
+        yield graph

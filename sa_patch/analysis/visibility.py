@@ -75,22 +75,27 @@ def check_visibility(pattern: Pattern, seq_len: int, *, causal: bool = True) -> 
     """Refuse what `visibility` could not build, before anything slow.
 
     Raises:
-        UserError: for a length that is none, a pattern without a non-causal form, or too many pairs.
+        UserError: for a length that is none, no non-causal form where one is wanted, or too many
+            pairs.
     """
     whole_number(seq_len, "n", 1)
-    if not causal:
-        for part in pattern.parts if isinstance(pattern, Union) else (pattern,):
-            if not isinstance(part, (Full, SWA, SA)):
-                raise UserError(
-                    f"{part.name} has no non-causal form (full, swa and sa have one); leave "
-                    "--not-causal out, or that pattern"
-                )
+    if not causal and not has_two_sides(pattern):
+        raise UserError(
+            f"{pattern} has no non-causal form (full, swa, sa and unions of them have one); "
+            "measure it causally"
+        )
     pairs = expected_pairs(pattern, seq_len, causal=causal)
     if pairs > MAX_PAIRS:
         raise UserError(
             f"{pattern} shows about {pairs:.2g} pairs at n = {seq_len:,}, more than the "
             f"{MAX_PAIRS:.2g} that are held in memory; take a smaller n or window"
         )
+
+
+def has_two_sides(pattern: Pattern) -> bool:
+    """Whether a pattern has a form without causality."""
+    parts = pattern.parts if isinstance(pattern, Union) else (pattern,)
+    return all(isinstance(part, (Full, SWA, SA)) for part in parts)
 
 
 def expected_pairs(pattern: Pattern, seq_len: int, *, causal: bool = True) -> float:
@@ -155,8 +160,8 @@ def _defined_rows(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """By the pattern's definition, a dense mask of few rows at a time: any pattern, O(n^2) time."""
     for some in queries.split(max(1, _CHUNK_PAIRS // seq_len)):
-        given = {} if content is None else {"q": content.q[:, some], "k": content.k}
-        mask = pattern.visible(some, seq_len, layer=layer, **given)[0]
+        q, k = (None, None) if content is None else (content.q[:, some], content.k)
+        mask = pattern.visible(some, seq_len, layer=layer, q=q, k=k)[0]
         yield mask.sum(-1).numpy(), mask.nonzero()[:, 1].numpy()
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What analyses depend on beside what every result does.
-PACKAGES = ("scipy", "networkx", "matplotlib")
+PACKAGES = ("scipy", "matplotlib")
 
 
 def check_folder(folder: Path) -> None:
@@ -67,11 +67,11 @@ def write_artifacts(
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     files = [folder / f"{name}.{kind}" for kind in ("json", "png", "svg")]
     write_whole(files[0], text.encode())
-    for path, kind, options in zip(files[1:], ("png", "svg"), ({"dpi": 150}, {}), strict=True):
+    for path, kind in zip(files[1:], ("png", "svg"), strict=True):
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {}
         # A fixed salt makes the SVG's ids, and so the file, a function of its content alone.
         with matplotlib.rc_context({"svg.hashsalt": "sa_patch"}):
-            figure.savefig(buffer, format=kind, metadata=metadata, **options)
+            figure.savefig(buffer, format=kind, metadata=metadata, dpi=150)
         write_whole(path, buffer.getvalue())
     return files

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sa_patch import unpatch_model
-from sa_patch.analysis.attention_maps import attention_maps, check_place, head_inputs
+from sa_patch.analysis.attention_maps import attention_maps, head_inputs
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Sinks
 from tests.models import random_tokens, tiny_model
@@ -29,7 +29,8 @@ def test_full_map_is_what_the_models_own_attention_returns(family: str) -> None:
 def test_masked_maps_are_renormalised_over_the_visible_keys() -> None:
     model = tiny_model("llama").eval()
     inputs = head_inputs(model, random_tokens(1, 30), 0)
-    patterns = [Full(), SWA(5), SA(4, 1, per_head=True), Sinks(2) | SWA(3), MoBA(4), BlockTopK(2, 1)]
+    composed = Sinks(2) | SWA(3)
+    patterns = [Full(), SWA(5), SA(4, 1, per_head=True), composed, MoBA(4), BlockTopK(2, 1)]
     maps = attention_maps(inputs, patterns, 0, 3)
     for one in maps:
         expected = one.pattern.visible(torch.arange(30), 30, heads=4, q=inputs.q, k=inputs.k)
@@ -53,10 +54,8 @@ def test_model_is_left_as_it_was() -> None:
 
 def test_bad_places_and_prompts() -> None:
     model = tiny_model("llama").eval()
-    with pytest.raises(UserError, match="--head must be from 0 to 3 for this model, got 4"):
-        check_place(3, 4, 0, 4)
-    with pytest.raises(UserError, match="--layer must be from 0 to 2 for this model, got -1"):
-        check_place(3, 4, -1, 0)
+    with pytest.raises(UserError, match="at least 2 tokens, and the prompt has 1"):
+        head_inputs(model, random_tokens(1, 1), 0)
     with pytest.raises(UserError, match="more than the 2,048 of a map"):
         head_inputs(model, torch.zeros(1, 2049, dtype=torch.int64), 0)
     with pytest.raises(UserError, match="layer 3 has no attention"):

@@ -57,7 +57,7 @@ def test_not_causal_is_the_mirrored_causal_set(n: int, window: int, circular: bo
 
 @pytest.mark.parametrize("pattern", [PSA(4), Sinks(2), Tail(3), MoBA(4), SWA(3) | Sinks(2)])
 def test_patterns_without_a_non_causal_form_are_refused(pattern: Pattern) -> None:
-    with pytest.raises(UserError, match="no non-causal form"):
+    with pytest.raises(UserError, match="has no non-causal form"):
         visibility(pattern, 20, causal=False)
 
 
