@@ -111,7 +111,9 @@ def _run(options: argparse.Namespace) -> int:
         report = prepared()
     table = Table(title=report.name, title_justify="left")
     for place, column in enumerate(report.columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold")
+        # Numbers stay whole: a narrow screen folds the names of patterns.
+        justify, whole = ("right", True) if place else ("left", False)
+        table.add_column(column, justify=justify, no_wrap=whole, overflow="fold", min_width=4)
     for row in report.rows:
         table.add_row(*row)
     console = Console(highlight=False)

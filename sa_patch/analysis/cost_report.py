@@ -42,21 +42,35 @@ def cost_report(
             for cost in costs
         ],
     }
-    columns = ("pattern", *(f"n = {length:,}" for length in lengths), "exponent")
+    columns = ("pattern", *(_size(length) for length in lengths), "grows as")
     rows = [
-        (short(cost.pattern), *(shown(value) for value in cost.expected), shown(cost.exponent()))
+        (short(cost.pattern), *(shown(value / 1e9) for value in cost.expected), _growth(cost))
         for cost in costs
     ]
-    return Report("cost", content, _draw(costs), columns, rows)
+    note = "Expected GFLOPs of one layer with one head, and their growth to the longest length."
+    return Report("cost", content, _draw(costs), columns, rows, note)
+
+
+def _growth(cost: Cost) -> str:
+    rise = cost.exponent()
+    return "-" if rise is None else f"n^{rise:.2f}"
+
+
+def _size(n: int) -> str:
+    return f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}"
+
+
+def _line(place: int) -> str | tuple[int, tuple[float, float]]:
+    """Every other one dashed: SA and a sliding window cost the same, and lie on each other."""
+    return (0, (4, 2.5)) if place % 2 else "-"
 
 
 def _draw(costs: Sequence[Cost]) -> Figure:
     patterns = [cost.pattern for cost in costs]
     handles = []
     for cost, colour in zip(costs, colours_of(patterns), strict=True):
-        rise = cost.exponent()
-        growth = "" if rise is None else f"  (grows as n^{rise:.2f})"
-        handles.append(sample(f"{short(cost.pattern)}{growth}", color=colour))
+        label = f"{short(cost.pattern)}  (grows as {_growth(cost)})"
+        handles.append(sample(label, color=colour, linestyle=_line(len(handles))))
     handles.append(sample("counted", linestyle="none", marker="o", markersize=4))
     notes = [
         f"One layer, one head of {costs[0].head_dim}: 4 x head_dim for a visible key, 2 x head_dim "
@@ -66,7 +80,7 @@ def _draw(costs: Sequence[Cost]) -> Figure:
     sheet = Sheet("Attention FLOPs of a prefill", notes, handles, (1, 1), (6.2, 3.6))
     axes = sheet.panels[0]
     for place, (cost, colour) in enumerate(zip(costs, colours_of(patterns), strict=True)):
-        axes.plot(cost.lengths, cost.expected, color=colour, linewidth=1.5)
+        axes.plot(cost.lengths, cost.expected, color=colour, linewidth=1.5, linestyle=_line(place))
         axes.plot(
             cost.lengths,
             cost.counted,
@@ -78,6 +92,6 @@ def _draw(costs: Sequence[Cost]) -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     lengths = costs[0].lengths
-    axes.set_xticks(lengths, [f"{n // 1024}K" if n % 1024 == 0 else f"{n:,}" for n in lengths])
+    axes.set_xticks(lengths, [_size(n) for n in lengths])
     plain(axes, "", "tokens n", "FLOPs")
     return sheet.figure

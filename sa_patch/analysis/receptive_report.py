@@ -175,7 +175,9 @@ def _curve(axes: Axes, found: _Found, colour: str) -> None:
     field = found.field
     mean, half = field.average()
     layers = np.arange(1, field.depth + 1)
-    axes.plot(layers, 100 * field.last[1:], color=colour, linewidth=1.6)
+    # One layer alone draws no line.
+    marker = "o" if len(layers) == 1 else ""
+    axes.plot(layers, 100 * field.last[1:], color=colour, linewidth=1.6, marker=marker)
     axes.plot(layers, 100 * mean[1:], color=colour, linewidth=1.3, linestyle=_AVERAGE)
     low, high = 100 * (mean - half)[1:], 100 * (mean + half)[1:]
     axes.fill_between(layers, low, high, color=colour, alpha=0.15, lw=0)

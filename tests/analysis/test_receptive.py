@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,6 @@ def test_share_that_is_never_seen_is_none() -> None:
     ],
 )
 def test_bad_numbers(arguments: dict[str, int], says: str) -> None:
-    given_numbers = {"seq_len": 50, "depth": 2, **arguments}
+    given_numbers: dict[str, Any] = {"seq_len": 50, "depth": 2, **arguments}
     with pytest.raises(UserError, match=says):
         measure_receptive_field(Full(), **given_numbers)
