@@ -60,8 +60,8 @@ def test_what_is_never_covered_or_not_known() -> None:
 
 @pytest.mark.parametrize(("n", "window"), [(512, 4), (300, 3), (200, 12)])
 def test_two_sided_sa_covers_as_predicted(n: int, window: int) -> None:
-    """Shares and mean depth over 150 draws lie within the normal interval of p = 1e-3."""
-    draws, depth = 150, 8
+    """Shares and mean depth over 50 draws lie within the normal interval of p = 1e-3."""
+    draws, depth = 50, 8
     shares = np.stack([padded(SA(window, seed), n, depth, False) for seed in range(draws)])
     said = predict(SA(window), n, depth, causal=False)
     assert said is not None
@@ -79,7 +79,7 @@ def test_two_sided_sa_covers_as_predicted(n: int, window: int) -> None:
 @pytest.mark.parametrize(("n", "window"), [(128, 8), (160, 16)])
 def test_causal_sa_needs_n_over_2h_layers_and_covers_as_predicted(n: int, window: int) -> None:
     """The token before the query can only be seen by it, with probability 2h / (n - 1) a layer."""
-    draws, depth = 60, 200
+    draws, depth = 24, 200
     shares = np.stack([padded(SA(window, seed), n, depth, True) for seed in range(draws)])
     layers = (shares < 1).sum(axis=1)
     expected = expected_layers_to_all(SA(window), n)
