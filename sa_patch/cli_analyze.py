@@ -29,7 +29,7 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
 
     own = _kind(kinds, "receptive", "receptive field against depth, and layers to full coverage")
     _add_methods(own, METHODS)
-    _add_numbers(own, n="2048", depth="100", queries="256", seed="0")
+    _add_numbers(own, n="2048", depth="100", queries="256", draws="50", seed="0")
 
     own = _kind(kinds, "graph", "path lengths, clustering, small worlds, spectral gaps, mixing")
     _add_methods(own, METHODS)
@@ -60,7 +60,7 @@ _MEANINGS = {
     "layers": "layers laid on top of each other at most",
     "sample": "tokens from which paths are followed and around which triangles are counted",
     "windows": "windows of SA",
-    "draws": "permutations behind each chance, bias and variance",
+    "draws": "draws of SA's permutations that are averaged over",
     "coverage_draws": "stacks of layers behind each coverage depth",
     "head_dim": "width of a head",
     "group": "query heads that share a KV head",
@@ -147,9 +147,10 @@ def _receptive(options: argparse.Namespace) -> Callable[[], Report]:
     from sa_patch.analysis.receptive_report import check_receptive_report, receptive_report
 
     patterns = _patterns(options)
-    n, depth, queries, seed = (_number(options, x) for x in ("n", "depth", "queries", "seed"))
-    check_receptive_report(patterns, n, depth, queries)
-    return lambda: receptive_report(patterns, n, depth, queries, seed)
+    n, depth, queries = (_number(options, name) for name in ("n", "depth", "queries"))
+    draws, seed = _number(options, "draws"), _number(options, "seed")
+    check_receptive_report(patterns, n, depth, queries, draws)
+    return lambda: receptive_report(patterns, n, depth, queries, draws, seed)
 
 
 def _graph(options: argparse.Namespace) -> Callable[[], Report]:

@@ -13,7 +13,7 @@ from tests.tiny_checkpoint import save_tiny_checkpoint
 
 TEXT = "The old man said that the pass word is river"
 SMALL: dict[str, list[str]] = {
-    "receptive": ["--n", "64", "--methods", "sa:8,swa:8,moba:8;2", "--depth", "9"],
+    "receptive": ["--n", "64", "--methods", "sa:8,swa:8,moba:8;2", "--depth", "9", "--draws", "0"],
     "graph": ["--n", "64", "--methods", "sa:8,sinks:2+swa:6", "--layers", "2", "--sample", "9"],
     "propositions": ["--n", "64", "--windows", "8,4", "--draws", "20", "--coverage-draws", "10"],
     "cost": ["--n", "1K,64", "--methods", "swa:8,full"],
@@ -65,10 +65,10 @@ def test_each_analysis_writes_and_prints(
 def test_the_same_numbers_and_figure_each_time(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    one, _ = analyze(capfd, tmp_path / "a", "graph", *SMALL["graph"])
-    two, _ = analyze(capfd, tmp_path / "b", "graph", *SMALL["graph"])
+    one, _ = analyze(capfd, tmp_path / "a", "cost", *SMALL["cost"])
+    two, _ = analyze(capfd, tmp_path / "b", "cost", *SMALL["cost"])
     assert one.pop("provenance") and two.pop("provenance") and one == two
-    drawn = [(tmp_path / folder / "graph.svg").read_bytes() for folder in ("a", "b")]
+    drawn = [(tmp_path / folder / "cost.svg").read_bytes() for folder in ("a", "b")]
     assert drawn[0] == drawn[1]
 
 
@@ -98,6 +98,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["receptive", "--n", "0"], "n must be a whole number of at least 1"),
         (["receptive", "--n", "x"], "--n takes whole numbers such as 512 or 4K, got 'x'"),
         (["receptive", "--depth", "0"], "depth must be a whole number of at least 1"),
+        (["receptive", "--draws", "1"], "draws must be 0, or at least 10 for an interval"),
         (["receptive", "--queries", "1"], "queries must be a whole number of at least 2"),
         (["receptive", "--methods", "saa:4"], "unknown method 'saa'; did you mean 'sa'?"),
         (["receptive", "--methods", "sa"], "method 'sa' needs 'window'"),
@@ -126,8 +127,8 @@ def test_bad_input(
         ({"prompt": " "}, "the prompt is empty"),
         ({"prompt": "a"}, "at least 2 tokens, and the prompt has 1"),
         ({"prompt": "river " * 2100}, "more than the 2,048 of a map; shorten it"),
-        ({"layer": "2"}, "--layer must be from 0 to 1 for this model, got 2"),
-        ({"layer": "-1"}, "--layer must be from 0 to 1 for this model, got -1"),
+        ({"layer": "3"}, "--layer must be from 0 to 2 for this model, got 3"),
+        ({"layer": "-1"}, "--layer must be from 0 to 2 for this model, got -1"),
         ({"head": "4"}, "--head must be from 0 to 3 for this model, got 4"),
         ({"dtype": "float7"}, "unknown dtype 'float7'"),
         ({"model": "./nowhere"}, "no model at nowhere"),

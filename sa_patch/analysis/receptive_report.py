@@ -17,6 +17,7 @@ from sa_patch.analysis.coverage import (
     predict,
 )
 from sa_patch.analysis.figure_style import Sheet, colours_of, plain, sample, whole_ticks
+from sa_patch.analysis.propositions import Check, coverage_depth
 from sa_patch.analysis.receptive import (
     ReceptiveField,
     check_receptive_field,
@@ -24,7 +25,9 @@ from sa_patch.analysis.receptive import (
 )
 from sa_patch.analysis.report import Report, as_json, short, shown
 from sa_patch.analysis.visibility import check_visibility, has_two_sides
+from sa_patch.errors import UserError
 from sa_patch.patterns import SA, Pattern
+from sa_patch.patterns.base import whole_number
 
 _SHARES = (0.5, 0.9, 0.99, 1.0)
 _AVERAGE = (0, (2, 1.5))
@@ -32,58 +35,68 @@ _AVERAGE = (0, (2, 1.5))
 
 @dataclass(frozen=True)
 class _Found:
-    """One curve with what was predicted of it, None where nothing is."""
+    """One curve with what was predicted of it, None where nothing is.
+
+    `drawn` is the mean number of layers to everything over several draws, of stochastic attention.
+    """
 
     field: ReceptiveField
     predicted: Prediction | None
     predicted_to_all: float | None
+    drawn: Check | None
 
 
 def receptive_report(
-    patterns: Sequence[Pattern], seq_len: int, depth: int, queries: int, seed: int
+    patterns: Sequence[Pattern], seq_len: int, depth: int, queries: int, draws: int, seed: int
 ) -> Report:
     """Measure every pattern, causal and, where it has such a form, not; and set predictions beside.
 
     Args:
         depth: layers at most.
         queries: how many the average is taken over; all if there are no more.
+        draws: of stochastic attention, over which layers to everything are averaged; 0 for none.
         seed: of the sample of queries, and of random queries and keys.
 
     Raises:
         UserError: for what cannot be measured, before anything slow.
     """
-    check_receptive_report(patterns, seq_len, depth, queries)
+    check_receptive_report(patterns, seq_len, depth, queries, draws)
     sampled = None if queries >= seq_len else queries
     sides = [(p, True) for p in patterns] + [(p, False) for p in patterns if has_two_sides(p)]
-    found = [_measure(p, seq_len, depth, causal, sampled, seed) for p, causal in sides]
+    found = [_measure(p, seq_len, depth, causal, sampled, draws, seed) for p, causal in sides]
     content = {
         "analysis": "receptive",
         "n": seq_len,
         "depth": depth,
         "queries": min(queries, seq_len),
+        "draws": draws,
         "seed": seed,
         "patterns": [_record(one) for one in found],
     }
     columns = (
         *("pattern", "causal", "50%", "90%", "99%", "all"),
-        *("predicted", "log_w n", "reached"),
+        *(f"{draws} draws" if draws else "draws", "predicted", "log_w n", "reached"),
     )
     note = (
         "Layers until the last query's receptive field is that share of what full attention sees, "
-        "and the predicted ones to all of it; a dash: not within the depth, or no closed form."
+        "and to all of it on average over draws (95%) and as predicted. A dash: not within the "
+        "depth, not drawn, or no closed form."
     )
     rows = [_row(one) for one in found]
     return Report("receptive", content, _draw(found, patterns, seq_len), columns, rows, note)
 
 
 def check_receptive_report(
-    patterns: Sequence[Pattern], seq_len: int, depth: int, queries: int
+    patterns: Sequence[Pattern], seq_len: int, depth: int, queries: int, draws: int
 ) -> None:
     """Refuse what `receptive_report` could not measure.
 
     Raises:
         UserError: for numbers out of range, or a pattern that cannot be built at this length.
     """
+    whole_number(draws, "draws", 0)
+    if 0 < draws < 10:
+        raise UserError(f"draws must be 0, or at least 10 for an interval, got {draws}")
     sampled = None if queries >= seq_len else queries
     for pattern in patterns:
         check_receptive_field(pattern, seq_len, depth, queries=sampled)
@@ -92,13 +105,22 @@ def check_receptive_report(
 
 
 def _measure(
-    pattern: Pattern, n: int, depth: int, causal: bool, queries: int | None, seed: int
+    pattern: Pattern,
+    n: int,
+    depth: int,
+    causal: bool,
+    queries: int | None,
+    draws: int,
+    seed: int,
 ) -> _Found:
     field = measure_receptive_field(pattern, n, depth, causal=causal, queries=queries, seed=seed)
     said = predict(pattern, n, field.depth, causal=causal)
     # The paper's bounds are far below ten times what was asked to be looked at.
     to_all = expected_layers_to_all(pattern, n, causal=causal, limit=10 * depth)
-    return _Found(field, said, to_all)
+    drawn = None
+    if draws and to_all is not None and isinstance(pattern, SA) and not pattern.saturated(n):
+        drawn = coverage_depth(n, pattern.window, draws, causal=causal)
+    return _Found(field, said, to_all, drawn)
 
 
 def _record(found: _Found) -> Any:
@@ -117,6 +139,7 @@ def _record(found: _Found) -> Any:
             "layers_to": {str(share): field.layers_to(share) for share in _SHARES},
             "layers_to_all_every_query": field.layers_for_all(),
             "predicted_layers_to_all": found.predicted_to_all,
+            "layers_to_all_over_draws": found.drawn,
             "log_w_n": _log_w_n(field),
             "mean_layers_to_a_token": layers,
             "reached": reached,
@@ -125,11 +148,14 @@ def _record(found: _Found) -> Any:
 
 
 def _row(found: _Found) -> tuple[str, ...]:
-    field = found.field
+    field, drawn = found.field, found.drawn
     return (
         short(field.pattern),
         "yes" if field.causal else "no",
         *(shown(field.layers_to(share)) for share in _SHARES),
+        "-"
+        if drawn is None
+        else f"{shown(drawn.measured)} ± {shown(drawn.high - drawn.measured, 2)}",
         shown(found.predicted_to_all),
         shown(_log_w_n(field)),
         f"{field.last[-1]:.1%}",

@@ -35,7 +35,7 @@ def attention() -> Report:
 
 
 REPORTS: dict[str, Callable[[], Report]] = {
-    "receptive": lambda: receptive_report([SA(4), SWA(1), PSA(3), Full()], 60, 12, 20, 0),
+    "receptive": lambda: receptive_report([SA(4), SWA(1), PSA(3), Full()], 60, 12, 20, 10, 0),
     "graph": lambda: graph_report([SA(4), SWA(1), Sinks(2) | SWA(3), Full()], 40, 3, 20, 0),
     "propositions": lambda: propositions_report(40, [4, 8], 20, 10),
     "cost": lambda: cost_report([SA(4), MoBA(8), Full()], [64, 1024], 64, 2),
@@ -56,13 +56,21 @@ def test_reports_are_json_and_draw(name: str) -> None:
 
 
 def test_receptive_report_measures_both_sides_and_predicts() -> None:
-    found = receptive_report([SWA(5), PSA(3)], 41, 30, 41, 0).content["patterns"]
+    found = receptive_report([SWA(5), PSA(3)], 41, 30, 41, 0, 0).content["patterns"]
     sides = [(one["pattern"], one["causal"]) for one in found]
     assert sides == [("swa:window=5", True), ("psa:window=3,seed=0", True), ("swa:window=5", False)]
     swa = found[0]
     assert swa["layers_to"]["1.0"] == swa["predicted_layers_to_all"] == 10
     assert swa["last_query"] == swa["predicted_last_query"]
     assert found[1]["predicted_layers_to_all"] is None
+
+
+def test_receptive_report_averages_over_draws() -> None:
+    causal, both = receptive_report([SA(4)], 60, 60, 5, 30, 0).content["patterns"]
+    for one in (causal, both):
+        drawn = one["layers_to_all_over_draws"]
+        assert drawn["draws"] == 30 and drawn["predicted"] == one["predicted_layers_to_all"]
+        assert drawn["low"] <= drawn["predicted"] <= drawn["high"]
 
 
 def test_graph_report_sets_the_ring_beside_its_closed_form() -> None:
@@ -81,7 +89,8 @@ def test_attention_report_keeps_what_falls_on_visible_keys() -> None:
 @pytest.mark.parametrize(
     ("report", "says"),
     [
-        (lambda: receptive_report([SWA(4)], 20, 0, 5, 0), "depth must be"),
+        (lambda: receptive_report([SWA(4)], 20, 0, 5, 0, 0), "depth must be"),
+        (lambda: receptive_report([SWA(4)], 20, 1, 5, 9, 0), "draws must be 0, or at least 10"),
         (lambda: graph_report([SWA(4)], 2, 1, 5, 0), "n must be a whole number of at least 3"),
         (lambda: graph_report([SWA(4)], 20, 1, 1, 0), "sample must be"),
         (lambda: graph_report([SWA(4)], 20, 0, 5, 0), "layers must be"),
