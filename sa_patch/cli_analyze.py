@@ -113,10 +113,16 @@ def _run(options: argparse.Namespace) -> int:
     for place, column in enumerate(report.columns):
         # Numbers stay whole: a narrow screen folds the names of patterns.
         justify, whole = ("right", True) if place else ("left", False)
-        table.add_column(column, justify=justify, no_wrap=whole, overflow="fold", min_width=4)
+        table.add_column(
+            column, justify=justify, no_wrap=whole, overflow="fold", min_width=12 - 8 * whole
+        )
     for row in report.rows:
         table.add_row(*row)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        # A file or a pipe has no width that the table would have to be folded into.
+        wide = console.options.update(max_width=400)
+        console.width = max(console.width, console.measure(table, options=wide).maximum)
     console.print(table)
     if report.note:
         console.print(report.note)

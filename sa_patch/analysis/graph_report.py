@@ -47,12 +47,14 @@ def graph_report(
     }
     rows = [row for p in patterns for row in _rows(p, depths, worlds[p], mixings[p])]
     columns = (
-        *("pattern", "layers", "mean path", "random", "clustering", "random", "small world"),
-        *("spectral gap", "difference left", "from full"),
+        *("pattern", "layers", "path", "random", "clustering", "random", "small world"),
+        *("gap", "left", "from full"),
     )
     note = (
-        "random: a random graph with as many edges. small world: above 1 for a small-world graph, "
-        "a dash where a graph is not in one piece. difference left, from full: see the figure."
+        "path: mean shortest path. random: a random graph with as many edges. small world: above 1 "
+        "for a small-world graph, a dash where a graph is not in one piece. gap: spectral gap of a "
+        "layer. left, from full: what mixing leaves, and the distance from full attention, as in "
+        "the figure."
     )
     figure = _draw(worlds, mixings, depths, seq_len)
     return Report("graph", content, figure, columns, rows, note)

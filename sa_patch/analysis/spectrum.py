@@ -16,6 +16,8 @@ from sa_patch.patterns.base import whole_number
 
 # Two eigenvalues are looked for among more than these by Lanczos' method, else densely.
 _DENSE = 64
+# The root of an eigenvalue that may be off by the rounding of doubles near 1.
+_ROUNDING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Mixing:
         gap: one layer's spectral gap, 1 - |lambda_2|, of the walk on its undirected graph.
         contraction: float64 ``[layers + 1]``: the largest factor by which layers 0 to d - 1
             together can still stretch a vector without its constant part, in the norm of the
-            walks' stationary distribution; 1 for none. Submultiplicative, ``contraction[1]`` is
+            walks' stationary distribution; 1 for none, 0 for less than can be told from rounding. Submultiplicative, ``contraction[1]`` is
             |lambda_2|. None where degrees differ between layers, as there is then no such norm.
         distance: float64 ``[layers + 1]``: total variation distance between what the last query
             takes in through d causal layers and what it takes in through d layers of full
@@ -116,7 +118,8 @@ def _largest(walks: list[_Walk], seq_len: int) -> float:
         operator = LinearOperator((seq_len, seq_len), matvec=apply, dtype=np.float64)
         begin = np.random.default_rng(0).standard_normal(seq_len)
         largest = float(eigsh(operator, k=1, v0=begin, tol=1e-7, return_eigenvectors=False)[0])
-    return max(0.0, largest) ** 0.5
+    root = max(0.0, largest) ** 0.5
+    return root if root > _ROUNDING else 0.0
 
 
 def _distance(pattern: Pattern, seq_len: int, layers: int, seed: int) -> np.ndarray:
