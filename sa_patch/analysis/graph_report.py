@@ -142,8 +142,8 @@ def _draw(
     notes = [
         f"n = {seq_len:,}. Top: two tokens are joined if one sees the other in any of the layers; "
         "bars: 95% over sampled tokens. Below left: the largest factor by which that many layers "
-        "of uniform two-sided attention leave a difference between tokens (not defined where the "
-        "number of neighbours differs between layers). Below right: total variation distance "
+        "of uniform two-sided attention leave a difference between tokens (not drawn below 1e-7, and "
+        "not defined where the number of neighbours differs between layers). Below right: total variation distance "
         "between what the last query takes in through causal layers of the pattern and through as "
         "many of full attention, both uniform over visible keys.",
     ]
@@ -174,6 +174,7 @@ def _draw(
     path.set_yticks([1.5, 2, 3, 5, 10, 20, 50], ["1.5", "2", "3", "5", "10", "20", "50"])
     path.minorticks_off()
     contraction.set_yscale("log")
+    contraction.set_ylim(top=2)
     plain(path, "mean shortest path", "layers joined", "hops")
     plain(clustering, "clustering coefficient", "layers joined", "")
     plain(contraction, "what mixing leaves", "layers", "largest factor")

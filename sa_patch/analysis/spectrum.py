@@ -28,8 +28,9 @@ class Mixing:
         gap: one layer's spectral gap, 1 - |lambda_2|, of the walk on its undirected graph.
         contraction: float64 ``[layers + 1]``: the largest factor by which layers 0 to d - 1
             together can still stretch a vector without its constant part, in the norm of the
-            walks' stationary distribution; 1 for none, 0 for less than can be told from rounding. Submultiplicative, ``contraction[1]`` is
-            |lambda_2|. None where degrees differ between layers, as there is then no such norm.
+            walks' stationary distribution; 1 for none, 0 for less than can be told from rounding.
+            ``contraction[1]`` is |lambda_2|. None where degrees differ between layers, as there
+            is then no such norm.
         distance: float64 ``[layers + 1]``: total variation distance between what the last query
             takes in through d causal layers and what it takes in through d layers of full
             attention, both uniform over visible keys.
