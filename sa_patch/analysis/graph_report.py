@@ -142,10 +142,10 @@ def _draw(
     notes = [
         f"n = {seq_len:,}. Top: two tokens are joined if one sees the other in any of the layers; "
         "bars: 95% over sampled tokens. Below left: the largest factor by which that many layers "
-        "of uniform two-sided attention leave a difference between tokens (not drawn below 1e-7, and "
-        "not defined where the number of neighbours differs between layers). Below right: total variation distance "
-        "between what the last query takes in through causal layers of the pattern and through as "
-        "many of full attention, both uniform over visible keys.",
+        "of uniform two-sided attention leave a difference between tokens (not drawn below 1e-7; "
+        "not defined where the number of neighbours differs between layers). Below right: total "
+        "variation distance between what the last query takes in through causal layers of the "
+        "pattern and through as many of full attention, both uniform over visible keys.",
     ]
     sheet = Sheet("The graph of several layers", notes, handles, (2, 2), (4.3, 2.7))
     path, clustering, contraction, distance = sheet.panels
