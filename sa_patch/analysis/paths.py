@@ -96,7 +96,8 @@ def mean_path(graph: sparse.csr_array, tokens: np.ndarray) -> tuple[Estimate, fl
     reached = found[-1] - 1
     # A token that reaches nothing has no path whose length could be counted.
     means = hops[reached > 0] / reached[reached > 0]
-    return _estimate(means, n), float(reached.sum() / (count * (n - 1)))
+    whole = len(means) if count == n else n
+    return _estimate(means, whole), float(reached.sum() / (count * (n - 1)))
 
 
 def mean_clustering(graph: sparse.csr_array, tokens: np.ndarray) -> Estimate:

@@ -54,8 +54,8 @@ def _draw(checks: Sequence[Check], seq_len: int) -> Figure:
     handles = [
         sample("predicted", linestyle="-"),
         sample("measured, with interval", linestyle="none", marker="o", markersize=4),
-        sample("not causal; last query", color=first),
-        sample("causal; a query at n / 4", color=second),
+        sample("not causal (layers), last query (bias, variance)", color=first),
+        sample("causal (layers), query n / 4 (bias, variance)", color=second),
     ]
     notes = [
         f"SA at n = {seq_len:,}. Intervals hold all together with 95% (each with "

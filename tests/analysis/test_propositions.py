@@ -58,7 +58,7 @@ def test_all_statements_agree_and_intervals_are_narrow() -> None:
 
 
 def test_a_wrong_prediction_does_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = pair_probability(64, 8, 1500)
+    right = pair_probability(64, 8, 1500, 0.999)
     assert right.agrees
     # A window of w slots to either side, instead of w - 1, and one of w in all.
     for wrong in (18 / 63, 7 / 63):
