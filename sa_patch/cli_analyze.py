@@ -110,12 +110,10 @@ def _run(options: argparse.Namespace) -> int:
     with Console(stderr=True).status("measuring"):
         report = prepared()
     table = Table(title=report.name, title_justify="left")
-    for place, column in enumerate(report.columns):
-        # Numbers stay whole: a narrow screen folds the names of patterns.
-        justify, whole = ("right", True) if place else ("left", False)
-        table.add_column(
-            column, justify=justify, no_wrap=whole, overflow="fold", min_width=12 - 8 * whole
-        )
+    # Numbers stay whole: a narrow screen folds the names of patterns.
+    table.add_column(report.columns[0], overflow="fold", min_width=12)
+    for column in report.columns[1:]:
+        table.add_column(column, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(*row)
     console = Console(highlight=False)

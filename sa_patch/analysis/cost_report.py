@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sa_patch.analysis.cost import Cost, check_lengths, measure_cost
 from sa_patch.analysis.figure_style import MARKERS, Sheet, colours_of, plain, sample
@@ -67,7 +68,7 @@ def _line(place: int) -> str | tuple[int, tuple[float, float]]:
 
 def _draw(costs: Sequence[Cost]) -> Figure:
     patterns = [cost.pattern for cost in costs]
-    handles = []
+    handles: list[Line2D] = []
     for cost, colour in zip(costs, colours_of(patterns), strict=True):
         label = f"{short(cost.pattern)}  (grows as {_growth(cost)})"
         handles.append(sample(label, color=colour, linestyle=_line(len(handles))))
