@@ -168,7 +168,8 @@ def _draw(
             axes.plot(depths, random, color=look["color"], linewidth=1.1, linestyle=_RANDOM)
         mixing = mixings[pattern]
         if mixing.contraction is not None:
-            contraction.plot(np.arange(len(mixing.contraction)), mixing.contraction, **look)
+            left = np.where(mixing.contraction > 0, mixing.contraction, np.nan)
+            contraction.plot(np.arange(len(left)), left, **look)
         distance.plot(np.arange(len(mixing.distance)), mixing.distance, **look)
     path.set_yscale("log")
     path.set_yticks([1.5, 2, 3, 5, 10, 20, 50], ["1.5", "2", "3", "5", "10", "20", "50"])
