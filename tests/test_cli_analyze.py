@@ -15,7 +15,7 @@ TEXT = "The old man said that the pass word is river"
 SMALL: dict[str, list[str]] = {
     "receptive": ["--n", "64", "--methods", "sa:8,swa:8,moba:8;2", "--depth", "9", "--draws", "0"],
     "graph": ["--n", "64", "--methods", "sa:8,sinks:2+swa:6", "--layers", "2", "--sample", "9"],
-    "propositions": ["--n", "64", "--windows", "8,4", "--draws", "20", "--coverage-draws", "10"],
+    "propositions": ["--n", "64", "--windows", "8,8", "--draws", "20", "--coverage-draws", "10"],
     "cost": ["--n", "1K,64", "--methods", "swa:8,full"],
 }
 
@@ -56,8 +56,8 @@ def test_each_analysis_writes_and_prints(
         ]
         assert written["patterns"][1]["layers_to"]["1.0"] == 9
     if name == "propositions":
-        assert written["windows"] == [4, 8] and len(written["checks"]) == 14
-        assert f"{written['agree']} of 14 predictions" in shown
+        assert written["windows"] == [8] and len(written["checks"]) == 7
+        assert f"{written['agree']} of 7 predictions" in shown
     if name == "cost":
         assert written["lengths"] == [64, 1024]
 

@@ -79,7 +79,7 @@ def test_two_sided_sa_covers_as_predicted(n: int, window: int) -> None:
 @pytest.mark.parametrize(("n", "window"), [(128, 8), (160, 16)])
 def test_causal_sa_needs_n_over_2h_layers_and_covers_as_predicted(n: int, window: int) -> None:
     """The token before the query can only be seen by it, with probability 2h / (n - 1) a layer."""
-    draws, depth = 24, 200
+    draws, depth = 16, 150
     shares = np.stack([padded(SA(window, seed), n, depth, True) for seed in range(draws)])
     layers = (shares < 1).sum(axis=1)
     expected = expected_layers_to_all(SA(window), n)

@@ -49,7 +49,7 @@ def test_moments_are_those_over_all_permutations(query: int, window: int) -> Non
 
 
 def test_all_statements_agree_and_intervals_are_narrow() -> None:
-    checks = check_propositions(96, [4, 16], 300, 40)
+    checks = check_propositions(96, [5, 16], 300, 30)
     assert len(checks) == 14 and all(check.agrees for check in checks)
     for check in checks:
         assert check.low <= check.measured <= check.high
