@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sa_patch.cli_analyze import add_analyze
 from sa_patch.cli_texts import (
     BENCH_EXAMPLES,
     CALIBRATE_EXAMPLES,
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("lm-eval", help="lm-eval's own command, with the model 'sa-patch'")
     _add_generate(commands.add_parser("generate", help="continue a text with a patched model"))
     _add_calibrate(commands.add_parser("calibrate", help="find the layers to leave full"))
+    add_analyze(commands.add_parser("analyze", help="why a pattern behaves as it does"))
     _add_methods(commands.add_parser("methods", help="list patterns and backends"))
     _add_bench(commands.add_parser("bench", help="time every pattern and backend, and rivals"))
     return parser

@@ -11,6 +11,7 @@ examples:
   sa-patch sweep configs/qwen3-8b.yaml --out runs/q8 --confirm-run-unsafe-code
   sa-patch generate smollm2-135m "The sea is" --method sa --window 64
   sa-patch calibrate smollm2-135m            # which layers to leave full
+  sa-patch analyze receptive                 # how far queries see through several layers
   sa-patch methods                           # patterns and backends, and what works here
   sa-patch bench --n 1K,4K --window 128      # how fast each of them is, beside its rivals
   sa-patch lm-eval --model sa-patch --tasks hellaswag \\
@@ -88,4 +89,16 @@ examples:
 No time is printed before the same call has passed its check against float64 on a sample of
 queries. exit status: 0; 1 if a result was wrong or a call failed; 2 if the request is wrong; 130
 interrupted (what was measured is kept).
+"""
+ANALYZE_EXAMPLES = """\
+examples:
+  sa-patch analyze receptive --n 2048 --methods sa:32,swa:32
+  sa-patch analyze receptive --n 128K --methods sa:256,swa:256 --depth 6
+  sa-patch analyze graph --layers 4
+  sa-patch analyze propositions --windows 16,64
+  sa-patch analyze cost --methods "full,sa:256,block_topk:4;34;4;16"
+  sa-patch analyze attention smollm2-135m "The sea is wide." --layer 10 --head 3
+
+Each writes its numbers with their provenance (JSON) and a figure (PNG and SVG) into --out.
+exit status: 0; 2 if the request is wrong; 130 interrupted.
 """

@@ -46,7 +46,7 @@ def write_sweep(folder: Path, **changes: Any) -> str:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["sweep", "--help"], ["generate", "--help"], ["calibrate", "--help"]],
+    [["--help"], *([name, "--help"] for name in ("sweep", "generate", "calibrate", "analyze"))],
 )
 def test_help_teaches_and_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (

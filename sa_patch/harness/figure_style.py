@@ -1,7 +1,7 @@
 """How a figure looks: each series' colour, marker and line, and where everything is placed.
 
-Colours are the Okabe-Ito set (told apart by colour-blind readers); each method keeps its colour
-in every figure, and parameter variants of a method differ in line style and marker.
+Each method keeps its colour in every figure, and parameter variants of a method differ in line
+style and marker.
 """
 
 import math
@@ -17,19 +17,10 @@ from matplotlib.lines import Line2D
 
 from sa_patch.harness.aggregate import Comparison
 from sa_patch.harness.series import Series
+from sa_patch.method_colours import COLOURS as COLOURS
+from sa_patch.method_colours import FULL_COLOUR as FULL_COLOUR
+from sa_patch.method_colours import OTHER_COLOURS as OTHER_COLOURS
 
-COLOURS = {
-    "sa": "#0072B2",
-    "swa": "#D55E00",
-    "moba": "#009E73",
-    "psa": "#56B4E9",
-    "block_topk": "#CC79A7",
-}
-# For compositions: told apart from the above and, where there are many, by their markers too.
-OTHER_COLOURS = (
-    "#E69F00", "#882255", "#332288", "#7F7F7F", "#999933", "#661100", "#44AA99", "#AA4499",
-)  # fmt: skip
-FULL_COLOUR = "#000000"
 MARKERS = {"sa": "o>h8", "swa": "sDpP", "moba": "^v<d", "psa": "8h>o", "block_topk": "DPsX"}
 OTHER_MARKERS = "XPd^ovs<p>hD"
 LineStyle = str | tuple[int, tuple[int, ...]]

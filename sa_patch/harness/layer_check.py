@@ -58,6 +58,22 @@ def check_own_windows(source: ModelSource, layers: Iterable[int], tokens: int) -
         )
 
 
+def check_place(source: ModelSource, layer: int, head: int) -> None:
+    """Refuse a layer or query head that a model does not have before its weights are loaded.
+
+    A configuration that cannot be read is left to the loader, which says why.
+
+    Raises:
+        UserError: which layers or heads it has.
+    """
+    for name, value, count in (
+        ("layer", layer, layer_count(source)),
+        ("head", head, _setting(source, "num_attention_heads")),
+    ):
+        if count is not None and not 0 <= value < count:
+            raise UserError(f"--{name} must be from 0 to {count - 1} for this model, got {value}")
+
+
 def layer_count(source: ModelSource) -> int | None:
     """Layers of a model by its configuration; None where that cannot be read."""
     return _setting(source, "num_hidden_layers")

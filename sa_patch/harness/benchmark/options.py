@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sa_patch.errors import UserError
+from sa_patch.harness.lists import read_size, read_sizes, split_names
 from sa_patch.kernels import BACKENDS
 from sa_patch.patterns import PATTERNS, Pattern, make_pattern, parse_pattern
 from sa_patch.patterns.registry import parameters, suggest
@@ -153,12 +154,12 @@ def make_options(**given: Any) -> BenchOptions:
     _known(device, list(DEFAULTS), "device")
     values = DEFAULTS[device] | {"backends": tuple(BACKENDS), "device": device} | named
     for field in ("n", "window"):
-        values[field] = _sizes(values[field], field)
+        values[field] = read_sizes(values[field], field)
     for field in ("heads", "kv_heads", "head_dim", "batch", "repeats", "threads", "seed"):
         if isinstance(values[field], str):
-            values[field] = _whole(values[field], field)
-    values["methods"] = _names(values["methods"])
-    values["backends"] = _names(values["backends"])
+            values[field] = read_size(values[field], field)
+    values["methods"] = split_names(values["methods"])
+    values["backends"] = split_names(values["backends"])
     values["dtype"] = SHORT_DTYPES.get(values["dtype"], values["dtype"])
     values["out"] = Path(values["out"])
     try:
@@ -193,37 +194,6 @@ def _spelt_out(text: str, windows: Sequence[int]) -> list[Pattern]:
     if not takes_window or unnamed or "window=" in rest or "block_size=" in rest:
         return [parse_pattern(text)]
     return [parse_pattern(f"{text},window={window}") for window in windows]
-
-
-def _names(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Split at commas, save those within a text form such as ``sa:window=64,seed=1``."""
-    if not isinstance(value, str):
-        return tuple(value)
-    found: list[str] = []
-    for piece in filter(None, (part.strip() for part in value.split(","))):
-        continues = "=" in piece and ":" not in piece.partition("=")[0]
-        if continues and found and ":" in found[-1]:
-            found[-1] += f",{piece}"
-        else:
-            found.append(piece)
-    return tuple(dict.fromkeys(found))
-
-
-def _sizes(value: str | int | Sequence[int], field: str) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,)
-    if not isinstance(value, str):
-        return tuple(value)
-    return tuple(_whole(piece.strip(), field) for piece in value.split(",") if piece.strip())
-
-
-def _whole(text: str, field: str) -> int:
-    """``4096`` or ``4K``."""
-    number, factor = (text[:-1], 1024) if text[-1:] in ("k", "K") else (text, 1)
-    try:
-        return int(number) * factor
-    except ValueError as error:
-        raise UserError(f"{field} takes whole numbers such as 512 or 4K, got {text!r}") from error
 
 
 def _at_least_one(value: Any, field: str) -> None:

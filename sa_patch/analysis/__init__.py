@@ -1,0 +1,1 @@
+"""WHY a pattern behaves as it does: coverage, paths, spectra, propositions and attention maps."""

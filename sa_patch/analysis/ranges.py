@@ -1,0 +1,72 @@
+"""Patterns whose visible sets are a few ranges of keys, as the ends of those ranges."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sa_patch.analysis.content import Content
+from sa_patch.patterns import SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Tail
+from sa_patch.patterns.moba import block_means
+
+
+def visible_ranges(
+    pattern: Pattern,
+    queries: Tensor,
+    seq_len: int,
+    *,
+    causal: bool = True,
+    content: Content | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """The keys that each query sees, as ranges that do not overlap.
+
+    Args:
+        queries: int64 ``[m]``, positions.
+        causal: False for the non-causal forms of full attention and the sliding window.
+        content: queries and keys, for patterns that choose by content.
+
+    Returns:
+        First keys and ends (the key after the last), int64 ``[m, ranges]`` each; a range that does
+        not end after its first key is empty. None for a pattern that is not known here.
+    """
+    after = queries + 1
+    if isinstance(pattern, Full):
+        return _one(torch.zeros_like(queries), after if causal else after * 0 + seq_len)
+    if isinstance(pattern, SWA):
+        ahead = after if causal else queries + pattern.window
+        return _one((after - pattern.window).clamp(min=0), ahead.clamp(max=seq_len))
+    if isinstance(pattern, Sinks):
+        return _one(torch.zeros_like(queries), after.clamp(max=pattern.size))
+    if isinstance(pattern, Tail):
+        return _one(queries.where(queries < seq_len - pattern.size, 0), after)
+    if isinstance(pattern, MoBA) and content is not None:
+        return _moba(pattern, queries, content)
+    if isinstance(pattern, BlockTopK) and content is not None:
+        return _block_topk(pattern, queries, content)
+    return None
+
+
+def _one(first: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
+    return first[:, None], end[:, None]
+
+
+def _moba(pattern: MoBA, queries: Tensor, content: Content) -> tuple[Tensor, Tensor]:
+    own = queries // pattern.block_size
+    means = block_means(content.k, pattern.block_size)
+    chosen = pattern.rank_blocks(content.q[:, queries], means, own)[0]
+    first = torch.cat([own[:, None], chosen], dim=1) * pattern.block_size
+    end = first + pattern.block_size
+    end[:, 0] = queries + 1
+    # -1 marks that no earlier block was left to choose.
+    return first.clamp(min=0), end.where(first >= 0, 0)
+
+
+def _block_topk(pattern: BlockTopK, queries: Tensor, content: Content) -> tuple[Tensor, Tensor]:
+    after = (queries + 1)[:, None]
+    picks = pattern.picks(content.q[:, queries], content.k, queries)[0]
+    near = pattern.sinks + pattern.eligible(queries)[:, None] * pattern.block_size
+    first_chosen = pattern.sinks + picks * pattern.block_size
+    end_chosen = (first_chosen + pattern.block_size).where(picks >= 0, 0)
+    first = torch.cat([torch.zeros_like(near), near, first_chosen.clamp(min=0)], dim=1)
+    end = torch.cat([after.clamp(max=pattern.sinks), after, end_chosen], dim=1)
+    return first, end
