@@ -181,12 +181,18 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_bench)
 
 
+def _know_gated_models() -> None:
+    """Have transformers load the models that sa_patch trains."""
+    import sa_patch.training  # noqa: F401
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from sa_patch.harness.config import load_config
     from sa_patch.harness.plan import make_plan
     from sa_patch.harness.sweep import describe_plan, run_sweep
 
     config = load_config(options.config).with_limit(options.limit)
+    _know_gated_models()
     out = options.out or Path("runs") / config.name
     run_code = options.confirm_run_unsafe_code
     plan = make_plan(config, benchmarks=options.benchmarks, run_code=run_code or options.dry_run)
@@ -236,6 +242,7 @@ def _recovery(options: argparse.Namespace) -> int:
 def _lm_eval(arguments: Sequence[str]) -> int:
     from sa_patch.harness.hand_over import run_lm_eval
 
+    _know_gated_models()
     run_lm_eval(arguments)
     return 0
 
@@ -243,6 +250,7 @@ def _lm_eval(arguments: Sequence[str]) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from sa_patch.harness.generation import choose_pattern, generate_text
 
+    _know_gated_models()
     generate_text(
         options.model,
         options.prompt,

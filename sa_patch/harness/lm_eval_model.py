@@ -25,6 +25,7 @@ from sa_patch.patching import (
     Layers,
     Schedule,
     check_decode,
+    layer_branches,
     layer_patterns,
     observe_layers,
     patch_model,
@@ -49,7 +50,8 @@ class SAPatchLM(HFLM):
 
     Args:
         pretrained: hub id, local folder, a .gguf file, "smollm2-135m" for the embedded model, or
-            a model object.
+            a model object. One with gated attention (`sa_patch.training`) is used as it was
+            trained, and takes no method but full.
         method: name of a pattern; its parameters are the arguments up to `grouped`.
         window, seed, topk, block_size, circular, per_head, sinks, local, branch, beam, grouped:
             see `sa_patch.patterns`.
@@ -146,11 +148,13 @@ class SAPatchLM(HFLM):
         self.pattern = pattern
         self._identity = f"{pattern} layers={schedule.to_plain()} decode={decode}"
         patterns = layer_patterns(model)
-        self._unstable = next((p for p in patterns.values() if p and not p.prefix_stable), None)
+        branches = layer_branches(model)
+        each = [*patterns.values(), *(part for own in branches.values() for part in own)]
+        self._unstable = next((p for p in each if p and not p.prefix_stable), None)
         self._check_distributed()
         if getattr(self, "cache_hook", None) is not None:
             self._own_cache(self.cache_hook)
-        self.meter = PatternMeter(patterns, HeadShape.of(model.config))
+        self.meter = PatternMeter({**patterns, **branches}, HeadShape.of(model.config))
         observe_layers(model, self._observe, self.meter.observed_layers)
 
     def _observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:

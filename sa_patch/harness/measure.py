@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -78,12 +78,20 @@ class PatternMeter:
     generated after the prefill are not counted.
 
     Args:
-        patterns: the pattern of every attention layer, None for stock attention.
+        patterns: the pattern of every attention layer, None for stock attention; several where a
+            layer has several softmaxes side by side (gated attention), and a key then counts in
+            each that sees it.
         shape: heads of a layer.
     """
 
-    def __init__(self, patterns: Mapping[int, Pattern | None], shape: HeadShape) -> None:
-        self._patterns = {layer: each or Full() for layer, each in patterns.items()}
+    def __init__(
+        self, patterns: Mapping[int, Pattern | Sequence[Pattern] | None], shape: HeadShape
+    ) -> None:
+        self._layers = len(patterns)
+        self._patterns: list[tuple[int, Pattern]] = []
+        for layer, own in patterns.items():
+            branches = own if isinstance(own, Sequence) else (own or Full(),)
+            self._patterns += [(layer, each) for each in branches]
         self._shape = shape
         self._lengths: Counter[int] = Counter()
         self._observed = Observed()
@@ -91,7 +99,7 @@ class PatternMeter:
     @property
     def observed_layers(self) -> list[int]:
         """The layers that must call `observe` for a summary."""
-        return [i for i, pattern in self._patterns.items() if pattern.counts_need_content]
+        return [layer for layer, each in self._patterns if each.counts_need_content]
 
     def reset(self) -> None:
         """Forget all sequences counted so far."""
@@ -110,7 +118,7 @@ class PatternMeter:
             k: ``[batch, kv_heads, n, head_dim]``.
             spans: the rows' lengths.
         """
-        self._observed.add(self._patterns[layer], layer, q, k, spans)
+        self._observed.add(dict(self._patterns)[layer], layer, q, k, spans)
 
     def counts(self) -> dict[int, int]:
         """How many prefills of each length were counted."""
@@ -120,7 +128,7 @@ class PatternMeter:
         """One sequence in all layers, without the visible keys of those that are observed."""
         total = Spent()
         group = self._shape.heads // self._shape.kv_heads
-        for layer, pattern in self._patterns.items():
+        for layer, pattern in self._patterns:
             total = total.plus(_chosen_in_layer(pattern, seq_len, group))
             if pattern.counts_need_content:
                 continue
@@ -157,8 +165,8 @@ class PatternMeter:
         spent, full, saturated = Spent(), 0.0, 0
         for n, times in sorted(self._lengths.items()):
             spent = spent.plus(self._spent(n), times)
-            full += times * len(self._patterns) * n * (n + 1) / 2
-            saturated += times * all(each.saturated(n) for each in self._patterns.values())
+            full += times * self._layers * n * (n + 1) / 2
+            saturated += times * all(each.saturated(n) for _, each in self._patterns)
         for layer in self.observed_layers:
             keys, last = self._observed.means(layer)
             spent = spent.plus(Spent(tokens * keys, sequences * last))
@@ -171,8 +179,8 @@ class PatternMeter:
                 "mean": tokens / sequences,
                 "max": max(self._lengths),
             },
-            "mean_keys_per_query": spent.visible / (tokens * len(self._patterns)),
-            "last_query_keys": spent.last / (sequences * len(self._patterns)),
+            "mean_keys_per_query": spent.visible / (tokens * self._layers),
+            "last_query_keys": spent.last / (sequences * self._layers),
             "attention_flops": per_dot * (2 * spent.visible + spent.dots),
             "full_attention_flops": per_dot * 2 * full,
             "saturated_fraction": saturated / sequences,

@@ -3,6 +3,7 @@
 from sa_patch.patching.layers import attention_layers, format_layers, parse_layers
 from sa_patch.patching.patch import (
     check_decode,
+    layer_branches,
     layer_patterns,
     observe_layers,
     patch_model,
@@ -17,6 +18,7 @@ __all__ = [
     "attention_layers",
     "check_decode",
     "format_layers",
+    "layer_branches",
     "layer_patterns",
     "observe_layers",
     "parse_layers",

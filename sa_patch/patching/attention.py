@@ -65,7 +65,7 @@ def sparse_attention_forward(
         return _stock_function(module, plan.stock)(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    _refuse_unsupported(module, attention_mask, dropout, kwargs)
+    refuse_unsupported(module, attention_mask, dropout, kwargs)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
     if key.shape[2] < attention_mask.key_len:
         # The cache has dropped what lies between the sinks and the window.
@@ -98,9 +98,10 @@ def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any
     return function
 
 
-def _refuse_unsupported(
+def refuse_unsupported(
     module: nn.Module, mask: SparseMask, dropout: float, kwargs: dict[str, Any]
 ) -> None:
+    """Raise `UserError` if a call asks for something a sparse layer cannot do."""
     if mask.refusal is not None:
         raise UserError(f"layer {module.layer_idx}: {mask.refusal}")
     if kwargs.get("output_attentions"):

@@ -92,6 +92,18 @@ class SparseMask:
         self.key_len = self.query_offset + self.query_len
         self.refusal = self._refuse()
 
+    @classmethod
+    def causal(cls, batch: int, seq_len: int, device: torch.device) -> SparseMask:
+        """The mask of a prefill without padding, for callers other than transformers."""
+        return cls(
+            {
+                "batch_size": batch,
+                "q_length": seq_len,
+                "mask_function": causal_mask_function,
+                "device": device,
+            }
+        )
+
     def _refuse(self) -> str | None:
         if int(self._arguments.get("kv_offset", 0)) != 0:
             return "the layer's own sliding-window cache has dropped keys that the pattern may need"

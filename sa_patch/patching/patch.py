@@ -16,7 +16,7 @@ from sa_patch.patching.attention import IMPLEMENTATION
 from sa_patch.patching.layers import attention_layers, base_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
 from sa_patch.patching.schedule import Layers, Schedule
-from sa_patch.patterns import SA, Pattern, parse_pattern
+from sa_patch.patterns import SA, Full, Pattern, parse_pattern
 
 Model = TypeVar("Model")
 
@@ -66,7 +66,7 @@ def patch_model(
     check_backend(backend)
     inner = base_model(model)
     modules = attention_layers(inner)
-    assigned = schedule.assign(inner, given)
+    assigned = _keep_branches(inner, schedule.assign(inner, given))
     stock = _stock_implementation(inner)
     if inner.config._attn_implementation != IMPLEMENTATION:
         _own_config(inner)
@@ -136,6 +136,17 @@ def layer_patterns(model: object) -> dict[int, Pattern | None]:
     return {index: None if plan is None else plan.pattern for index, plan in plans.items()}
 
 
+def layer_branches(model: object) -> dict[int, tuple[Pattern, ...]]:
+    """The patterns that layers were trained with, of models whose attention is sparse unpatched.
+
+    An attention module of such a model has them as `branches`, each a softmax of its own; layers
+    without any are left out.
+    """
+    modules = attention_layers(base_model(model))
+    found = {index: tuple(getattr(module, "branches", ())) for index, module in modules.items()}
+    return {index: branches for index, branches in found.items() if branches}
+
+
 def observe_layers(model: object, observer: Observer, layers: Iterable[int]) -> None:
     """Have patched layers call `observer` before each sparse attention, until the next patch."""
     modules = attention_layers(base_model(model))
@@ -143,6 +154,22 @@ def observe_layers(model: object, observer: Observer, layers: Iterable[int]) -> 
         plan = get_plan(modules[index])
         if plan is not None:
             set_plan(modules[index], dataclasses.replace(plan, observer=observer))
+
+
+def _keep_branches(
+    model: PreTrainedModel, assigned: dict[int, Pattern | None]
+) -> dict[int, Pattern | None]:
+    """The assignment, in which "full" means a layer's own branches where it has some."""
+    own = layer_branches(model)
+    for index in own:
+        pattern = assigned[index]
+        if pattern is not None and not isinstance(pattern, Full):
+            raise UserError(
+                f"layer {index} of this model was trained with patterns of its own "
+                f"({', '.join(map(str, own[index]))}) and takes no other; leave the method out, "
+                "or give full, to use it as it is"
+            )
+    return assigned | dict.fromkeys(own)
 
 
 def _read_pattern(
