@@ -1,0 +1,90 @@
+"""Key-value recall: pairs are shown, other text follows, then each key is asked for its value.
+
+Every key and value is a token of its own in the tokenizer, so that an answer is one token and a
+guess among all values is right once in as many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+KEYS, VALUES = 64, 32
+KEY_TOKENS = [f"<|key{index}|>" for index in range(KEYS)]
+VALUE_TOKENS = [f"<|value{index}|>" for index in range(VALUES)]
+START_TOKEN = "<|recall|>"
+# Pairs of an episode, and tokens of text between its pairs and its questions.
+_PAIRS = (2, 8)
+_BETWEEN = (0, 0, 16, 64, 160)
+
+
+@dataclass(frozen=True)
+class RecallTokens:
+    """Ids of the tokens that recall documents are made of."""
+
+    start: int
+    keys: tuple[int, ...]
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RecallDocument:
+    """One document.
+
+    Attributes:
+        tokens: int64 ``[n]``.
+        distance: int64 ``[n]``; at a value that answers a question, how many tokens before the
+            question's key its value was shown, elsewhere 0.
+    """
+
+    tokens: NDArray[np.int64]
+    distance: NDArray[np.int64]
+
+
+def recall_document(
+    generator: np.random.Generator, length: int, tokens: RecallTokens, text: NDArray[np.uint32]
+) -> RecallDocument:
+    """Episodes one after another until the document is full; no key is in two of them.
+
+    Args:
+        length: n, at least 64.
+        text: what stands between pairs and questions is cut from here.
+    """
+    ids = np.empty(length, dtype=np.int64)
+    distance = np.zeros(length, dtype=np.int64)
+    unused = list(generator.permutation(KEYS))
+    at = 0
+    while True:
+        pairs = int(generator.integers(_PAIRS[0], _PAIRS[1] + 1))
+        between = int(generator.choice(_BETWEEN))
+        room = length - at - 1 - 4 * pairs
+        if room < 0 or len(unused) < pairs:
+            break
+        between = min(between, room)
+        keys, unused = unused[:pairs], unused[pairs:]
+        values = generator.integers(VALUES, size=pairs)
+        ids[at] = tokens.start
+        shown = {}
+        for index, (key, value) in enumerate(zip(keys, values, strict=True)):
+            place = at + 1 + 2 * index
+            ids[place : place + 2] = tokens.keys[key], tokens.values[value]
+            shown[key] = (place + 1, value)
+        at += 1 + 2 * pairs
+        ids[at : at + between] = _piece(generator, between, text)
+        at += between
+        for key in generator.permutation(keys):
+            place, value = shown[key]
+            ids[at : at + 2] = tokens.keys[key], tokens.values[value]
+            distance[at + 1] = at - place
+            at += 2
+    ids[at:] = _piece(generator, length - at, text)
+    return RecallDocument(ids, distance)
+
+
+def _piece(
+    generator: np.random.Generator, length: int, text: NDArray[np.uint32]
+) -> NDArray[np.int64]:
+    first = int(generator.integers(max(1, len(text) - length)))
+    return np.resize(text[first : first + length], length).astype(np.int64)
