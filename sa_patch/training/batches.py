@@ -55,9 +55,7 @@ class Batches:
     def step(self, step: int, process: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
         """Tokens and labels of a step, of one process among several: each ``[batch, n]``."""
         batch = self._settings.batch
-        rows = [
-            self._sequence(step * batch + index) for index in range(process, batch, processes)
-        ]
+        rows = [self._sequence(step * batch + index) for index in range(process, batch, processes)]
         tokens, labels = (np.stack(part) for part in zip(*rows, strict=True))
         return torch.from_numpy(tokens), torch.from_numpy(labels)
 

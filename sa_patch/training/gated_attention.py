@@ -46,11 +46,11 @@ class GatedSA(nn.Module):
     layer_idx: int
 
     def __init__(self, config: Any, layer_idx: int) -> None:
-        super().__init__(config, layer_idx)  # type: ignore[call-arg]
+        super().__init__(config, layer_idx)
         self.gate_proj = nn.Linear(config.hidden_size, 2 * config.num_attention_heads, bias=True)
 
     def gates(self, hidden_states: Tensor) -> Tensor:
-        """The gates of ``hidden_states [batch, n, hidden]``: ``[2, batch, q_heads, n]`` in (0, 1)."""
+        """Gates in (0, 1) of ``hidden_states [batch, n, hidden]``: ``[2, batch, q_heads, n]``."""
         opened = torch.sigmoid(self.gate_proj(hidden_states))
         return opened.unflatten(-1, (2, -1)).permute(2, 0, 3, 1)
 
@@ -68,7 +68,7 @@ class GatedSA(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """As the class of transformers, which hands the gates on to `gated_attention_forward`."""
         gates = self.gates(hidden_states)
-        return super().forward(hidden_states, *args, gates=gates, **kwargs)  # type: ignore[misc]
+        return super().forward(hidden_states, *args, gates=gates, **kwargs)
 
 
 class LlamaGatedSA(GatedSA, LlamaAttention):

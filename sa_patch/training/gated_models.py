@@ -90,7 +90,7 @@ class GatedCausalLM(PreTrainedModel):
         if self.training and kwargs.get("permutation_seed") is None:
             kwargs["permutation_seed"] = hash_key(self.config.sa_seed, int(self.training_passes))
             self.training_passes += 1
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return super().forward(*args, **kwargs)
 
 
 class GatedLlamaForCausalLM(GatedCausalLM, LlamaForCausalLM):

@@ -187,9 +187,7 @@ class _Trainer:
         )
         count = accelerator.reduce((labels[:, 1:] != IGNORED).sum(), "sum")
         parts = list(
-            zip(
-                tokens.split(settings.micro_batch), labels.split(settings.micro_batch), strict=True
-            )
+            zip(tokens.split(settings.micro_batch), labels.split(settings.micro_batch), strict=True)
         )
         total = torch.zeros((), device=accelerator.device)
         for index, (part, part_labels) in enumerate(parts):

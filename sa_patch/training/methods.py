@@ -27,9 +27,7 @@ def build_model(method: Method, settings: Settings, vocabulary: int, seed: int) 
     return model
 
 
-def attend_at(
-    model: Any, method: Method, settings: Settings, seed: int, step: int | None
-) -> None:
+def attend_at(model: Any, method: Method, settings: Settings, seed: int, step: int | None) -> None:
     """Give a model the attention of a training step, or of evaluation where `step` is None.
 
     Random patterns are drawn anew in every step, and by the run's seed in evaluation. Gated models

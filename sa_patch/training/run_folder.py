@@ -1,10 +1,10 @@
 """A training run on disk: what it is, its checkpoints, its log and its result.
 
-    run.json          settings, method, seed and text, written first
-    checkpoints/      the last two, each a folder that appears whole or not at all
-    log.jsonl         one line per entry; what lies beyond the checkpoint is cut off on resuming
-    model/            the trained model and tokenizer, for ``from_pretrained``
-    result.json       written last: a run that has it is complete
+run.json          settings, method, seed and text, written first
+checkpoints/      the last two, each a folder that appears whole or not at all
+log.jsonl         one line per entry; what lies beyond the checkpoint is cut off on resuming
+model/            the trained model and tokenizer, for ``from_pretrained``
+result.json       written last: a run that has it is complete
 """
 
 from __future__ import annotations
