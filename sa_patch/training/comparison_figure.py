@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from sa_patch.harness.figure_style import (
     COLOURS,
@@ -143,7 +144,7 @@ def _gates(axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str
                 linewidth=1.2,
                 label=f"gate of {branch.upper()}" if means else None,
             )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=FONT - 1, frameon=False)
     _label(axes, "gates of gated SA + SWA", "layer", "mean gate")
 

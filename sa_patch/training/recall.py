@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-KEYS, VALUES = 64, 32
+KEYS, VALUES = 16, 16
 KEY_TOKENS = [f"<|key{index}|>" for index in range(KEYS)]
 VALUE_TOKENS = [f"<|value{index}|>" for index in range(VALUES)]
 START_TOKEN = "<|recall|>"
-# Pairs of an episode, and tokens of text between its pairs and its questions.
-_PAIRS = (2, 8)
-_BETWEEN = (0, 0, 16, 64, 160)
+# Pairs of an episode, how often each key is asked, and tokens of text between pairs and questions.
+_PAIRS, _ROUNDS = (2, 6), 2
+_BETWEEN = (0, 0, 0, 16, 64, 160)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RecallDocument:
     Attributes:
         tokens: int64 ``[n]``.
         distance: int64 ``[n]``; at a value that answers a question, how many tokens before the
-            question's key its value was shown, elsewhere 0.
+            question's key its value was seen last, elsewhere 0.
     """
 
     tokens: NDArray[np.int64]
@@ -46,7 +46,10 @@ class RecallDocument:
 def recall_document(
     generator: np.random.Generator, length: int, tokens: RecallTokens, text: NDArray[np.uint32]
 ) -> RecallDocument:
-    """Episodes one after another until the document is full; no key is in two of them.
+    """Episodes one after another until the document is full.
+
+    An episode shows pairs and asks each key twice. Keys come again in other episodes with other
+    values, so that the latest pair counts.
 
     Args:
         length: n, at least 64.
@@ -54,31 +57,29 @@ def recall_document(
     """
     ids = np.empty(length, dtype=np.int64)
     distance = np.zeros(length, dtype=np.int64)
-    unused = list(generator.permutation(KEYS))
     at = 0
     while True:
         pairs = int(generator.integers(_PAIRS[0], _PAIRS[1] + 1))
         between = int(generator.choice(_BETWEEN))
-        room = length - at - 1 - 4 * pairs
-        if room < 0 or len(unused) < pairs:
+        room = length - at - 1 - 2 * pairs * (1 + _ROUNDS)
+        if room < 0:
             break
         between = min(between, room)
-        keys, unused = unused[:pairs], unused[pairs:]
-        values = generator.integers(VALUES, size=pairs)
+        keys = generator.permutation(KEYS)[:pairs]
+        values = dict(zip(keys, generator.integers(VALUES, size=pairs), strict=True))
+        seen = {}
         ids[at] = tokens.start
-        shown = {}
-        for index, (key, value) in enumerate(zip(keys, values, strict=True)):
-            place = at + 1 + 2 * index
-            ids[place : place + 2] = tokens.keys[key], tokens.values[value]
-            shown[key] = (place + 1, value)
-        at += 1 + 2 * pairs
-        ids[at : at + between] = _piece(generator, between, text)
-        at += between
-        for key in generator.permutation(keys):
-            place, value = shown[key]
-            ids[at : at + 2] = tokens.keys[key], tokens.values[value]
-            distance[at + 1] = at - place
-            at += 2
+        at += 1
+        for turn in range(1 + _ROUNDS):
+            if turn == 1:
+                ids[at : at + between] = _piece(generator, between, text)
+                at += between
+            for key in keys if turn == 0 else generator.permutation(keys):
+                ids[at : at + 2] = tokens.keys[key], tokens.values[values[key]]
+                if turn > 0:
+                    distance[at + 1] = at - seen[key]
+                seen[key] = at + 1
+                at += 2
     ids[at:] = _piece(generator, length - at, text)
     return RecallDocument(ids, distance)
 

@@ -78,17 +78,19 @@ def test_processes_share_a_step_and_nothing_depends_on_earlier_steps(
 
 
 def test_a_recall_question_has_its_answer_at_the_distance_it_says() -> None:
-    tokens = RecallTokens(0, tuple(range(100, 164)), tuple(range(200, 232)))
+    tokens = RecallTokens(0, tuple(range(100, 116)), tuple(range(200, 216)))
     text = np.arange(1, 90, dtype=np.uint32)
     seen = set()
     for index in range(50):
         document = recall_document(np.random.default_rng(index), 200, tokens, text)
         assert document.tokens.shape == document.distance.shape == (200,)
         asked = np.flatnonzero(document.distance)
-        keys = document.tokens[asked - 1]
-        assert len(set(keys)) == len(keys) and set(keys) <= set(tokens.keys)
+        assert len(asked) and set(document.tokens[asked - 1]) <= set(tokens.keys)
         for place in asked:
             shown = place - 1 - document.distance[place]
+            # The latest pair of that key, so that its value is the only right answer.
+            earlier = np.flatnonzero(document.tokens[: place - 1] == document.tokens[place - 1])
+            assert earlier[-1] == shown - 1
             assert document.tokens[shown] == document.tokens[place]
             assert document.tokens[shown - 1] == document.tokens[place - 1]
         seen |= set(document.distance[asked].tolist())
@@ -108,7 +110,7 @@ class Oracle(torch.nn.Module):
 
 
 def test_recall_counts_by_distance() -> None:
-    tokens = RecallTokens(0, tuple(range(100, 164)), tuple(range(200, 232)))
+    tokens = RecallTokens(0, tuple(range(100, 116)), tuple(range(200, 216)))
     made = [
         recall_document(np.random.default_rng(i), 200, tokens, np.arange(1, 90, dtype=np.uint32))
         for i in range(30)
@@ -186,7 +188,6 @@ def test_a_run_learns_and_its_model_loads(
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
-    "unknown key": ({"widnow": 8}, [], "did you mean 'window'"),
     "source": (
         {"text": {"source": "json", "data_files": "nowhere.jsonl", "vocabulary": 512,
                   "validation_tokens": 64}}, [], "cannot be loaded",
@@ -206,6 +207,7 @@ def test_a_mistake_is_one_sentence(case: str, tmp_path: Path) -> None:
 
 
 BAD_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"widnow": 8}, "did you mean 'window'"),
     "missing key": ({"steps": None}, "lacks the key 'steps'"),
     "window": ({"window": 0}, "window must be a whole number of at least 1"),
     "share": ({"recall": {"share": 1.5}}, "share must be a number of at least 0"),
