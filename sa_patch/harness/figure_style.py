@@ -98,8 +98,8 @@ class Layout:
         size: tuple[float, float],
         *,
         panel_titles: bool,
-        left: float = 0.8,
-        gap: float = 0.95,
+        left: float = 1.0,
+        gap: float = 1.15,
     ) -> None:
         """``handles``: what the legend holds. ``shape``: rows and columns of panels, each ``size``
         (width, height) inches inside. ``left``, ``gap``: inches for the labels to the left of the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -87,11 +87,10 @@ class PatternMeter:
     def __init__(
         self, patterns: Mapping[int, Pattern | Sequence[Pattern] | None], shape: HeadShape
     ) -> None:
-        self._layers = len(patterns)
-        self._patterns: list[tuple[int, Pattern]] = []
-        for layer, own in patterns.items():
-            branches = own if isinstance(own, Sequence) else (own or Full(),)
-            self._patterns += [(layer, each) for each in branches]
+        self._patterns = {
+            layer: tuple(own) if isinstance(own, Sequence) else (own or Full(),)
+            for layer, own in patterns.items()
+        }
         self._shape = shape
         self._lengths: Counter[int] = Counter()
         self._observed = Observed()
@@ -99,7 +98,12 @@ class PatternMeter:
     @property
     def observed_layers(self) -> list[int]:
         """The layers that must call `observe` for a summary."""
-        return [layer for layer, each in self._patterns if each.counts_need_content]
+        return [i for i, each in self._each_pattern() if each.counts_need_content]
+
+    def _each_pattern(self) -> Iterator[tuple[int, Pattern]]:
+        for layer, patterns in self._patterns.items():
+            for pattern in patterns:
+                yield layer, pattern
 
     def reset(self) -> None:
         """Forget all sequences counted so far."""
@@ -118,7 +122,9 @@ class PatternMeter:
             k: ``[batch, kv_heads, n, head_dim]``.
             spans: the rows' lengths.
         """
-        self._observed.add(dict(self._patterns)[layer], layer, q, k, spans)
+        # Gated attention never reads content, so that an observed layer has one pattern.
+        (pattern,) = self._patterns[layer]
+        self._observed.add(pattern, layer, q, k, spans)
 
     def counts(self) -> dict[int, int]:
         """How many prefills of each length were counted."""
@@ -128,7 +134,7 @@ class PatternMeter:
         """One sequence in all layers, without the visible keys of those that are observed."""
         total = Spent()
         group = self._shape.heads // self._shape.kv_heads
-        for layer, pattern in self._patterns:
+        for layer, pattern in self._each_pattern():
             total = total.plus(_chosen_in_layer(pattern, seq_len, group))
             if pattern.counts_need_content:
                 continue
@@ -165,8 +171,8 @@ class PatternMeter:
         spent, full, saturated = Spent(), 0.0, 0
         for n, times in sorted(self._lengths.items()):
             spent = spent.plus(self._spent(n), times)
-            full += times * self._layers * n * (n + 1) / 2
-            saturated += times * all(each.saturated(n) for _, each in self._patterns)
+            full += times * len(self._patterns) * n * (n + 1) / 2
+            saturated += times * all(each.saturated(n) for _, each in self._each_pattern())
         for layer in self.observed_layers:
             keys, last = self._observed.means(layer)
             spent = spent.plus(Spent(tokens * keys, sequences * last))
@@ -179,8 +185,8 @@ class PatternMeter:
                 "mean": tokens / sequences,
                 "max": max(self._lengths),
             },
-            "mean_keys_per_query": spent.visible / (tokens * self._layers),
-            "last_query_keys": spent.last / (sequences * self._layers),
+            "mean_keys_per_query": spent.visible / (tokens * len(self._patterns)),
+            "last_query_keys": spent.last / (sequences * len(self._patterns)),
             "attention_flops": per_dot * (2 * spent.visible + spent.dots),
             "full_attention_flops": per_dot * 2 * full,
             "saturated_fraction": saturated / sequences,

@@ -6,7 +6,8 @@ retrieval (or whatever was generated at that length), the rest benchmarks. A gro
 mean over its tasks, a point's the mean over its groups.
 
 **Points.** One pattern (its seeds averaged) at one length n: the tasks of that length, and the
-benchmarks run with the very same pattern, whatever their prompts' lengths.
+benchmarks run with the very same pattern, whatever their prompts' lengths. Benchmarks join the one
+length that shares most patterns with them: a pattern may fit the budgets of other lengths too.
 
 **Intervals.** Paired bootstrap: items are drawn with replacement, the same ones for full attention
 and for every pattern, and the seeds of random patterns likewise; 95% percentile intervals. A rival
@@ -161,18 +162,35 @@ def recover(runs: Iterable[Run], budgets: Sequence[float], draws: int = DRAWS) -
     if not full:
         raise UserError("recovery needs full attention in the sweep: add 'full' to its methods")
     lengths = sorted({n for task in full if (n := length_of(task)) is not None})
+    at_home = _length_of_benchmarks(cells, lengths)
     points = []
     for n in lengths:
         for (pattern, layers), by_task in cells.items():
             own = [task for task in by_task if length_of(task) == n]
             if pattern == "full" or not own:
                 continue
-            tasks = own + [task for task in by_task if length_of(task) is None]
+            tasks = own
+            if n == at_home:
+                tasks = own + [task for task in by_task if length_of(task) is None]
             missing = [task for task in tasks if task not in full]
             if missing:
                 raise UserError(f"full attention has no result for {', '.join(missing)} yet")
             points.append(_point(pattern, layers, n, own, tasks, by_task, full, budgets, draws))
     return sorted(points, key=lambda p: (p.n, p.budget or 1.0, -p.mean.value))
+
+
+def _length_of_benchmarks(
+    cells: Mapping[tuple[str, str], Mapping[str, object]], lengths: Sequence[int]
+) -> int | None:
+    """The length that shares most patterns with the benchmarks, the longest of equals."""
+
+    def shared(n: int) -> int:
+        return sum(
+            name != "full" and {n, None} <= {length_of(task) for task in by_task}
+            for (name, _), by_task in cells.items()
+        )
+
+    return max(lengths, key=lambda n: (shared(n), n), default=None)
 
 
 def _point(

@@ -19,7 +19,8 @@ from sa_patch.harness.atomic_write import write_whole
 from sa_patch.harness.figure_style import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.harness.recovery import DRAWS, GROUPS, Interval, Recovered, difference
 from sa_patch.harness.results import Run
-from sa_patch.harness.series import family_label
+from sa_patch.harness.variants import METHOD_LABELS
+from sa_patch.patterns import Union, parse_pattern
 
 NOTES = (
     "Recovery: NLL(full) / NLL(pattern) for language modelling, (score - chance) / (full - chance) "
@@ -29,6 +30,8 @@ NOTES = (
     f"Intervals: 95%, paired bootstrap over items and seeds, {DRAWS} draws. A difference whose "
     "interval holds zero is none.",
 )
+# In the order in which a composition's parts are named.
+_KINDS = ("sinks", "swa", "sa", "psa", "moba", "block_topk", "tail")
 _PANEL = (4.6, 3.4)  # inches
 _CHARACTER = 0.072  # inches, of the legend
 
@@ -145,9 +148,13 @@ def _shown(interval: Interval) -> str:
 
 
 def draw(points: Sequence[Recovered]) -> Figure:
-    """Mean recovery against FLOPs, a panel for each length, a line for each family."""
+    """Mean recovery against FLOPs: a panel for each length, a colour for each composition.
+
+    Patterns of one composition differ in their numbers, also within a budget; its line joins the
+    best of each budget.
+    """
     lengths = sorted({point.n for point in points})
-    names = list(dict.fromkeys(family_label(p.pattern, p.layers) for p in _by_quality(points)))
+    names = list(dict.fromkeys(composition(p) for p in _by_quality(points)))
     columns = min(2, len(lengths))
     rows = -(-len(lengths) // columns)
     # The legend takes two columns where the figure is wide enough for its labels.
@@ -157,7 +164,7 @@ def draw(points: Sequence[Recovered]) -> Figure:
     width, height = max(columns * _PANEL[0], entry), rows * _PANEL[1] + legend
     figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for place, axes in enumerate(grid.flat):
         if place >= len(lengths):
             axes.set_visible(False)
@@ -176,6 +183,14 @@ def draw(points: Sequence[Recovered]) -> Figure:
     return figure
 
 
+def composition(point: Recovered) -> str:
+    """The kinds of a point's parts, whatever their numbers."""
+    pattern = parse_pattern(point.pattern)
+    parts = {part.name for part in (pattern.parts if isinstance(pattern, Union) else (pattern,))}
+    kinds = " + ".join(METHOD_LABELS[kind] for kind in _KINDS if kind in parts)
+    return kinds if point.layers == "all" else f"{kinds}; other in some layers"
+
+
 def _by_quality(points: Sequence[Recovered]) -> list[Recovered]:
     return sorted(points, key=lambda point: -point.mean.value)
 
@@ -184,10 +199,13 @@ def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str]) -> Non
     colours = (*COLOURS.values(), *OTHER_COLOURS, FULL_COLOUR)
     markers = "os^DvPX*"
     for index, name in enumerate(names):
-        own = sorted(
-            (p for p in points if family_label(p.pattern, p.layers) == name), key=lambda p: p.share
-        )
-        colour = colours[index % len(colours)]
+        own = [point for point in points if composition(point) == name]
+        style: dict[str, Any] = {
+            "color": colours[index % len(colours)],
+            "marker": markers[index // len(colours) % len(markers)],
+            "linewidth": 1.2,
+        }
+        line_style = "-" if index < len(colours) else "--"
         axes.errorbar(
             [point.share for point in own],
             [point.mean.value for point in own],
@@ -196,16 +214,30 @@ def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str]) -> Non
                 [max(0.0, point.mean.high - point.mean.value) for point in own],
             ],
             label=name,
-            color=colour,
-            marker=markers[index // len(colours) % len(markers)],
-            linestyle="-" if index < len(colours) else "--",
             markersize=5,
             capsize=2,
-            linewidth=1.2,
+            elinewidth=0.7,
+            linestyle="",
+            **style,
+        )
+        best: dict[float | None, Recovered] = {}
+        for point in sorted(own, key=lambda point: point.mean.value):
+            best[point.budget] = point
+        line = sorted(best.values(), key=lambda point: point.share)
+        axes.plot(
+            [point.share for point in line],
+            [point.mean.value for point in line],
+            linestyle=line_style,
+            markersize=0,
+            **style,
         )
     axes.axhline(1.0, color="black", linewidth=1, linestyle=(0, (5, 3)))
     axes.axhline(0.95, color="#8C8C8C", linewidth=0.8, linestyle=":")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(
+        lambda share, _: f"1/{1 / share:g}" if share < 1 else f"{share:g}"
+    )
+    axes.tick_params(labelbottom=True, labelleft=True)
     axes.set_xlabel("attention FLOPs, share of full attention's", fontsize=9)
     axes.set_ylabel("mean recovery", fontsize=9)
     axes.tick_params(labelsize=8)

@@ -100,15 +100,6 @@ def strip_parameters(pattern: str, names: Sequence[str]) -> str:
     return re.sub(r"[,:]+(?=$|[;()+|&\s])", "", text)
 
 
-def family_label(pattern: str, layers: str = "all") -> str:
-    """A name for all patterns that differ from this one in their budget only.
-
-    ``layers``: the JSON of a cell's ``layers``, or "all".
-    """
-    label = by_budget(pattern).label
-    return label if layers == "all" else f"{label}, layers {_shown('layers', layers)}"
-
-
 def _variants(cells: Sequence[Cell]) -> dict[str, Variant]:
     """The variant of each pattern: as coarse as may be, but never one for two different patterns
     of one window on one task (say, unions that divide it differently): these are no two seeds."""

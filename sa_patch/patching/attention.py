@@ -54,11 +54,7 @@ def sparse_attention_forward(
             "this model uses the attention implementation 'sa_patch' without having been patched; "
             "load it with its stock attention and call sa_patch.patch_model(model, ...)"
         )
-    if not isinstance(attention_mask, SparseMask):
-        raise UserError(
-            "a patched model makes its own mask: a ready 4D attention_mask is not supported; "
-            "give a 2D one of 0 and 1"
-        )
+    require_own_mask(attention_mask, "a patched model")
     cached = attention_mask.query_offset > 0
     if plan.pattern is None or (cached and plan.decode == "full"):
         stock_mask = attention_mask.stock(plan.stock)
@@ -96,6 +92,19 @@ def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
     return function
+
+
+def require_own_mask(mask: object, model: str) -> None:
+    """Raise `UserError` for a mask that `sparse_mask` did not make.
+
+    Args:
+        model: what kind of model it is, for the sentence.
+    """
+    if not isinstance(mask, SparseMask):
+        raise UserError(
+            f"{model} makes its own mask: a ready 4D attention_mask is not supported; "
+            "give a 2D one of 0 and 1"
+        )
 
 
 def refuse_unsupported(

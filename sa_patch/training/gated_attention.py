@@ -16,9 +16,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
-from sa_patch.errors import UserError
 from sa_patch.kernels import attend
-from sa_patch.patching.attention import refuse_unsupported
+from sa_patch.patching.attention import refuse_unsupported, require_own_mask
 from sa_patch.patching.mask import SparseMask, sparse_mask
 from sa_patch.patterns import SA, SWA, Pattern
 
@@ -50,7 +49,7 @@ class GatedSA(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, 2 * config.num_attention_heads, bias=True)
 
     def gates(self, hidden_states: Tensor) -> Tensor:
-        """Gates in (0, 1) of ``hidden_states [batch, n, hidden]``: ``[2, batch, q_heads, n]``."""
+        """Of ``hidden_states [batch, n, hidden]``: ``[2, batch, q_heads, n]``, in (0, 1)."""
         opened = torch.sigmoid(self.gate_proj(hidden_states))
         return opened.unflatten(-1, (2, -1)).permute(2, 0, 3, 1)
 
@@ -114,11 +113,7 @@ def gated_attention_forward(
     """
     if attention_mask is None:
         attention_mask = SparseMask.causal(query.shape[0], query.shape[2], query.device)
-    if not isinstance(attention_mask, SparseMask):
-        raise UserError(
-            "a model with gated attention makes its own mask: a ready 4D attention_mask is not "
-            "supported; give a 2D one of 0 and 1"
-        )
+    require_own_mask(attention_mask, "a model with gated attention")
     refuse_unsupported(module, attention_mask, dropout, kwargs)
     packing = attention_mask.packing()
     # A static cache holds more keys than are in use.

@@ -24,8 +24,8 @@ from sa_patch.patterns.permutation import hash_key
 from sa_patch.training.gated_attention import IMPLEMENTATION, GatedSA, LlamaGatedSA, Qwen3GatedSA
 
 
-class GatedLlamaConfig(LlamaConfig):
-    """Llama's configuration, and that of its gated attention.
+class GatedConfig(PreTrainedConfig):
+    """What the configuration of a gated model holds beside that of its family.
 
     Args:
         sa_window, sa_seed, sa_circular: see `sa_patch.patterns.SA`; the seed is that of
@@ -35,7 +35,6 @@ class GatedLlamaConfig(LlamaConfig):
             "reference".
     """
 
-    model_type = "gated_sa_llama"
     sa_window: int = 256
     swa_window: int = 256
     sa_seed: int = 0
@@ -43,15 +42,16 @@ class GatedLlamaConfig(LlamaConfig):
     attention_backend: str = "auto"
 
 
-class GatedQwen3Config(Qwen3Config):
-    """Qwen3's configuration, and that of its gated attention; see `GatedLlamaConfig`."""
+class GatedLlamaConfig(GatedConfig, LlamaConfig):
+    """Llama's configuration with `GatedConfig`."""
+
+    model_type = "gated_sa_llama"
+
+
+class GatedQwen3Config(GatedConfig, Qwen3Config):
+    """Qwen3's configuration with `GatedConfig`."""
 
     model_type = "gated_sa_qwen3"
-    sa_window: int = 256
-    swa_window: int = 256
-    sa_seed: int = 0
-    sa_circular: bool = True
-    attention_backend: str = "auto"
 
 
 class GatedCausalLM(PreTrainedModel):

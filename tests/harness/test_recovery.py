@@ -20,7 +20,7 @@ from sa_patch.harness.recovery import (
     parse_budgets,
     recover,
 )
-from sa_patch.harness.recovery_report import draw, write_recovery
+from sa_patch.harness.recovery_report import composition, draw, write_recovery
 from tests.harness import run_builder
 from tests.harness.run_builder import RunBuilder
 
@@ -104,11 +104,35 @@ def test_intervals_are_paired(runs: Runs) -> None:
     assert gap.value == pytest.approx(better.mean.value - worse.mean.value)
 
 
-def test_equal_scores_are_whole_in_every_draw(runs: Runs) -> None:
-    # With five items, many draws leave full attention at chance.
-    runs.add("swa:window=64", "passkey_1024", [1.0, 1.0, 1.0, 1.0, 0.0], 0.12)
+def test_equal_scores_are_whole_in_every_draw(tmp_path: Path) -> None:
+    # One right answer in five: a third of the draws leave full attention at chance.
+    runs = Runs(tmp_path / "rare")
+    for pattern, share in (("full", 1.0), ("swa:window=64", 0.12)):
+        runs.add(pattern, "passkey_1024", [1.0, 0.0, 0.0, 0.0, 0.0], share)
     (point,) = runs.points()
     assert (point.mean.low, point.mean.value, point.mean.high) == (1.0, 1.0, 1.0)
+
+
+def test_benchmarks_join_the_length_they_share_most_patterns_with(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(run_builder.TASKS, "passkey_2048", ("acc,none", 0.0, 1.0, 2000))
+    runs.add("full", "passkey_2048", [1.0, 1.0], 1.0)
+    for window, tasks in (
+        (64, ("passkey_1024", "arc_easy")),
+        (32, ("passkey_1024", "passkey_2048", "arc_easy")),
+        (16, ("passkey_2048",)),
+    ):
+        for task in tasks:
+            count = {"passkey_1024": 5, "passkey_2048": 2, "arc_easy": 4}[task]
+            runs.add(f"swa:window={window}", task, [1.0] * count, 0.12)
+    found = {(point.n, point.pattern): set(point.groups) for point in runs.points()}
+    assert found == {
+        (1024, "swa:window=64"): {RETRIEVAL, BENCHMARKS},
+        (1024, "swa:window=32"): {RETRIEVAL, BENCHMARKS},
+        (2048, "swa:window=32"): {RETRIEVAL},
+        (2048, "swa:window=16"): {RETRIEVAL},
+    }
 
 
 def test_points_belong_to_the_smallest_budget_they_fit(runs: Runs) -> None:
@@ -190,6 +214,24 @@ def test_long_labels_stay_within_the_figure(runs: Runs) -> None:
     box = legend.get_window_extent()
     assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
     assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.axes[0].bbox.y0
+
+
+def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
+    for pattern, share in (
+        ("tail:size=8+block_topk:block_size=4,topk=2,sinks=4,local=4", 0.11),
+        ("tail:size=16+block_topk:block_size=2,topk=3,sinks=4,local=4", 0.12),
+        ("sinks:size=4+swa:window=64", 0.12),
+    ):
+        runs.add(pattern, "passkey_1024", [1.0] * 5, share)
+    runs.add("swa:window=64", "passkey_1024", [1.0] * 5, 0.12, layers={"1": "full"})
+    points = runs.points()
+    assert {composition(point) for point in points} == {
+        "BlockTopK + tail",
+        "sinks + SWA",
+        "SWA; other in some layers",
+    }
+    (panel,) = (axes for axes in draw(points).axes if axes.get_visible())
+    assert len(panel.get_legend_handles_labels()[1]) == 3
 
 
 def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

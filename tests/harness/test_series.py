@@ -7,7 +7,7 @@ import pytest
 
 from sa_patch.harness.aggregate import Comparison, compare
 from sa_patch.harness.results import load_run
-from sa_patch.harness.series import family_label, strip_parameters
+from sa_patch.harness.series import strip_parameters
 from tests.harness.run_builder import RunBuilder
 
 
@@ -91,9 +91,6 @@ def test_layers_of_their_own_make_series_with_short_different_names(tmp_path: Pa
     labels = [series.label for series in compared(builder).series]
     assert len(set(labels)) == 5 and max(map(len, labels)) <= 50
     assert {"SWA", "SWA, layers 0-3,7"} < set(labels)
-    assert family_label("swa:window=16", "[0, 1, 5]") == "SWA, layers 0-1,5"
-    assert family_label("swa:window=16", '{"5-8": "full"}') == "SWA, layers 5-8: full"
-    assert family_label(union(128, 60)) == "sinks 4 + SWA + SA"
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,11 @@ def test_output_and_log_sum_exp_equal_the_oracle(pattern: Pattern) -> None:
     assert (lse.double() - wanted)[real].abs().max() <= FP32_TOLERANCE
 
 
-@pytest.mark.parametrize("pattern", FEW, ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "pattern, dtype",
+    [*((pattern, torch.bfloat16) for pattern in FEW), (FEW[-1], torch.float16)],
+    ids=str,
+)
 def test_half_precision_error_is_at_most_twice_that_of_sdpa(
     pattern: Pattern, dtype: torch.dtype
 ) -> None:

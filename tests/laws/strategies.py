@@ -4,6 +4,7 @@ Hypothesis draws the shape of a case and a seed; the numbers themselves come fro
 that an example is small to print and quick to shrink.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -147,6 +148,11 @@ def cases(
 def affordable(backend: str, data: st.DataObject) -> bool:
     """Whether to run this example: slow backends take a quarter of them, the simplest included."""
     return backend not in SLOW_BACKENDS or data.draw(st.integers(0, 3)) == 0
+
+
+def in_turns(patterns: Sequence[Pattern], backend: str, turn: int) -> Sequence[Pattern]:
+    """All patterns, or for slow backends every third: three successive turns have them all."""
+    return patterns[turn % 3 :: 3] if backend in SLOW_BACKENDS else patterns
 
 
 def serves(backend: str, pattern: Pattern, case: Case, gradients: bool = False) -> bool:

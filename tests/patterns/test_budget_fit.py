@@ -51,6 +51,16 @@ def test_the_smallest_blocks_may_cost_more_than_larger_ones() -> None:
     assert flops_share(MoBA(found.block_size + 1, 2), 2048) > 1 / 8
 
 
+def test_a_narrow_range_between_small_and_large_numbers_is_found() -> None:
+    """Only windows of 24 to 30 fit, choosing costing more below and seeing above."""
+    shares = {w: flops_share(parse_pattern(f"moba:window={w}"), 1024) for w in range(2, 101, 2)}
+    least = min(shares.values())
+    largest = max(w for w, share in shares.items() if share <= 1.01 * least)
+    assert largest < 32, "a search by powers of two would find it"
+    found = fit_budget("moba:window={}", 1024, 1.01 * least)
+    assert found == parse_pattern(f"moba:window={largest}")
+
+
 def test_a_parameter_may_bound_what_is_sought() -> None:
     found = fit_budget("block_topk:4,{},4,16,beam=4", 4096, 1 / 2)
     assert str(found) == "block_topk:block_size=4,topk=16,sinks=4,local=16,beam=4"

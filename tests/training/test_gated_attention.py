@@ -5,15 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from sa_patch import SA, SWA, patch_model
+from sa_patch import SA, SWA, patch_model, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.training import gated_config, gated_model
 from sa_patch.training.gated_attention import LlamaGatedSA, gated_attention_forward
 from sa_patch.training.gated_models import gate_layers
+from tests.laws.test_cost import LargestTensor
 from tests.models import random_tokens, tiny_config, tiny_model
 
 FAMILIES = ("llama", "qwen3")
@@ -97,7 +100,7 @@ def test_both_branches_get_gradients_from_the_model_loss() -> None:
         assert bool((heads.abs() > 1e-6).all())
 
 
-def test_open_gates_and_a_whole_window_are_twice_full_attention() -> None:
+def test_two_half_open_gates_over_a_whole_window_are_full_attention() -> None:
     stock = tiny_model("llama", num_hidden_layers=1)
     model = gated_model(stock, 40)
     with torch.no_grad():
@@ -169,6 +172,53 @@ def test_padding_changes_nothing(side: str) -> None:
     torch.testing.assert_close(together[:1, real], logits(model, tokens))
 
 
+@pytest.mark.parametrize("backend", ["auto", "banded", "reference"])
+@pytest.mark.parametrize("family", FAMILIES)
+@given(
+    seq_len=st.integers(2, 40),
+    window=st.integers(1, 12),
+    where=st.floats(0, 1),
+    seed=st.integers(0, 2**20),
+)
+def test_logits_before_a_changed_token_are_bit_identical(
+    family: str, backend: str, seq_len: int, window: int, where: float, seed: int
+) -> None:
+    model = gated(family, window, seed, backend=backend)
+    tokens = random_tokens(2, seq_len, seed=seed)
+    place = round(where * (seq_len - 1))
+    changed = tokens.clone()
+    changed[:, place] = (changed[:, place] - 3 + 7) % 61 + 3
+    before, after = logits(model, tokens), logits(model, changed)
+    assert torch.equal(before[:, :place], after[:, :place])
+    assert not torch.equal(before[:, place], after[:, place])
+
+
+@given(
+    seq_len=st.integers(1, 40),
+    window=st.integers(1, 12),
+    ragged=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_backends_agree(seq_len: int, window: int, ragged: bool, seed: int) -> None:
+    tokens, mask = random_tokens(2, seq_len, seed=seed), torch.ones(2, seq_len, dtype=torch.int64)
+    if ragged:
+        mask[0, : seq_len // 2] = 0
+    found = [
+        logits(gated("llama", window, seed, backend=backend), tokens, attention_mask=mask)
+        for backend in ("banded", "reference")
+    ]
+    torch.testing.assert_close(*(each * mask[..., None] for each in found))
+
+
+def test_no_tensor_is_of_size_n_squared() -> None:
+    n = 4096
+    stock = tiny_model("llama", num_hidden_layers=1, max_position_embeddings=n)
+    model = gated_model(stock, 16).eval()
+    with LargestTensor() as seen:
+        logits(model, random_tokens(1, n), logits_to_keep=1)
+    assert seen.elements < n * n / 2
+
+
 def test_a_decoded_token_sees_what_it_would_as_the_last_of_a_prompt() -> None:
     # Of one layer, so that no cached key depends on an attention before it.
     model = gated_model(tiny_model("llama", num_hidden_layers=1), 4, seed=3)
@@ -215,3 +265,4 @@ def test_no_other_pattern_takes_its_place_in_silence() -> None:
     with pytest.raises(UserError, match="patterns of its own"):
         patch_model(model, SWA(4))
     assert torch.equal(logits(patch_model(model, "full"), tokens), before)
+    assert torch.equal(logits(unpatch_model(model), tokens), before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,10 +186,12 @@ def _spelt_out(text: str, windows: Sequence[int]) -> list[Pattern]:
     name, _, rest = text.strip().partition(":")
     cls = PATTERNS.get(name)
     takes_window = cls is not None and "window" in parameters(cls)
-    if not takes_window or "window=" in rest or "block_size=" in rest:
-        return [parse_pattern(text)]
-    if not rest:
+    if takes_window and not rest:
         return [make_pattern(name, window=window) for window in windows]
+    # A leading value without a name is the window, or what stands in its place: sa:256.
+    unnamed = "=" not in re.split("[,;]", rest)[0]
+    if not takes_window or unnamed or "window=" in rest or "block_size=" in rest:
+        return [parse_pattern(text)]
     return [parse_pattern(f"{text},window={window}") for window in windows]
 
 

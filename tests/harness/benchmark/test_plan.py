@@ -109,6 +109,16 @@ def test_text_and_typed_values_give_the_same_options() -> None:
     assert text.patterns() == [SA(64), SA(128), MoBA(512, 3), Full()]
 
 
+def test_a_window_may_stand_without_its_name() -> None:
+    options = make_options(window="8,16", methods="sa:256,psa:264,sa:64;seed=3,swa:9+psa:8")
+    assert [str(pattern) for pattern in options.patterns()] == [
+        "sa:window=256,seed=0",
+        "psa:window=264,seed=0",
+        "sa:window=64,seed=3",
+        "swa:window=9+psa:window=8,seed=0",
+    ]
+
+
 def test_methods_without_a_window_take_each_of_them() -> None:
     options = make_options(window="8,16", methods="sa:circular=false,seed=2,swa,moba,sa:window=5")
     assert options.patterns() == [
