@@ -67,7 +67,7 @@ def recall_document(
         between = min(between, room)
         keys = generator.permutation(KEYS)[:pairs]
         values = dict(zip(keys, generator.integers(VALUES, size=pairs), strict=True))
-        seen = {}
+        seen: dict[int, int] = {}
         ids[at] = tokens.start
         at += 1
         for turn in range(1 + _ROUNDS):
