@@ -11,6 +11,7 @@ from typing import Any
 
 from sa_patch.errors import UserError
 from sa_patch.harness.atomic_write import write_whole
+from sa_patch.training.recall import VALUES
 from sa_patch.training.run_folder import RunFolder
 
 # What may differ between the runs of a comparison.
@@ -124,8 +125,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"steps, of which {settings['recall']['share']:.0%} of the sequences are generated recall "
         f"documents; seeds {', '.join(map(str, seeds))}. Mean ± standard deviation over seeds. "
         "Perplexity is that of held-out text. Recall is the share of questions answered by the "
-        "right value, in % (a guess among the values: see `sa_patch/training/recall.py`), also by "
-        "the distance in tokens between question and answer.",
+        f"right value, in % (a guess among the {VALUES} values: {100 / VALUES:.1f}), also by the "
+        "distance in tokens between question and answer.",
         "",
     ]
     buckets = next(iter(methods.values()))["recall_by_distance"]

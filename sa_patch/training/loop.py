@@ -25,6 +25,7 @@ from sa_patch.training.evaluate import (
     recall_summary,
     validation_loss,
 )
+from sa_patch.training.loss_figure import draw_loss
 from sa_patch.training.methods import attend_at, build_model
 from sa_patch.training.run_folder import RunFolder, publish, step_of
 from sa_patch.training.settings import Method, Settings
@@ -246,6 +247,9 @@ class _Trainer:
         model.save_pretrained(temporary)
         self.corpus.tokenizer.save_pretrained(temporary)
         publish(temporary, self.run.model)
+        figure = draw_loss(settings.name, str(self.method), self.seed, self.run.entries())
+        for kind in ("png", "svg"):
+            figure.savefig(self.run.path / f"loss.{kind}")
         per_step = settings.batch * settings.sequence
         self.run.write_result(
             {

@@ -4,6 +4,7 @@ run.json          settings, method, seed and text, written first
 checkpoints/      the last two, each a folder that appears whole or not at all
 log.jsonl         one line per entry; what lies beyond the checkpoint is cut off on resuming
 model/            the trained model and tokenizer, for ``from_pretrained``
+loss.png, .svg    the loss curves
 result.json       written last: a run that has it is complete
 """
 

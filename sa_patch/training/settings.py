@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import LlamaConfig
 from sa_patch.errors import UserError
 from sa_patch.harness.yaml_values import choice, known_mapping, listed, read_yaml, text
 from sa_patch.kernels import check_backend
-from sa_patch.patterns import SA, SWA, Full, Pattern, parse_pattern
+from sa_patch.patterns import SA, SWA, Full, Pattern, parse_pattern, seed_of
 from sa_patch.patterns.base import whole_number
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -164,12 +165,16 @@ class Method:
             return cls(Full(), whole_number(own, "window", 1))
         if name in WINDOWED:
             return cls(SA(window) if name == "sa" else SWA(window))
-        return cls(parse_pattern(name))
+        pattern = parse_pattern(name)
+        if seed_of(pattern):
+            raise UserError(f"{name!r} names a seed; a run's own seed (--seed) takes its place")
+        return cls(pattern)
 
     def __str__(self) -> str:
         if self.gated_window is not None:
             return f"{GATED}:window={self.gated_window}"
-        return str(self.pattern)
+        # The seed that a pattern names is replaced by the run's.
+        return re.sub(r",seed=0\b", "", str(self.pattern))
 
 
 def load_settings(path: Path) -> Settings:
@@ -209,7 +214,9 @@ def parse_settings(raw: Any, default_name: str) -> Settings:
     ):
         _real(given, key, low, high)
     betas = tuple(listed(given.get("betas", [0.9, 0.95]), "betas"))
-    if len(betas) != 2 or not all(isinstance(b, float) and 0 <= b < 1 for b in betas):
+    if len(betas) != 2 or not all(
+        isinstance(b, (int, float)) and not isinstance(b, bool) and 0 <= b < 1 for b in betas
+    ):
         raise UserError(f"betas must be two numbers from 0 to below 1, got {list(betas)}")
     given["betas"] = betas
     choice(given.get("precision", "no"), "precision", PRECISIONS)

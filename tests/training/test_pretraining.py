@@ -154,7 +154,8 @@ def test_methods_read_their_text_forms() -> None:
     assert Method.read("gated", 8) == Method.read("gated:8", 32) == Method(Full(), 8)
     assert Method.read("swa", 8) == Method(SWA(8)) == Method.read("swa:8", 32)
     assert str(Method.read("gated:window=16", 8)) == "gated:window=16"
-    for name in ("gated:", "gated:x", "gated:0", "saw", "swa:0"):
+    assert str(Method.read("sa", 8)) == "sa:window=8" == str(Method.read("sa:8,seed=0", 32))
+    for name in ("gated:", "gated:x", "gated:0", "saw", "swa:0", "sa:8,seed=3"):
         with pytest.raises(UserError):
             Method.read(name, 8)
 
@@ -179,6 +180,8 @@ def test_a_run_learns_and_its_model_loads(
     assert gates[1]["swa"]["mean"] == pytest.approx(result["gates"][1]["swa"]["mean"])
     tokenizer = AutoTokenizer.from_pretrained(folder.model)
     assert tokenizer.decode(tokenizer("of 3 is")["input_ids"]) == "of 3 is"
+    for kind in ("png", "svg"):
+        assert (folder.path / f"loss.{kind}").stat().st_size > 5_000
     # Complete: nothing is trained again, and nothing is written.
     before = (folder.path / "result.json").stat().st_mtime_ns
     pretrain(settings, method, 0, folder.path, config.parent / "corpus", ["test"])
