@@ -16,8 +16,9 @@ KEY_TOKENS = [f"<|key{index}|>" for index in range(KEYS)]
 VALUE_TOKENS = [f"<|value{index}|>" for index in range(VALUES)]
 START_TOKEN = "<|recall|>"
 # Pairs of an episode, how often each key is asked, and tokens of text between pairs and questions.
-_PAIRS, _ROUNDS = (2, 6), 2
-_BETWEEN = (0, 0, 0, 16, 64, 160)
+# Many short questions teach what recall is, those after a gap tell how far it reaches.
+_PAIRS, _ROUNDS = (2, 6), 4
+_BETWEEN = (0, 16, 64, 160)
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def recall_document(
 ) -> RecallDocument:
     """Episodes one after another until the document is full.
 
-    An episode shows pairs and asks each key twice. Keys come again in other episodes with other
+    An episode shows pairs and asks each key four times. Keys come again in other episodes with other
     values, so that the latest pair counts.
 
     Args:
