@@ -20,8 +20,6 @@ from sa_patch.training.recall import (
 )
 from sa_patch.training.settings import Settings
 
-IGNORED = -100
-"""The label of tokens that no loss is taken from."""
 # Streams of random numbers that must not coincide.
 _ORDER, _RECALL, _HELD_OUT = 0, 1, 2
 
@@ -32,7 +30,7 @@ class Batches:
     Nothing is remembered from step to step, so that a resumed run needs the step alone. Text
     sequences are the corpus cut into pieces of `sequence` tokens, each once per epoch in an order
     drawn anew; a fixed share of the sequences, spread evenly, are recall documents, in which only
-    the answers are learnt.
+    the answers are learnt, each with the weight that the settings give it.
 
     Args:
         seed: of the order and of the recall documents.
@@ -53,11 +51,14 @@ class Batches:
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def step(self, step: int, process: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
-        """Tokens and labels of a step, of one process among several: each ``[batch, n]``."""
+        """Tokens of a step, and the weights of their losses: int64 and float32 ``[batch, n]``.
+
+        Those of one process among several. Tokens of weight 0 are not learnt.
+        """
         batch = self._settings.batch
         rows = [self._sequence(step * batch + index) for index in range(process, batch, processes)]
-        tokens, labels = (np.stack(part) for part in zip(*rows, strict=True))
-        return torch.from_numpy(tokens), torch.from_numpy(labels)
+        tokens, weights = (np.stack(part) for part in zip(*rows, strict=True))
+        return torch.from_numpy(tokens), torch.from_numpy(weights)
 
     def validation(self) -> Tensor:
         """The held-out text: ``[sequences, n]``, the last incomplete one left out."""
@@ -84,7 +85,7 @@ class Batches:
             for part in ("tokens", "distance")
         )
 
-    def _sequence(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _sequence(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         share = self._settings.recall.share
         before = int(index * share)
         if int((index + 1) * share) > before:
@@ -92,11 +93,12 @@ class Batches:
             document = recall_document(
                 generator, self._settings.sequence, self.recall_tokens, self._corpus.train
             )
-            return document.tokens, np.where(document.distance > 0, document.tokens, IGNORED)
+            weight = np.float32(self._settings.recall.weight)
+            return document.tokens, np.where(document.distance > 0, weight, np.float32(0))
         epoch, place = divmod(index - before, self._pieces)
         first = int(self._order(epoch)[place]) * self._settings.sequence
         piece = self._corpus.train[first : first + self._settings.sequence].astype(np.int64)
-        return piece, piece
+        return piece, np.ones(len(piece), dtype=np.float32)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(self._pieces)

@@ -13,11 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from sa_patch.errors import UserError
 from sa_patch.harness.provenance import describe_session, now
 from sa_patch.patching import unpatch_model
-from sa_patch.training.batches import IGNORED, Batches
+from sa_patch.training.batches import Batches
 from sa_patch.training.corpus import Corpus, prepare
 from sa_patch.training.evaluate import (
     gate_statistics,
@@ -84,6 +85,18 @@ def learning_rate(settings: Settings, step: int) -> float:
     cosine = (1 + math.cos(math.pi * (step - settings.warmup) / left)) / 2
     share = settings.final_share + (1 - settings.final_share) * cosine
     return settings.learning_rate * share
+
+
+def weighted_loss(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+    """Negative log-likelihoods in nats of all tokens but the first, each times its weight, summed.
+
+    Args:
+        logits: ``[batch, n, vocabulary]``; those at t are of token t + 1.
+        tokens, weights: ``[batch, n]``.
+    """
+    flat = logits[:, :-1].float().flatten(0, 1)
+    losses = cross_entropy(flat, tokens[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -176,28 +189,26 @@ class _Trainer:
         self.accelerator.wait_for_everyone()
 
     def _one_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer: its loss (mean over all labels) and the gradient's norm."""
+        """One step of the optimizer: its loss (weighted mean over tokens) and gradient's norm."""
         accelerator, settings = self.accelerator, self.settings
         processes = accelerator.num_processes
         self._attend(self._bare, step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
-        tokens, labels = (
+        tokens, weights = (
             part.to(accelerator.device)
             for part in self.batches.step(step, accelerator.process_index, processes)
         )
-        count = accelerator.reduce((labels[:, 1:] != IGNORED).sum(), "sum")
-        parts = list(
-            zip(tokens.split(settings.micro_batch), labels.split(settings.micro_batch), strict=True)
-        )
+        everything = accelerator.reduce(weights[:, 1:].sum(), "sum")
+        size = settings.micro_batch
+        parts = list(zip(tokens.split(size), weights.split(size), strict=True))
         total = torch.zeros((), device=accelerator.device)
-        for index, (part, part_labels) in enumerate(parts):
+        for index, (part, part_weights) in enumerate(parts):
             last = index == len(parts) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
-                loss = self.model(
-                    input_ids=part, labels=part_labels, num_items_in_batch=count, use_cache=False
-                ).loss
-                # Gradients are averaged over processes, and each has only its own share of labels.
+                logits = self.model(input_ids=part, use_cache=False).logits
+                loss = weighted_loss(logits, part, part_weights) / everything
+                # Gradients are averaged over processes, and each has only its own share of tokens.
                 accelerator.backward(loss * processes)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)

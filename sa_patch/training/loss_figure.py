@@ -21,7 +21,7 @@ def draw_loss(name: str, method: str, seed: int, entries: Sequence[Mapping[str, 
     looks = {"loss": ("training", COLOURS["sa"], ""), "validation_loss": ("held out", "black", "o")}
     caption = Caption(
         f"Pre-training '{name}': {method}, seed {seed}",
-        ["Training: over all labels of a step, recall answers among them. Held out: text alone."],
+        ["Training: a step's weighted mean over text and recall answers. Held out: text."],
     )
     handles = [
         Line2D([], [], label=label, color=colour, marker=marker)

@@ -49,8 +49,8 @@ def recall_document(
 ) -> RecallDocument:
     """Episodes one after another until the document is full.
 
-    An episode shows pairs and asks each key four times. Keys come again in other episodes with other
-    values, so that the latest pair counts.
+    An episode shows pairs and asks each key four times. Keys come again in other episodes with
+    other values, so that the latest pair counts.
 
     Args:
         length: n, at least 64.

@@ -66,10 +66,13 @@ class RecallSettings:
     Args:
         share: of the training sequences that are recall documents, 0 to 1; the rest is text.
         documents: held-out ones that recall is measured on; 0 for none.
+        weight: tokens of text that an answer counts as in the loss, above 0; only the answers of a
+            recall document are learnt, a fifth of its tokens.
     """
 
     share: float = 0.0
     documents: int = 0
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,7 @@ def _recall(raw: Any) -> RecallSettings:
     given = _known(raw, "'recall'", RecallSettings)
     _real(given, "share", -math.ulp(0.0), 1.0)
     _whole(given, "documents", 0)
+    _real(given, "weight", 0.0, math.inf)
     return RecallSettings(**given)
 
 

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sa_patch import SA, SWA, Full
 from sa_patch.errors import UserError
 from sa_patch.patching import layer_patterns
-from sa_patch.training.batches import IGNORED, Batches
+from sa_patch.training.batches import Batches
 from sa_patch.training.corpus import Corpus, prepare
 from sa_patch.training.evaluate import gate_statistics, recall_hits, recall_summary
-from sa_patch.training.loop import learning_rate, pretrain
+from sa_patch.training.loop import learning_rate, pretrain, weighted_loss
 from sa_patch.training.methods import attend_at, build_model
 from sa_patch.training.recall import RecallTokens, recall_document
 from sa_patch.training.settings import (
@@ -73,8 +73,20 @@ def test_processes_share_a_step_and_nothing_depends_on_earlier_steps(
     for index in (0, 1):
         joined = torch.stack([part[index] for part in parts], dim=1).flatten(0, 1)
         assert torch.equal(joined, whole[index])
-    learnt_from = (whole[1] == IGNORED).any(1)
-    assert int(learnt_from.sum()) == 2  # half of the four sequences are recall documents
+    recalls = (whole[1] == 0).any(1)
+    assert int(recalls.sum()) == 2  # half of the four sequences are recall documents
+    assert whole[1][recalls].unique().tolist() == [0, 3] and (whole[1][~recalls] == 1).all()
+
+
+def test_the_loss_weighs_tokens() -> None:
+    torch.manual_seed(0)
+    logits, tokens = torch.randn(2, 5, 7), torch.randint(7, (2, 5))
+    weights = torch.randint(4, (2, 5)).float()
+    nats = -logits.log_softmax(-1)
+    expected = sum(
+        weights[row, t] * nats[row, t - 1, tokens[row, t]] for row in (0, 1) for t in range(1, 5)
+    )
+    assert weighted_loss(logits, tokens, weights) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_recall_question_has_its_answer_at_the_distance_it_says() -> None:

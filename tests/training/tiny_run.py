@@ -25,7 +25,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
             "vocabulary": 512,
             "validation_tokens": 256,
         },
-        "recall": {"share": 0.5, "documents": 4},
+        "recall": {"share": 0.5, "documents": 4, "weight": 3},
         "sequence": 64,
         "window": 8,
         "batch": 4,
