@@ -14,6 +14,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from hypothesis import HealthCheck, settings
 
+from tests.interpreter import prepare_once_per_launch
+
+prepare_once_per_launch()
+
 # No deadline: the first call of a shape pays for torch's warm-up.
 _UNHURRIED = settings(
     deadline=None,
