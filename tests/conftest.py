@@ -9,6 +9,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a worker for every core; threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Nor does torch's compiler need processes of its own beside them, each with torch in it.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Triton kernels run in its interpreter, on the CPU; it is asked for before Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 

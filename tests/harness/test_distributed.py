@@ -27,7 +27,7 @@ def evaluate(checkpoint: Path, folder: Path) -> None:
         tasks=["needle_128"],
         limit=10,
         bootstrap_iters=0,
-        task_manager=TaskManager(include_path=str(tasks_dir())),
+        task_manager=TaskManager(include_path=str(tasks_dir()), include_defaults=False),
     )
     samples = results and sorted(results["samples"]["needle_128"], key=lambda one: one["doc_id"])
     report = {
