@@ -225,7 +225,12 @@ def test_bfloat16_error_is_at_most_twice_that_of_sdpa(
 ) -> None:
     for turn, n in enumerate((2, 63, 100)):
         case = bfloat16_case(n, head_dim)
-        for pattern in in_turns(grid_patterns(method, n), backend, turn):
+        grid = in_turns(grid_patterns(method, n), backend, turn)
+        if backend == "flex" and method == "union":
+            # Every mix of rings and choices is compiled anew, and compared in fp32 above; this one
+            # has each kind of piece, and so the merge of all.
+            grid = [narrow_pattern(method)]
+        for pattern in grid:
             if not serves(backend, pattern, case):
                 continue
             expected = bfloat16_oracle(n, head_dim, pattern)
