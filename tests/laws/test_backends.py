@@ -227,8 +227,8 @@ def test_bfloat16_error_is_at_most_twice_that_of_sdpa(
         case = bfloat16_case(n, head_dim)
         grid = in_turns(grid_patterns(method, n), backend, turn)
         if backend == "flex" and method == "union":
-            # Every mix of rings and choices is compiled anew, and compared in fp32 above; this one
-            # has each kind of piece, and so the merge of all.
+            # Every mix of rings and choices is compiled anew, and compared in fp32 above. Here are
+            # chosen blocks merged with a ring; tests/kernels/test_flex_unions.py has a window.
             grid = [narrow_pattern(method)]
         for pattern in grid:
             if not serves(backend, pattern, case):
