@@ -9,10 +9,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # There is a worker for every core; threads would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Nor does torch's compiler need processes of its own beside them, each with torch in it.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Triton kernels run in its interpreter, on the CPU; it is asked for before Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from hypothesis import HealthCheck, settings
+
+from tests.interpreter import prepare_once_per_launch
+
+prepare_once_per_launch()
 
 # No deadline: the first call of a shape pays for torch's warm-up.
 _UNHURRIED = settings(

@@ -274,15 +274,18 @@ def test_lm_evals_own_command_has_our_model_and_tasks(checkpoint: Path, tmp_path
     assert list(tmp_path.rglob("results_*.json"))
 
 
-def test_lm_evals_command_refuses_a_bad_pattern_in_one_sentence(checkpoint: Path) -> None:
-    done = command(
-        *["lm-eval", "run", "--model", "sa-patch", "--tasks", "needle_128", "--limit", "1"],
-        *["--model_args", f"pretrained={checkpoint},method=saa,window=16", "--device", "cpu"],
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("sa-patch: error: unknown method 'saa'")
+def test_lm_evals_command_refuses_a_bad_pattern_in_one_sentence(
+    checkpoint: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = f"pretrained={checkpoint},method=saa,window=16"
+    options = ["--model", "sa-patch", "--tasks", "needle_128", "--limit", "1", "--device", "cpu"]
+    assert main(["lm-eval", "run", *options, "--model_args", model]) == 2
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("sa-patch: error: unknown method 'saa'")
 
 
-def test_lm_evals_help_is_its_own() -> None:
-    done = command("lm-eval", "--help")
-    assert done.returncode == 0 and "Language Model Evaluation Harness" in done.stdout
+def test_lm_evals_help_is_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["lm-eval", "--help"])
+    assert not end.value.code
+    assert "Language Model Evaluation Harness" in capfd.readouterr().out

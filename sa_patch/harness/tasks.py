@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,17 @@ class TaskInfo:
         return asked
 
 
+@lru_cache(maxsize=1)
+def _every_task(folder: Path) -> TaskManager:
+    """lm-eval's tasks and those in `folder`."""
+    return TaskManager(include_path=folder)
+
+
 class Catalogue:
     """The tasks that a sweep can name.
 
     lm-eval indexes 14,000 files, which takes seconds, so its own tasks are only indexed when one
-    of `names` is not ours.
+    of `names` is not ours, and once in a process.
 
     Raises:
         UserError: if a name is unknown, with the nearest known ones.
@@ -64,7 +71,7 @@ class Catalogue:
     def __init__(self, names: list[str]) -> None:
         self._manager = TaskManager(include_path=tasks_dir(), include_defaults=False)
         if any(name not in self._manager.task_index for name in names):
-            self._manager = TaskManager(include_path=tasks_dir())
+            self._manager = _every_task(tasks_dir())
         for name in names:
             self.require(name)
 

@@ -7,69 +7,58 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from lm_eval import simple_evaluate
-from lm_eval.tasks import TaskManager
-from sa_patch.harness.lm_eval_model import SAPatchLM
-from sa_patch.resources import tasks_dir
-
-lm = SAPatchLM(sys.argv[1], method="sa", window=16, seed=1, dtype="float32", batch_size=4)
-results = simple_evaluate(
-    model=lm,
-    tasks=["needle_128"],
-    limit=10,
-    bootstrap_iters=0,
-    task_manager=TaskManager(include_path=str(tasks_dir())),
-)
-samples = results and sorted(results["samples"]["needle_128"], key=lambda one: one["doc_id"])
-report = {
-    "sequences": lm.meter.summary()["sequences"],
-    "results": results and results["results"]["needle_128"],
-    "likelihoods": results and [float(answer[0][0]) for one in samples for answer in one["resps"]],
-}
-Path(sys.argv[2], f"rank{lm.rank}.json").write_text(json.dumps(report))
-"""
 
 
-def evaluate(launcher: list[str], checkpoint: Path, folder: Path) -> list[dict[str, Any]]:
-    """What every process reports of the same evaluation, by rank."""
-    folder.mkdir()
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [*launcher, str(program), str(checkpoint), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
+def evaluate(checkpoint: Path, folder: Path) -> None:
+    """Write what this process has of an evaluation to ``rankN.json``."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from sa_patch.harness.lm_eval_model import SAPatchLM
+    from sa_patch.resources import tasks_dir
+
+    lm = SAPatchLM(str(checkpoint), method="sa", window=16, seed=1, dtype="float32", batch_size=4)
+    results = simple_evaluate(
+        model=lm,
+        tasks=["needle_128"],
+        limit=10,
+        bootstrap_iters=0,
+        task_manager=TaskManager(include_path=str(tasks_dir()), include_defaults=False),
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+    samples = results and sorted(results["samples"]["needle_128"], key=lambda one: one["doc_id"])
+    report = {
+        "sequences": lm.meter.summary()["sequences"],
+        "results": results and results["results"]["needle_128"],
+        "likelihoods": results
+        and [float(answer[0][0]) for one in samples for answer in one["resps"]],
+    }
+    Path(folder, f"rank{lm.rank}.json").write_text(json.dumps(report))
 
 
 def test_two_processes_share_the_work_and_give_the_scores_of_one(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     # Under --cpu accelerate starts one process whatever is asked; --multi_gpu starts them all, and
     # ACCELERATE_USE_CPU keeps them on the CPU.
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     launcher += ["--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    (one,) = evaluate([sys.executable], checkpoint, tmp_path / "one")
-    first, second = evaluate(launcher, checkpoint, tmp_path / "two")
+    done = subprocess.run(
+        [*launcher, "-m", "tests.harness.test_distributed", str(checkpoint), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank*.json")))
+    evaluate(checkpoint, tmp_path)
+    one = json.loads((tmp_path / "rank0.json").read_text())
     assert first["results"] == one["results"]
     # Ten documents with eight choices each.
     assert len(one["likelihoods"]) == 80
@@ -77,3 +66,7 @@ def test_two_processes_share_the_work_and_give_the_scores_of_one(
     assert second["results"] is None
     assert one["sequences"] == 10
     assert first["sequences"] == second["sequences"] == 5
+
+
+if __name__ == "__main__":
+    evaluate(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -173,19 +173,27 @@ def serves(backend: str, pattern: Pattern, case: Case, gradients: bool = False) 
     return bool(able)
 
 
+# Keys whose weights one call reads off. To this width flex widens narrower heads on CPUs itself, so
+# that nothing more is compiled for it.
+PROBE_WIDTH = 32
+
+
 def visible_sets(pattern: Pattern, case: Case, backend: str) -> Tensor:
     """The visible sets a backend really used, read off its output: bool [batch, q_heads, n, n].
 
     With the unit vectors as values, the output of query i is its row of attention weights, and a
     weight is positive exactly where the key entered the softmax. Values are as wide as the heads,
-    so this is done in slices of head_dim keys.
+    so these are widened with zeros, which change no score, and calls take slices of the keys.
     """
     batch, _, n, head_dim = case.q.shape
+    scale = head_dim**-0.5 if case.scale is None else case.scale
+    width = max(head_dim, PROBE_WIDTH)
+    q, k = (torch.nn.functional.pad(x, (0, width - head_dim)) for x in (case.q, case.k))
     rows = []
-    for start in range(0, n, head_dim):
-        v = torch.zeros(batch, case.k.shape[1], n, head_dim)
-        for offset in range(min(head_dim, n - start)):
+    for start in range(0, n, width):
+        v = torch.zeros(batch, k.shape[1], n, width)
+        for offset in range(min(width, n - start)):
             v[:, :, start + offset, offset] = 1.0
-        probe = Case(case.q, case.k, v, case.lengths, case.layer, case.scale)
+        probe = Case(q, k, v, case.lengths, case.layer, scale)
         rows.append(probe.run(pattern, backend) > 0)
     return torch.cat(rows, dim=-1)[..., :n]

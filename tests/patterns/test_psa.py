@@ -39,7 +39,7 @@ def test_what_follows_changes_no_visible_set(
 
 @pytest.mark.parametrize("n, window", [(40, 1), (40, 5), (90, 16), (30, 40)])
 def test_every_query_sees_window_keys_in_expectation(n: int, window: int) -> None:
-    draws = 2000
+    draws = 1000
     expected = PSA(window).keys_per_query(n).numpy()
     assert np.allclose(expected, np.minimum(np.arange(1, n + 1), window), atol=n / RING_SIZE)
     counts = np.stack(
@@ -71,12 +71,18 @@ def test_points_are_uniform_on_the_ring(along: str) -> None:
         "positions": lambda: points(4000),
         "seeds": lambda: np.array([points(8, seed=seed)[7] for seed in range(4000)]),
         "layers": lambda: np.array([points(8, layer=layer)[7] for layer in range(4000)]),
-        "heads": lambda: np.array([points(8, head=head)[7] for head in range(300)]),
+        "heads": lambda: PSA(8, per_head=True).ring(8, 0, 300).points[:, 7].numpy(),
     }[along]()
     assert drawn.min() >= 0 and drawn.max() < RING_SIZE
     assert stats.kstest(drawn / RING_SIZE, "uniform").pvalue > P_VALUE
     steps = (drawn[1:] - drawn[:-1]) % RING_SIZE
     assert stats.kstest(steps / RING_SIZE, "uniform").pvalue > P_VALUE
+
+
+def test_points_of_a_head_do_not_depend_on_how_many_there_are() -> None:
+    together = PSA(8, 3, per_head=True).ring(16, 2, 5).points
+    for head in range(5):
+        assert np.array_equal(points(16, 3, 2, head), together[head].numpy())
 
 
 def test_no_two_coordinates_share_their_points() -> None:

@@ -92,7 +92,7 @@ def test_only_the_normal_form_can_be_built(parts: tuple[Pattern, ...]) -> None:
     ids=str,
 )
 def test_mean_counts_are_the_closed_form(pattern: Pattern) -> None:
-    n, draws = 40, 2000
+    n, draws = 40, 1000
     seeds = range(draws) if seed_of(pattern) is not None else range(2)
 
     def drawn(seed: int) -> Pattern:

@@ -1,12 +1,15 @@
 """scripts/bench_decode on a tiny model: a bounded pattern's cache stays flat, the stock grows."""
 
 import json
+import logging
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
@@ -49,7 +52,20 @@ def test_memory_is_flat_for_a_bounded_pattern(tmp_path: Path) -> None:
         (["--out", f"{__file__}/decode.json"], "decode.json cannot be written"),
     ],
 )
-def test_a_mistake_is_one_sentence(options: list[str], sentence: str) -> None:
-    done = bench(*options)
-    assert done.returncode == 2
-    assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_mistake_is_one_sentence(
+    options: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
+    try:
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+    finally:
+        # The script silences its own process.
+        logging.disable(logging.NOTSET)
+        transformers_logging.enable_progress_bar()
+    assert end.value.code == 2
+    said = capfd.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
