@@ -74,6 +74,8 @@ def pretrain(
     trainer.resume()
     trainer.train()
     trainer.finish(identity)
+    # The first process writes the result, which the others may be about to read.
+    accelerator.wait_for_everyone()
     return run
 
 
