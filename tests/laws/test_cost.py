@@ -93,8 +93,8 @@ def allocations(run: Any) -> tuple[int, int]:
 
 
 def long_enough(backend: str) -> int:
-    """Tokens of a call; Triton's interpreter is given a quarter."""
-    return N // 4 if backend == "triton" else N
+    """Tokens of a call; Triton's interpreter is given half."""
+    return N // 2 if backend == "triton" else N
 
 
 def kernel_call(pattern: Pattern, backend: str, n: int, **shape: Any) -> Any:
@@ -131,7 +131,7 @@ def test_memory_grows_in_proportion_to_the_length(pattern: Pattern, backend: str
 @pytest.mark.parametrize("pattern", SERVED_IN_BATCHES, ids=str)
 def test_ragged_batches_allocate_no_square_either(pattern: Pattern, backend: str) -> None:
     n = long_enough(backend)
-    run = kernel_call(pattern, backend, n, batch=2, lengths=[n - n // 6, n])
+    run = kernel_call(pattern, backend, n, batch=2, lengths=[n - 700, n])
     with LargestTensor() as seen:
         run()
     assert seen.elements < n * n / 2
