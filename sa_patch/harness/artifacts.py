@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 # What analyses depend on beside what every result does.
 PACKAGES = ("scipy", "matplotlib")
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 150},
+    "svg": {"metadata": {"Date": None}},
+}
 
 
 def check_folder(folder: Path) -> None:
@@ -61,17 +65,24 @@ def write_artifacts(
     Returns:
         The three files.
     """
-    import matplotlib
-
     record = {**content, "provenance": {**provenance, "ended": now()}}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    files = [folder / f"{name}.{kind}" for kind in ("json", "png", "svg")]
-    write_whole(files[0], text.encode())
-    for path, kind in zip(files[1:], ("png", "svg"), strict=True):
+    path = folder / f"{name}.json"
+    write_whole(path, text.encode())
+    return [path, *write_figure(folder / name, figure)]
+
+
+def write_figure(stem: Path, figure: Figure) -> list[Path]:
+    """Write ``STEM.png`` and ``STEM.svg``, the same bytes for the same figure."""
+    import matplotlib
+
+    paths = []
+    for kind, options in _SAVE_OPTIONS.items():
         buffer = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else {}
         # A fixed salt makes the SVG's ids, and so the file, a function of its content alone.
         with matplotlib.rc_context({"svg.hashsalt": "sa_patch"}):
-            figure.savefig(buffer, format=kind, metadata=metadata, dpi=150)
+            figure.savefig(buffer, format=kind, **options)
+        path = stem.with_name(f"{stem.name}.{kind}")
         write_whole(path, buffer.getvalue())
-    return files
+        paths.append(path)
+    return paths

@@ -1,18 +1,16 @@
 """The report on one or several run folders: tables, figures, and where they come from."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from sa_patch.errors import UserError
 from sa_patch.harness import captions
 from sa_patch.harness.aggregate import Comparison, compare
+from sa_patch.harness.artifacts import write_figure
 from sa_patch.harness.atomic_write import write_whole
 from sa_patch.harness.depth import draw_depth
 from sa_patch.harness.figure_style import Caption
@@ -20,8 +18,6 @@ from sa_patch.harness.figures import check_axis, draw_average, draw_tasks
 from sa_patch.harness.pareto import draw_pareto
 from sa_patch.harness.results import Cell, Run, SetAside, load_run, merge_cells
 from sa_patch.harness.tables import csv_text, markdown_tables, print_tables
-
-SAVE_OPTIONS: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "svg": {"metadata": {"Date": None}}}
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ def write_report(
         figures = [
             path
             for name, figure in draw_figures(report, x).items()
-            for path in _write_figure(folder / figure_name(name, x), figure)
+            for path in write_figure(folder / figure_name(name, x), figure)
         ]
         csv_file = folder / "results.csv"
         write_whole(csv_file, csv_text(report.comparison).encode())
@@ -206,16 +202,3 @@ def print_report(report: Report, console: Console) -> None:
         console.print(missing, style="yellow", highlight=False, markup=False)
     for line in captions.set_aside_lines(report.set_aside):
         console.print(f"not used: {line}", style="yellow", highlight=False, markup=False)
-
-
-def _write_figure(stem: Path, figure: Figure) -> list[Path]:
-    paths = []
-    for kind, options in SAVE_OPTIONS.items():
-        buffer = io.BytesIO()
-        # A fixed salt makes the SVG's ids, and so the file, a function of its content alone.
-        with matplotlib.rc_context({"svg.hashsalt": "sa_patch"}):
-            figure.savefig(buffer, format=kind, **options)
-        path = stem.with_name(f"{stem.name}.{kind}")
-        write_whole(path, buffer.getvalue())
-        paths.append(path)
-    return paths

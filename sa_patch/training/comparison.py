@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
+from sa_patch.harness.artifacts import write_artifacts
 from sa_patch.harness.atomic_write import write_whole
 from sa_patch.training.recall import VALUES
 from sa_patch.training.run_folder import RunFolder
 
 # What may differ between the runs of a comparison.
 _OWN = ("method", "seed")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; None for the deviation of a single one."""
-
-    mean: float
-    deviation: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        deviation = statistics.stdev(values) if len(values) > 1 else None
-        return cls(statistics.fmean(values), deviation)
-
-    def text(self, digits: int, scale: float = 1.0) -> str:
-        """Such as ``12.3 ± 0.4``."""
-        shown = f"{self.mean * scale:.{digits}f}"
-        if self.deviation is None:
-            return shown
-        return f"{shown} ± {self.deviation * scale:.{digits}f}"
 
 
 def load_results(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
@@ -104,11 +83,12 @@ def _method(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean and sample standard deviation over seeds; None for the deviation of a single one."""
     known = [value for value in values if value is not None]
     if not known:
         return None
-    spread = Spread.of(known)
-    return {"mean": spread.mean, "deviation": spread.deviation, "values": known}
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return {"mean": statistics.fmean(known), "deviation": deviation, "values": known}
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -162,31 +142,30 @@ def _bucket(bucket: Mapping[str, Any]) -> str:
 
 
 def _text(spread: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
+    """Such as ``12.3 ± 0.4``; a dash for none."""
     if spread is None:
         return "-"
-    return Spread(spread["mean"], spread["deviation"]).text(digits, scale)
+    shown = f"{spread['mean'] * scale:.{digits}f}"
+    if spread["deviation"] is None:
+        return shown
+    return f"{shown} ± {spread['deviation'] * scale:.{digits}f}"
 
 
 def write_comparison(
     folders: Sequence[Path], out: Path, provenance: Mapping[str, Any]
 ) -> list[Path]:
-    """Write ``comparison.json``, ``.md``, ``.png`` and ``.svg`` into `out`.
+    """Write ``comparison.json``, ``.png``, ``.svg`` and ``.md`` into `out`.
+
+    Args:
+        out: a folder that can be written, see `sa_patch.harness.artifacts.check_folder`.
+        provenance: of `start_provenance` there.
 
     Raises:
-        UserError: see `load_results`; or if `out` cannot be written.
+        UserError: see `load_results`.
     """
     from sa_patch.training.comparison_figure import draw
 
     summary = summarize(load_results(folders))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        paths = [out / f"comparison.{kind}" for kind in ("json", "md", "png", "svg")]
-        whole = {**summary, "provenance": provenance}
-        write_whole(paths[0], (json.dumps(whole, indent=1) + "\n").encode())
-        write_whole(paths[1], markdown(summary).encode())
-        figure = draw(summary)
-        for path in paths[2:]:
-            figure.savefig(path)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from error
-    return paths
+    table = out / "comparison.md"
+    write_whole(table, markdown(summary).encode())
+    return [*write_artifacts(out, "comparison", summary, draw(summary), provenance), table]

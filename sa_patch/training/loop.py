@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sa_patch.errors import UserError
+from sa_patch.harness.artifacts import write_figure
 from sa_patch.harness.provenance import describe_session, now
 from sa_patch.patching import unpatch_model
 from sa_patch.training.batches import Batches
@@ -261,8 +262,7 @@ class _Trainer:
         self.corpus.tokenizer.save_pretrained(temporary)
         publish(temporary, self.run.model)
         figure = draw_loss(settings.name, str(self.method), self.seed, self.run.entries())
-        for kind in ("png", "svg"):
-            figure.savefig(self.run.path / f"loss.{kind}")
+        write_figure(self.run.path / "loss", figure)
         per_step = settings.batch * settings.sequence
         self.run.write_result(
             {

@@ -23,6 +23,11 @@ from sa_patch.harness.atomic_write import write_whole
 KEPT_CHECKPOINTS = 2
 
 
+def run_name(method: str, seed: int) -> str:
+    """A folder's name for the run of a method, such as ``swa-window=32-seed0``."""
+    return f"{method.replace(':', '-').replace(',', '-')}-seed{seed}"
+
+
 class RunFolder:
     """Paths and files of one run; nothing is read or written before it is asked for."""
 

@@ -9,6 +9,7 @@ import pytest
 from sa_patch.errors import UserError
 from sa_patch.training.comparison import load_results, markdown, summarize
 from sa_patch.training.loop import pretrain
+from sa_patch.training.run_folder import run_name
 from sa_patch.training.settings import Method, load_settings
 from tests.training.tiny_run import run, write_config
 
@@ -21,7 +22,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # All but one are there already, and are not trained again.
     for name, seed in (("swa", 0), ("gated:4", 0), ("swa", 1)):
         method = Method.read(name, settings.window)
-        out = runs / f"{str(method).replace(':', '-')}-seed{seed}"
+        out = runs / run_name(str(method), seed)
         pretrain(settings, method, seed, out, runs / "corpus", ["test"])
     options = ("--methods", "swa,gated:4", "--seeds", "0,1", "--runs", "runs", "--out", "out")
     status, text, errors = run("compare_pretraining", str(config), *options, cwd=folder)
@@ -40,8 +41,7 @@ def test_the_summary_is_that_of_the_runs(compared: Path) -> None:
     assert list(summary["methods"]) == ["swa:window=8", "gated:window=4"]
     for method, entry in summary["methods"].items():
         runs = [
-            json.loads(result_of(compared, f"{method.replace(':', '-')}-seed{seed}").read_text())
-            for seed in (0, 1)
+            json.loads(result_of(compared, run_name(method, seed)).read_text()) for seed in (0, 1)
         ]
         values = [each["validation_perplexity"] for each in runs]
         assert entry["validation_perplexity"] == {
@@ -79,4 +79,12 @@ def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     status, _, errors = run("compare_pretraining", str(config), "--seeds", "0,0", cwd=tmp_path)
     assert status == 2 and "--seeds must be different" in errors and len(errors.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    out = config / "out"  # below a file
+    status, _, errors = run("compare_pretraining", str(config), "--out", str(out), cwd=tmp_path)
+    assert status == 2 and "cannot be written" in errors and len(errors.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
