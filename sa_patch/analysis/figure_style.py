@@ -11,12 +11,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sa_patch.figure_words import FONT as FONT
+from sa_patch.figure_words import MARGIN, NOTE_COLOUR, write_words
 from sa_patch.method_colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.patterns import Full, Pattern
 
-FONT = 9.0
 MARKERS = "osD^vP*Xh"
-_GREY = "#404040"
 _ROW, _NOTE, _TITLE = 0.2, 0.165, 0.26  # inches per line of legend, notes and title
 
 
@@ -64,15 +64,7 @@ class Sheet:
         low = (foot + legend) / height
         engine.set(rect=(0, low, 1, 1 - low - head / height), w_pad=0.08, h_pad=0.08)
         self.panels: list[Axes] = list(self.figure.subplots(rows, columns, squeeze=False).flat)
-        margin = 0.12 / width
-        self.figure.text(
-            margin,
-            1 - 0.1 / height,
-            "\n".join(titles),
-            va="top",
-            fontsize=FONT + 2.5,
-            fontweight="bold",
-        )
+        write_words(self.figure, titles, lines)
         placed = self.figure.legend(
             handles=handles,
             loc="upper left",
@@ -82,19 +74,10 @@ class Sheet:
             borderaxespad=0,
             borderpad=0,
             handlelength=2.6,
-            bbox_to_anchor=(margin, low),
+            bbox_to_anchor=(MARGIN / width, low),
         )
         # Its place is fixed above: constrained layout must not make room for it again.
         placed.set_in_layout(False)
-        self.figure.text(
-            margin,
-            0.08 / height,
-            "\n".join(lines),
-            va="bottom",
-            fontsize=FONT - 1,
-            color=_GREY,
-            linespacing=1.35,
-        )
 
 
 def plain(axes: Axes, title: str, x: str, y: str) -> None:
@@ -110,7 +93,7 @@ def plain(axes: Axes, title: str, x: str, y: str) -> None:
 
 def sample(label: str, **look: Any) -> Line2D:
     """An entry of a legend."""
-    return Line2D([], [], label=label, **{"color": _GREY, **look})
+    return Line2D([], [], label=label, **{"color": NOTE_COLOUR, **look})
 
 
 def whole_ticks(axes: Axes, longest: int) -> None:

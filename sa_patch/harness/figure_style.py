@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sa_patch.figure_words import FONT as FONT
+from sa_patch.figure_words import MARGIN, write_words
 from sa_patch.harness.aggregate import Comparison
 from sa_patch.harness.series import Series
 from sa_patch.method_colours import COLOURS as COLOURS
@@ -26,7 +28,6 @@ OTHER_MARKERS = "XPd^ovs<p>hD"
 LineStyle = str | tuple[int, tuple[int, ...]]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 FULL_LINE_STYLES: tuple[LineStyle, ...] = ((0, (5, 3)), (0, (2, 2)), (0, (8, 2, 2, 2)))
-FONT = 9.0
 MARKER_SIZE = 6.5
 CHANCE_COLOUR = "#8C8C8C"
 LEGEND_HANDLE, LEGEND_GAP = 3.2, 1.6  # in units of the font size
@@ -124,15 +125,7 @@ class Layout:
             wspace=gap / size[0],
             hspace=self.GAP_Y / size[1],
         )
-        margin = 0.15 / width
-        self.figure.text(
-            margin,
-            1 - 0.12 / height,
-            "\n".join(title),
-            va="top",
-            fontsize=FONT + 3,
-            fontweight="bold",
-        )
+        write_words(self.figure, title, notes)
         if handles:
             self.figure.legend(
                 handles=handles,
@@ -144,17 +137,8 @@ class Layout:
                 borderpad=0,
                 handlelength=LEGEND_HANDLE,
                 columnspacing=LEGEND_GAP,
-                bbox_to_anchor=(margin, 1 - legend_top / height),
+                bbox_to_anchor=(MARGIN / width, 1 - legend_top / height),
             )
-        self.figure.text(
-            margin,
-            0.1 / height,
-            "\n".join(notes),
-            va="bottom",
-            fontsize=FONT - 1,
-            color="#404040",
-            linespacing=1.35,
-        )
 
     def panel(self, index: int) -> Axes:
         return self.figure.add_subplot(self._grid[index // self.columns, index % self.columns])
