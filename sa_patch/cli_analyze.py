@@ -153,7 +153,7 @@ def _receptive(options: argparse.Namespace) -> Callable[[], Report]:
     patterns = _patterns(options)
     n, depth, queries = (_number(options, name) for name in ("n", "depth", "queries"))
     draws, seed = _number(options, "draws"), _number(options, "seed")
-    check_receptive_report(patterns, n, depth, queries, draws)
+    check_receptive_report(patterns, n, depth, queries, draws, seed)
     return lambda: receptive_report(patterns, n, depth, queries, draws, seed)
 
 
@@ -162,7 +162,7 @@ def _graph(options: argparse.Namespace) -> Callable[[], Report]:
 
     patterns = _patterns(options)
     n, layers, sample, seed = (_number(options, x) for x in ("n", "layers", "sample", "seed"))
-    check_graph_report(patterns, n, layers, sample)
+    check_graph_report(patterns, n, layers, sample, seed)
     return lambda: graph_report(patterns, n, layers, sample, seed)
 
 

@@ -105,6 +105,8 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["receptive", "--methods", ","], "--methods names no pattern"),
         (["receptive", "--methods", "full", "--n", "128K"], "take a smaller n or window"),
         (["graph", "--layers", "0"], "layers must be a whole number of at least 1"),
+        (["receptive", "--seed", "-1"], "a seed must be a whole number from 0 to 4294967295"),
+        (["graph", "--seed", "4194304K"], "a seed must be a whole number from 0 to 4294967295"),
         (["graph", "--sample", "1"], "sample must be a whole number of at least 2"),
         (["propositions", "--windows", "2K"], "take windows of at most 1024"),
         (["propositions", "--windows", ""], "give at least one window"),

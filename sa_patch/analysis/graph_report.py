@@ -15,6 +15,7 @@ from sa_patch.analysis.spectrum import Mixing, measure_mixing, ring_contraction
 from sa_patch.analysis.stack import check_stack, stacked_graphs
 from sa_patch.patterns import SA, Pattern
 from sa_patch.patterns.base import whole_number
+from sa_patch.seeds import check_seed
 
 # Depths that are measured beside the first four and the last.
 _DEPTHS = (6, 8, 12, 16, 24, 32)
@@ -33,7 +34,7 @@ def graph_report(
     Raises:
         UserError: for what cannot be measured, before anything slow.
     """
-    check_graph_report(patterns, seq_len, layers, sampled)
+    check_graph_report(patterns, seq_len, layers, sampled, seed)
     depths = [d for d in range(1, layers + 1) if d <= 4 or d in _DEPTHS or d == layers]
     worlds = {p: _worlds(p, seq_len, layers, depths, sampled, seed) for p in patterns}
     mixings = {p: measure_mixing(p, seq_len, layers, seed=seed) for p in patterns}
@@ -61,7 +62,7 @@ def graph_report(
 
 
 def check_graph_report(
-    patterns: Sequence[Pattern], seq_len: int, layers: int, sampled: int
+    patterns: Sequence[Pattern], seq_len: int, layers: int, sampled: int, seed: int
 ) -> None:
     """Refuse what `graph_report` could not measure.
 
@@ -70,6 +71,7 @@ def check_graph_report(
     """
     whole_number(seq_len, "n", 3)
     whole_number(sampled, "sample", 2)
+    check_seed(seed)
     for pattern in patterns:
         check_stack(pattern, seq_len, layers)
 

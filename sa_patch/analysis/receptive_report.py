@@ -28,6 +28,7 @@ from sa_patch.analysis.visibility import check_visibility, has_two_sides
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, Pattern
 from sa_patch.patterns.base import whole_number
+from sa_patch.seeds import check_seed
 
 _SHARES = (0.5, 0.9, 0.99, 1.0)
 _AVERAGE = (0, (2, 1.5))
@@ -60,7 +61,7 @@ def receptive_report(
     Raises:
         UserError: for what cannot be measured, before anything slow.
     """
-    check_receptive_report(patterns, seq_len, depth, queries, draws)
+    check_receptive_report(patterns, seq_len, depth, queries, draws, seed)
     sampled = None if queries >= seq_len else queries
     sides = [(p, True) for p in patterns] + [(p, False) for p in patterns if has_two_sides(p)]
     found = [_measure(p, seq_len, depth, causal, sampled, draws, seed) for p, causal in sides]
@@ -87,13 +88,14 @@ def receptive_report(
 
 
 def check_receptive_report(
-    patterns: Sequence[Pattern], seq_len: int, depth: int, queries: int, draws: int
+    patterns: Sequence[Pattern], seq_len: int, depth: int, queries: int, draws: int, seed: int
 ) -> None:
     """Refuse what `receptive_report` could not measure.
 
     Raises:
         UserError: for numbers out of range, or a pattern that cannot be built at this length.
     """
+    check_seed(seed)
     whole_number(draws, "draws", 0)
     if 0 < draws < 10:
         raise UserError(f"draws must be 0, or at least 10 for an interval, got {draws}")

@@ -208,6 +208,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
                   "validation_tokens": 64}}, [], "cannot be loaded",
     ),
     "folder": ({}, ["--out", "."], "is not empty and holds no run"),
+    "seed": ({}, ["--seed", str(1 << 70)], "a seed must be a whole number from 0 to 4294967295"),
 }  # fmt: skip
 
 
