@@ -1,6 +1,6 @@
 """Triton's interpreter without the preparations that it repeats, which were half of its time.
 
-A launch puts interpreted functions in the place of those of `triton.language`. Up to Triton 3.7 the
+A launch puts interpreted functions in the place of those of `triton.language`. As of Triton 3.9 the
 interpreter does so again at every call of a device function, thousands of times in a launch, by
 going through all members of the language, and finds each replaced already. Here every launch does
 it once for each language module. Also, the table of numpy's types is not built anew for every
