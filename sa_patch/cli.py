@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _formatted(argparse.ArgumentParser(prog="sa-patch", description=DESCRIPTION), EXAMPLES)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_sweep(commands.add_parser("sweep", help="measure a grid of patterns and tasks"))
-    _add_report(commands.add_parser("report", help="tables and figures of finished sweeps"))
+    _add_report(commands.add_parser("report", help="page, tables and figures of finished sweeps"))
     _add_recovery(commands.add_parser("recovery", help="what patterns keep of full attention"))
     commands.add_parser("lm-eval", help="lm-eval's own command, with the model 'sa-patch'")
     _add_generate(commands.add_parser("generate", help="continue a text with a patched model"))
@@ -65,7 +65,9 @@ def _formatted(parser: argparse.ArgumentParser, examples: str) -> argparse.Argum
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     _formatted(parser, SWEEP_EXAMPLES)
-    parser.add_argument("config", help="a YAML file, or the name of a packaged one (demo)")
+    parser.add_argument(
+        "config", help="a YAML file, the name of a packaged one (demo), or - for standard input"
+    )
     parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     parser.add_argument("--limit", type=int, help="first N items of each task, over the file's")
     parser.add_argument(
@@ -87,7 +89,7 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
         "--x",
         default="window",
         metavar="AXIS",
-        help="horizontal axis: window, mean_keys or flops (default: window)",
+        help="horizontal axis: window, mean_keys, flops or seconds (default: window)",
     )
     parser.add_argument("--out", type=Path, help="where to write (default: the run folder)")
     parser.set_defaults(run=_report)
@@ -215,7 +217,7 @@ def _report(options: argparse.Namespace) -> int:
     from sa_patch.harness.report import write_report
 
     written = write_report(options.runs, options.out, options.x, console=Console())
-    for path in (written.markdown, written.csv, *written.figures[::-1]):
+    for path in (written.page, written.markdown, written.csv, *written.figures[::-1]):
         print(path)
     damaged = [aside for aside in written.report.set_aside if aside.damaged]
     if damaged:

@@ -24,7 +24,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sa_patch.harness.results import Cell
 from sa_patch.harness.series import Namer, Series
@@ -40,9 +40,10 @@ class Point:
 
     ``pattern`` is the text form without its seed. ``samples`` counts items per seed. ``flops`` and
     ``full_flops`` are per sequence; ``flops_share`` is ``flops / full_flops`` (for an average over
-    tasks: the mean of the tasks' shares). Measured figures are means over seeds (and tasks).
+    tasks: the mean of the tasks' shares). ``seconds`` is the time in the model per sequence.
+    Measured figures are means over seeds (and tasks).
     ``by_depth`` holds pairs of a needle's depth in % of the text and the score there, for tasks
-    that give it.
+    that give it. ``cells`` are the results that the point was made from.
     """
 
     series: Series
@@ -65,8 +66,10 @@ class Point:
     flops: float | None
     full_flops: float | None
     flops_share: float | None
+    seconds: float | None
     saturated_fraction: float | None
     by_depth: tuple[tuple[int, float], ...]
+    cells: tuple[Cell, ...] = field(repr=False)
 
     @property
     def saturated(self) -> bool:
@@ -95,11 +98,11 @@ class Comparison:
 Place = tuple[Series, int | None]
 
 
-def compare(cells: Sequence[Cell]) -> Comparison:
+def compare(cells: Sequence[Cell], namer: Namer | None = None) -> Comparison:
     """Group cells into points. Two cells with the same series, window, task and seed (the full
     baseline of two runs that differ only in ``decode``, say) count once: the later are
-    ``repeated``."""
-    namer = Namer(cells)
+    ``repeated``. ``namer``: of a larger set, where series and tasks are to be named alike."""
+    namer = namer or Namer(cells)
     groups: dict[Place, dict[str, dict[int | None, Cell]]] = {}
     repeated: list[Cell] = []
     tasks: dict[str, None] = {}
@@ -196,8 +199,10 @@ def _point(
         flops=_mean(cell.flops for cell in cells) if single else None,
         full_flops=_mean(cell.full_flops for cell in cells) if single else None,
         flops_share=_mean(_share(cell) for cell in cells),
+        seconds=_mean(cell.model_seconds for cell in cells),
         saturated_fraction=_mean(cell.saturated_fraction for cell in cells),
         by_depth=_by_depth(cells) if single else (),
+        cells=tuple(cells),
     )
 
 

@@ -68,19 +68,24 @@ def error_note(comparison: Comparison) -> str:
     return note
 
 
-def axis_note(comparison: Comparison, x: str) -> str:
-    """What the horizontal axis counts."""
+def axis_note(comparison: Comparison, x: str, apart: bool = True) -> str:
+    """What the horizontal axis counts. ``apart``: whether points at one window are drawn so."""
     if x == "window":
         note = "Window: the keys a query may see."
         if any(series.method == "sa" for series in comparison.series):
             note += " For SA that is the mean over a long sequence; its last query sees up to twice"
             note += " as many."
-        return note + " Methods at one window are set slightly apart sideways."
+        return note + (" Methods at one window are set slightly apart sideways." if apart else "")
     if x == "mean_keys":
         return (
             "Keys per query: earlier tokens (its own included) that a prompt token saw, measured, "
             "mean over all prompt tokens; below the window where prompts are short or early tokens "
             "have few before them."
+        )
+    if x == "seconds":
+        return (
+            "Seconds: time in the model per sequence, the decoding of generated tokens included; "
+            "comparable within one machine and batch size, if nothing else ran there."
         )
     return (
         "FLOPs: attention in the prefill of all layers, measured against full attention on the "

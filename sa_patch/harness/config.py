@@ -13,6 +13,7 @@ from sa_patch.harness.embedded import DEFAULT_MODEL
 from sa_patch.harness.grid import MethodSpec, read_methods
 from sa_patch.harness.schedule_file import read_layers
 from sa_patch.harness.yaml_values import (
+    STDIN,
     any_mapping,
     choice,
     known_mapping,
@@ -104,13 +105,14 @@ class SweepConfig:
 
 
 def find_config(name: str) -> Path:
-    """The YAML file a user means: a path, or the bare name of a packaged one (``demo``).
+    """The YAML file a user means: a path, the bare name of a packaged one (``demo``), or ``-`` for
+    standard input.
 
     Raises:
         UserError: if neither exists.
     """
     path = Path(name).expanduser()
-    if path.is_file():
+    if path.is_file() or path == STDIN:
         return path
     packaged = sorted(found.stem for found in configs_dir().glob("*.yaml"))
     if name in packaged:
@@ -131,10 +133,11 @@ def load_config(name: str) -> SweepConfig:
     """
     path = find_config(name)
     raw = read_yaml(path)
+    stdin = path == STDIN
     try:
-        return parse_config(raw, default_name=path.stem)
+        return parse_config(raw, default_name="sweep" if stdin else path.stem)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{'standard input' if stdin else path}: {error}") from error
 
 
 def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:

@@ -26,6 +26,7 @@ AXES = {
     "window": "window (keys per query allowed)",
     "mean_keys": "keys per query, measured mean",
     "flops": "attention FLOPs, % of full attention",
+    "seconds": "seconds per sequence, measured",
 }
 # Sideways shift between neighbouring series on the window axis, and from first to last, in octaves.
 DODGE, DODGE_SPAN = 0.08, 0.3
@@ -50,6 +51,18 @@ def check_axis(x: str) -> None:
     """Raises ``UserError`` if ``x`` is no axis that reports know."""
     if x not in AXES:
         raise UserError(f"unknown x axis {x!r}; choose one of {', '.join(AXES)}")
+
+
+def check_measured(comparison: Comparison, x: str) -> None:
+    """Raises ``UserError`` if no point has a place on the axis ``x``."""
+    if all(_place(point, x) is None for point in comparison.points):
+        known = [
+            axis for axis in AXES if any(_place(p, axis) is not None for p in comparison.points)
+        ]
+        raise UserError(
+            f"nothing to draw against {x}: these runs were made without measuring it; sweep again, "
+            f"or choose --x {' or '.join(known)}"
+        )
 
 
 def curves(points: Sequence[Point], x: str) -> list[Curve]:
@@ -138,6 +151,8 @@ def _place(point: Point, x: str) -> float | None:
         return math.nan if point.window is None else float(point.window)
     if x == "mean_keys":
         return point.mean_keys
+    if x == "seconds":
+        return point.seconds
     return None if point.flops_share is None else 100.0 * point.flops_share
 
 

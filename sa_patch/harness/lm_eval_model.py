@@ -159,7 +159,16 @@ class SAPatchLM(HFLM):
 
     def _observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
         if not self._probing:
-            self.meter.observe(layer, q, k, spans)
+            with self.meter.clock.paused():
+                self.meter.observe(layer, q, k, spans)
+
+    def _model_call(self, *arguments: Any, **named: Any) -> Tensor:
+        if self._probing:
+            logits: Tensor = super()._model_call(*arguments, **named)
+            return logits
+        with self.meter.clock.running():
+            logits = super()._model_call(*arguments, **named)
+        return logits
 
     def _detect_batch_size(self, *arguments: Any, **named: Any) -> int:
         """lm-eval's trial of batch sizes, which must not enter the measurements."""
@@ -272,7 +281,8 @@ class SAPatchLM(HFLM):
     ) -> Tensor:
         mask = generation_kwargs.get("attention_mask")
         self.meter.add([context.shape[1]] * len(context) if mask is None else padding_lengths(mask))
-        return super()._model_generate(context, max_length, stop, **generation_kwargs)
+        with self.meter.clock.running():
+            return super()._model_generate(context, max_length, stop, **generation_kwargs)
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's description of the model, with the pattern in it."""

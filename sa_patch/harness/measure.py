@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa_patch.harness.model_clock import ModelClock
 from sa_patch.harness.observed import Observed
 from sa_patch.kernels import Spans
 from sa_patch.patterns import Full, Pattern, seed_of
@@ -94,6 +95,7 @@ class PatternMeter:
         self._shape = shape
         self._lengths: Counter[int] = Counter()
         self._observed = Observed()
+        self.clock = ModelClock()
 
     @property
     def observed_layers(self) -> list[int]:
@@ -109,6 +111,7 @@ class PatternMeter:
         """Forget all sequences counted so far."""
         self._lengths.clear()
         self._observed = Observed()
+        self.clock = ModelClock()
 
     def add(self, lengths: Iterable[int]) -> None:
         """Count prefills of these numbers of real tokens."""
@@ -152,8 +155,10 @@ class PatternMeter:
             ``mean_keys_per_query`` (over all queries, layers and heads), ``last_query_keys`` (mean
             over sequences, layers and heads), ``attention_flops`` and ``full_attention_flops``
             (4 * head_dim per visible pair and head, 2 * head_dim per dot product spent on
-            choosing, projections not counted; summed over sequences and layers) and
-            ``saturated_fraction`` (share of sequences in which every layer was in truth dense).
+            choosing, projections not counted; summed over sequences and layers),
+            ``saturated_fraction`` (share of sequences in which every layer was in truth dense) and
+            ``model_seconds`` (wall-clock time of the model's calls under ``clock``, the decoding of
+            generated tokens included).
         """
         sequences = sum(self._lengths.values())
         tokens = sum(n * times for n, times in self._lengths.items())
@@ -167,6 +172,7 @@ class PatternMeter:
                 "attention_flops": 0.0,
                 "full_attention_flops": 0.0,
                 "saturated_fraction": None,
+                "model_seconds": round(self.clock.seconds, 4),
             }
         spent, full, saturated = Spent(), 0.0, 0
         for n, times in sorted(self._lengths.items()):
@@ -190,6 +196,7 @@ class PatternMeter:
             "attention_flops": per_dot * (2 * spent.visible + spent.dots),
             "full_attention_flops": per_dot * 2 * full,
             "saturated_fraction": saturated / sequences,
+            "model_seconds": round(self.clock.seconds, 4),
         }
 
 

@@ -14,7 +14,9 @@ from sa_patch.harness.artifacts import write_figure
 from sa_patch.harness.atomic_write import write_whole
 from sa_patch.harness.depth import draw_depth
 from sa_patch.harness.figure_style import Caption
-from sa_patch.harness.figures import check_axis, draw_average, draw_tasks
+from sa_patch.harness.figures import AXES, check_axis, check_measured, draw_average, draw_tasks
+from sa_patch.harness.page import page
+from sa_patch.harness.page_data import page_data
 from sa_patch.harness.pareto import draw_pareto
 from sa_patch.harness.results import Cell, Run, SetAside, load_run, merge_cells
 from sa_patch.harness.tables import csv_text, markdown_tables, print_tables
@@ -36,6 +38,7 @@ class ReportFiles:
     first."""
 
     report: Report
+    page: Path
     markdown: Path
     csv: Path
     figures: tuple[Path, ...]
@@ -70,17 +73,20 @@ def write_report(
     x: str = "window",
     console: Console | None = None,
 ) -> ReportFiles:
-    """Write ``results.md``, ``results.csv`` and the figures; print the table to ``console``.
+    """Write ``report.html``, ``results.md``, ``results.csv`` and the figures; print the table to
+    ``console``.
 
     ``out``: the folder to write into, by default the run folder itself (several runs need one).
-    ``x``: the figures' horizontal axis, "window", "mean_keys" or "flops"; it is part of the
+    ``x``: the figures' horizontal axis, "window", "mean_keys", "flops" or "seconds"; part of the
     figures' names (the Pareto figure's is "mean_keys" for "window" too, and then not in its name).
     Every file appears whole or not at all.
 
-    Raises ``UserError`` for an unknown axis, an unusable run folder or an unwritable ``out``.
+    Raises ``UserError`` for an unknown axis or one along which nothing was measured, an unusable
+    run folder or an unwritable ``out``.
     """
     check_axis(x)
     report = read_report(run_dirs)
+    check_measured(report.comparison, x)
     if out is None and len(report.runs) > 1:
         raise UserError("a report on several runs needs a folder of its own; name it with --out")
     folder = report.runs[0].path if out is None else Path(out)
@@ -94,6 +100,8 @@ def write_report(
         csv_file = folder / "results.csv"
         write_whole(csv_file, csv_text(report.comparison).encode())
         markdown_file = folder / "results.md"
+        page_file = folder / "report.html"
+        write_whole(page_file, report_page(report).encode())
         pictures = [path.name for path in figures if path.suffix == ".png"]
         write_whole(markdown_file, markdown(report, pictures).encode())
     except OSError as error:
@@ -103,7 +111,14 @@ def write_report(
         ) from error
     if console is not None:
         print_report(report, console)
-    return ReportFiles(report, markdown_file, csv_file, tuple(figures))
+    return ReportFiles(report, page_file, markdown_file, csv_file, tuple(figures))
+
+
+def report_page(report: Report) -> str:
+    """The page to explore the report with, as HTML."""
+    notes = reading_notes(report.comparison, apart=False)
+    unused = captions.set_aside_lines(report.set_aside)
+    return page(page_data(report.runs, report.cells, report.comparison, notes, unused))
 
 
 def draw_figures(report: Report, x: str) -> dict[str, Figure]:
@@ -169,14 +184,14 @@ def markdown(report: Report, pictures: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def reading_notes(comparison: Comparison) -> list[str]:
+def reading_notes(comparison: Comparison, apart: bool = True) -> list[str]:
     notes = [
         "Accuracies are in %, as value ± one standard error; a perplexity (↓) is better when "
         "lower and never enters an average. A value is the mean over seeds.",
         captions.average_note(comparison),
         captions.error_note(comparison) + " The bars describe each point by itself; all methods "
         "answer the same items, so a difference between two is known better than they suggest.",
-        *(captions.axis_note(comparison, x) for x in ("window", "mean_keys", "flops")),
+        *(captions.axis_note(comparison, x, apart) for x in AXES),
     ]
     if any(point.saturated for point in comparison.points):
         notes.append(

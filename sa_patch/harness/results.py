@@ -30,6 +30,8 @@ class Cell:
     ``stderr`` are in the metric's own unit (accuracies as fractions of 1). ``mean_keys`` and
     ``last_query_keys`` count visible keys per query; ``flops`` and ``full_flops`` are attention
     FLOPs of the prefill per sequence, of the pattern and of full attention on the same prompts.
+    ``seconds`` is the time of the whole evaluation, ``model_seconds`` that of the model's calls
+    per sequence (the decoding of generated tokens included).
     ``scores`` holds all of the task's metrics, by name with filter. Measured figures are ``None``
     where the file has none.
     """
@@ -50,6 +52,7 @@ class Cell:
     full_flops: float | None
     saturated_fraction: float | None
     seconds: float | None
+    model_seconds: float | None
     scores: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
@@ -204,6 +207,7 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
         full_flops=per_sequence("full_attention_flops"),
         saturated_fraction=_number(measured.get("saturated_fraction")),
         seconds=_number(data.get("seconds")),
+        model_seconds=per_sequence("model_seconds"),
         scores={key: _number(score) for key, score in (data.get("scores") or {}).items()},
     )
 

@@ -14,7 +14,8 @@ CSV_COLUMNS = (
     "kind", "series", "method", "pattern", "window", "task", "metric", "higher_is_better", "value",
     "error", "seed_error", "sampling_error", "seeds", "samples", "chance", "mean_keys_per_query",
     "last_query_keys", "mean_prompt_length", "attention_flops_per_sequence",
-    "full_attention_flops_per_sequence", "flops_share_of_full", "saturated_fraction", "saturated",
+    "full_attention_flops_per_sequence", "flops_share_of_full", "model_seconds_per_sequence",
+    "saturated_fraction", "saturated",
 )  # fmt: skip
 SATURATED = "°"
 Row = tuple[Series, int | None]
@@ -50,6 +51,7 @@ def csv_text(comparison: Comparison) -> str:
                 _blank(point.flops),
                 _blank(point.full_flops),
                 _blank(point.flops_share),
+                _blank(point.seconds),
                 _blank(point.saturated_fraction),
                 str(point.saturated).lower(),
             ]

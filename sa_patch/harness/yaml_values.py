@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,25 @@ import yaml
 from sa_patch.errors import UserError
 from sa_patch.patterns.registry import suggest
 
+STDIN = Path("-")
+
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file.
+    """The content of a YAML file; ``-`` stands for standard input.
 
     Raises:
         UserError: if it cannot be read, with its name.
     """
+    name = "standard input" if path == STDIN else str(path)
     try:
+        if path == STDIN:
+            return yaml.safe_load(sys.stdin.read())
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
-        raise UserError(f"{path} is not a readable YAML file: {where}") from error
+        raise UserError(f"{name} is not a readable YAML file: {where}") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{name} cannot be read: {error.strerror}") from error
 
 
 def known_mapping(raw: Any, what: str, known: Sequence[str]) -> dict[str, Any]:

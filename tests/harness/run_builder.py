@@ -104,6 +104,7 @@ class RunBuilder:
                 "attention_flops": 200 * share * full_flops,
                 "full_attention_flops": 200 * full_flops,
                 "saturated_fraction": saturated,
+                "model_seconds": 200 * 0.01 * share,
             }
             if done
             else None,

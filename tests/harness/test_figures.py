@@ -14,7 +14,7 @@ from sa_patch.harness.aggregate import compare
 from sa_patch.harness.axis import MIN_ACCURACY_SPAN, log_ticks, tick_text
 from sa_patch.harness.figure_style import COLOURS, series_styles
 from sa_patch.harness.figures import AXES, check_axis, curves
-from sa_patch.harness.report import draw_figures, read_report
+from sa_patch.harness.report import draw_figures, read_report, write_report
 from tests.harness.run_builder import RunBuilder, plausible_run
 
 
@@ -189,3 +189,12 @@ def test_a_panel_of_equal_accuracies_is_not_zoomed_into(tmp_path: Path) -> None:
     low, high = axes.get_ylim()
     assert low < 0 < high
     assert high - low == pytest.approx(MIN_ACCURACY_SPAN)
+
+
+def test_an_axis_that_was_not_measured_is_refused_with_those_that_were(tmp_path: Path) -> None:
+    builder = RunBuilder(tmp_path / "run")
+    identifier = builder.add("swa:window=16", "boolq", 0.5)
+    del builder.files[identifier]["measured"]["model_seconds"]
+    with pytest.raises(UserError, match="without measuring it.*--x window or mean_keys or flops"):
+        write_report([builder.write()], x="seconds")
+    assert not (tmp_path / "run" / "results.md").exists()

@@ -92,6 +92,7 @@ def test_scores_do_not_depend_on_the_batch_size(
     assert close(answers(single, kind), answers(eights, kind))
     one, eight = single.meter.summary(), eights.meter.summary()
     assert one.pop("prompt_lengths") == eight.pop("prompt_lengths")
+    assert min(one.pop("model_seconds"), eight.pop("model_seconds")) > 0
     assert one == pytest.approx(eight)
 
 

@@ -46,10 +46,11 @@ def test_files_are_written_into_the_run_folder(run: RunBuilder) -> None:
         "pareto.png",
         "pareto.svg",
     ]
+    assert written.page.read_text().startswith("<!doctype html>")
     assert written.figure.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in written.figures[1].read_text()
     assert sorted(path.name for path in run.path.iterdir()) == sorted(
-        ["manifest.json", "cells", "results.md", "results.csv"]
+        ["manifest.json", "cells", "report.html", "results.md", "results.csv"]
         + [path.name for path in written.figures]
     )
 

@@ -49,6 +49,8 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text())
         content.pop("started")
         content.pop("seconds")
+        if content["measured"]:
+            content["measured"].pop("model_seconds")
         found[path.name] = content
     return found
 
