@@ -82,7 +82,7 @@ function bandTrace(curve, range) {
     x: [...rows.map((row) => row.x), ...rows.map((row) => row.x).reverse()],
     y: [...rows.map((row) => row.y + row.error), ...rows.map(floor).reverse()],
     type: "scatter", mode: "lines", fill: "toself", fillcolor: colour,
-    line: { width: 0 }, hoverinfo: "skip", showlegend: false,
+    line: { width: 0, simplify: false }, hoverinfo: "skip", showlegend: false,
   };
 }
 

@@ -18,7 +18,7 @@ const COLUMNS = [
   { name: "FLOPs, % of full", number: true, text: (row) => percent(row.point.flops_share), value: (row) => row.point.flops_share },
   { name: "s per sequence", number: true, text: (row) => plain(row.point.seconds), value: (row) => row.point.seconds, shown: () => measured("seconds") },
   { name: "saturated, %", number: true, text: (row) => percent(row.point.saturated_fraction), value: (row) => row.point.saturated_fraction },
-  { name: "seeds", number: true, text: (row) => String(row.point.seeds.length || "–"), value: (row) => row.point.seeds.length },
+  { name: "seeds", number: true, text: (row) => String(row.point.seeds.length || "–"), value: (row) => row.point.seeds.length || null },
   { name: "items", number: true, text: (row) => plain(row.point.samples), value: (row) => row.point.samples },
 ];
 const sorting = { column: null, down: false };
