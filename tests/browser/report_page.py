@@ -117,7 +117,7 @@ class ReportPage:
         return self.page.locator(".panel").nth(self.titles().index(title)).locator(".chart")
 
     def drawn(self, title: str) -> Mapping[str, Any]:
-        """A chart's ``marks`` (name, x, y, hollow), ``bands`` (corners), ``lines`` (name, shape)."""
+        """``marks`` (name, x, y, hollow), ``bands`` (corners) and ``lines`` (name, shape)."""
         self.draw_all()
         found: Mapping[str, Any] = self.chart(title).evaluate(READ_MARKS)
         return found

@@ -17,10 +17,9 @@ from sa_patch.harness.plan import make_plan
 from sa_patch.harness.report import Report, read_report, report_page, write_report
 from sa_patch.harness.sweep import run_sweep
 from sa_patch.method_colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
-from tests.harness.run_builder import RunBuilder, plausible_run
+from tests.harness.run_builder import RunBuilder, paper_grid, plausible_run
 
 NAMES = ("Full attention", "SA", "SWA", "MoBA (topk=2)")
-SEVEN = ("lambada_openai", "hellaswag", "arc_easy", "arc_challenge", "boolq", "mmlu", "humaneval")
 
 
 def content(page: str) -> dict[str, Any]:
@@ -208,21 +207,6 @@ def test_colours_of_the_page_are_those_of_its_style(tmp_path: Path) -> None:
     style = page[page.index("<style>") : page.index("</style>")]
     for background in BACKGROUNDS.values():
         assert f"--ground: {background};" in style
-
-
-def paper_grid(folder: Path) -> list[Path]:
-    """Two models on seven tasks and their average, 43 points each."""
-    return [
-        plausible_run(
-            folder / name,
-            SEVEN,
-            windows=(16, 32, 64, 128, 256, 512, 1024),
-            topks=(2, 4, 8),
-            extra=["psa:window={w},seed=0"],
-            model_name=f"Qwen/{name}",
-        )
-        for name in ("Qwen3-8B", "Qwen3-30B-A3B")
-    ]
 
 
 def test_the_papers_whole_grid_weighs_less_than_6_megabytes(tmp_path: Path) -> None:
