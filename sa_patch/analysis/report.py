@@ -33,6 +33,12 @@ class Report:
     rows: Sequence[tuple[str, ...]]
     note: str = ""
 
+    def _repr_markdown_(self) -> str:
+        """The table and its note, where a notebook shows them; the figure is shown by itself."""
+        lines = [self.columns, ("---", *["---:"] * (len(self.columns) - 1)), *self.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{table}\n\n{self.note}" if self.note else table
+
 
 def as_json(value: Any, digits: int = 6) -> Any:
     """Dataclasses, arrays, patterns and numbers as JSON holds them.

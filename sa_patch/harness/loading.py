@@ -5,9 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 from sa_patch.errors import UserError
-from sa_patch.harness.embedded import ModelSource
+from sa_patch.harness.embedded import DEFAULT_MODEL, ModelSource, resolve_model
 from sa_patch.harness.quiet import silenced
 from sa_patch.harness.reason import one_line
+
+
+def load_pretrained(
+    name: str = DEFAULT_MODEL,
+    *,
+    dtype: str = "auto",
+    device_map: str | None = None,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+) -> tuple[Any, Any]:
+    """A causal language model, ready to evaluate, and its tokenizer.
+
+    Args:
+        name: ``smollm2-135m`` (embedded, nothing is downloaded), a folder, a GGUF file or a hub id.
+        dtype: of the weights; "auto" for their own, which is float32 for GGUF files.
+        device_map: as in transformers; "auto" spreads a large model. Default: GPUs where there are
+            any, else the CPU.
+        gguf_file: a GGUF file's name within that folder or hub repository.
+        revision: a branch, tag or commit of a hub id.
+
+    Returns:
+        The model and the tokenizer.
+
+    Raises:
+        UserError: if the model cannot be found or loaded, with the reason.
+    """
+    source = resolve_model(name, gguf_file, revision)
+    tokenizer = load_tokenizer(name, source)
+    return load_causal_lm(name, source, dtype, device_map), tokenizer
 
 
 def load_tokenizer(name: str, source: ModelSource) -> Any:

@@ -50,12 +50,23 @@ def spoken(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def _screen() -> Console:
+    """stderr, or in a notebook, which shows stderr as if it were an error, stdout.
+
+    The real stream, held now: while a cell runs, sys.stderr is turned away from the screen.
+    """
+    options: dict[str, Any] = {"highlight": False, "soft_wrap": True}
+    if Console().is_jupyter:
+        # Left to itself rich makes an output of every line, or a line of every redrawn bar.
+        return Console(file=sys.stdout, force_jupyter=False, force_terminal=False, **options)
+    return Console(file=sys.stderr, **options)
+
+
 class SweepProgress:
-    """Lines for finished cells and, on a terminal, a bar below them. Writes to stderr."""
+    """Lines for finished cells and, on a terminal, a bar below them."""
 
     def __init__(self, tasks: Sequence[str], console: Console | None = None) -> None:
-        # The real stream, held now: while a cell runs, sys.stderr is turned away from the screen.
-        self._console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._console = console or _screen()
         self._left = TimeLeft(tasks)
         self._total = len(tasks)
         self._done = 0

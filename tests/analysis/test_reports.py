@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from sa_patch.analysis.attention_maps import HeadInputs
 from sa_patch.analysis.attention_report import attention_report
@@ -49,6 +50,19 @@ def test_reports_are_json(name: str) -> None:
     text = json.dumps(report.content, allow_nan=False)
     assert json.loads(text) == report.content
     assert report.rows and all(len(row) == len(report.columns) for row in report.rows)
+
+
+def test_a_notebook_shows_the_table_and_its_note() -> None:
+    columns, rows = ("pattern", "keys", "kept"), [("swa:4", "3.5", "60%"), ("full", "12", "100%")]
+    report = Report("x", {}, Figure(), columns, rows, "A note.")
+    table = [
+        "| pattern | keys | kept |",
+        "| --- | ---: | ---: |",
+        "| swa:4 | 3.5 | 60% |",
+        "| full | 12 | 100% |",
+    ]
+    assert report._repr_markdown_().splitlines() == [*table, "", "A note."]
+    assert dataclasses.replace(report, note="")._repr_markdown_().splitlines() == table
 
 
 def test_receptive_report_measures_both_sides_and_predicts() -> None:

@@ -40,6 +40,26 @@ def test_without_a_terminal_there_is_one_plain_line_per_cell() -> None:
     ]
 
 
+def test_in_a_notebook_the_lines_go_to_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    # A notebook's streams pass for a terminal, on which a bar would be drawn.
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    with SweepProgress(["a"]) as progress:
+        progress.starts("a  full")
+        progress.finished("a", "a  full", "acc 0.5", 2.0)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("[1/1]  a  full  acc 0.5  2.0 s\n", "")
+
+
+def test_elsewhere_the_lines_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with SweepProgress(["a"]) as progress:
+        progress.finished("a", "a  full", "acc 0.5", 2.0)
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "[1/1]  a  full  acc 0.5  2.0 s\n")
+
+
 def test_a_score_with_and_without_its_error() -> None:
     primary = {"metric": "acc_norm,none", "value": 0.3625, "stderr": 0.0541}
     assert outcome_text(primary) == "acc_norm 0.3625 ± 0.054"
