@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sa_patch.harness.loading import load_pretrained
     from sa_patch.kernels import sparse_attention
     from sa_patch.patching import patch_model, patched, unpatch_model
     from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks, Tail
@@ -26,7 +25,6 @@ __all__ = [
     "MoBA",
     "Sinks",
     "Tail",
-    "load_pretrained",
     "patch_model",
     "patched",
     "sparse_attention",
@@ -42,7 +40,6 @@ _HOME = {
     "MoBA": "sa_patch.patterns",
     "Sinks": "sa_patch.patterns",
     "Tail": "sa_patch.patterns",
-    "load_pretrained": "sa_patch.harness.loading",
     "sparse_attention": "sa_patch.kernels",
     "patch_model": "sa_patch.patching",
     "patched": "sa_patch.patching",

@@ -7,12 +7,13 @@ import torch
 
 import sa_patch
 from sa_patch.errors import UserError
+from sa_patch.harness.loading import load_pretrained
 
 
 def test_a_folder_is_loaded_ready_to_be_patched(
     checkpoint: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    model, tokenizer = sa_patch.load_pretrained(str(checkpoint), dtype="float64")
+    model, tokenizer = load_pretrained(str(checkpoint), dtype="float64")
     assert (model.dtype, model.training) == (torch.float64, False)
     tokens = tokenizer("the sea is calm today", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -25,14 +26,14 @@ def test_a_folder_is_loaded_ready_to_be_patched(
 
 
 def test_the_weights_keep_their_own_type_by_default(checkpoint: Path) -> None:
-    model, _ = sa_patch.load_pretrained(str(checkpoint))
+    model, _ = load_pretrained(str(checkpoint))
     assert model.dtype == torch.float32
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'smollm2-135m'"):
-        sa_patch.load_pretrained("smollm2-135")
+        load_pretrained("smollm2-135")
     with pytest.raises(UserError, match="no model at"):
-        sa_patch.load_pretrained(str(tmp_path / "none"))
+        load_pretrained(str(tmp_path / "none"))
     with pytest.raises(UserError, match="revision"):
-        sa_patch.load_pretrained(str(checkpoint), revision="abc")
+        load_pretrained(str(checkpoint), revision="abc")
