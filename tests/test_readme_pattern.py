@@ -1,0 +1,101 @@
+"""README's worked example of a new pattern, followed word by word in a copy of the package."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTION = re.compile(r"### Adding a pattern\n(.*?)\n## ", re.DOTALL)
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def section() -> str:
+    found = SECTION.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert found
+    return found[1]
+
+
+def replaced(text: str, diff: str) -> str:
+    """``text`` with each run of "-" lines of ``diff`` replaced by the "+" lines that follow."""
+    changes = re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)+)", diff, re.MULTILINE)
+    assert changes
+    for old, new in changes:
+        before, after = (re.sub(r"^.", "", part, flags=re.MULTILINE) for part in (old, new))
+        assert text.count(before) == 1, before
+        text = text.replace(before, after)
+    return text
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package to which the section's changes were made."""
+    copy = tmp_path_factory.mktemp("clone")
+    for name in ("sa_patch", "configs", "eval/tasks", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, copy / name)
+    text = section()
+    (kind, code), (diff_kind, diff), _ = BLOCK.findall(text)
+    assert (kind, diff_kind) == ("python", "diff")
+    new_file, registry = re.findall(r"`(sa_patch/patterns/\w+\.py)`:", text)
+    (copy / new_file).write_text(code, encoding="utf-8")
+    old = (copy / registry).read_text(encoding="utf-8")
+    (copy / registry).write_text(replaced(old, diff), encoding="utf-8")
+    return copy
+
+
+def run(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True
+    )
+
+
+def test_its_own_check_holds(followed: Path) -> None:
+    check = BLOCK.findall(section())[2][1]
+    done = run(followed, "-c", f"import sa_patch; print(sa_patch.__file__)\n{check}")
+    assert done.returncode == 0, done.stderr
+    assert str(followed) in done.stdout
+
+
+def test_the_check_would_find_a_wrong_budget(followed: Path) -> None:
+    check = BLOCK.findall(section())[2][1].replace("(1000)[0]", "(1000)[0].add(1)")
+    assert "AssertionError" in run(followed, "-c", check).stderr
+
+
+def test_its_command_generates(followed: Path) -> None:
+    (command,) = re.findall(r"^    sa-patch (.*)$", section(), re.MULTILINE)
+    done = run(followed, "-m", "sa_patch", *shlex.split(command))
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) > 3
+
+
+def test_the_command_lists_and_refuses_as_for_any_pattern(followed: Path) -> None:
+    listed = run(followed, "-m", "sa_patch", "methods")
+    assert "dilated" in listed.stdout, listed.stderr
+    wrong = run(
+        followed, "-m", "sa_patch", "generate", "smollm2-135m", "a", "--method", "dilated:0"
+    )
+    assert wrong.returncode == 2
+    assert "window must be a whole number of at least 1, got 0" in wrong.stderr
+
+
+def test_the_laws_ask_to_be_taught_the_new_pattern(followed: Path) -> None:
+    done = run(
+        followed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/laws/test_budget.py"
+    )
+    assert done.returncode != 0
+    assert "dilated" in done.stdout
+
+
+def test_the_new_file_is_clean(followed: Path) -> None:
+    new_file = "sa_patch/patterns/dilated.py"
+    for words in (("check",), ("format", "--check")):
+        done = run(followed, "-m", "ruff", *words, new_file)
+        assert done.returncode == 0, done.stdout
