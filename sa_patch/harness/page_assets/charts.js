@@ -71,11 +71,13 @@ function roundTicks(low, high) {
   return [low, high];
 }
 
-function bandTrace(curve, range) {
+// Where many bands lie on each other each is fainter, so that together they never hide the lines.
+function bandTrace(curve, range, bands) {
   const rows = curve.across
     ? range.map((x) => ({ ...curve.rows[0], x }))
     : curve.rows.filter((row) => row.x !== null);
-  const colour = transparent(colourOf(curve.series), curve.across ? 0.1 : 0.16);
+  const opacity = (curve.across ? 0.1 : 0.16) * Math.min(1, 4 / bands);
+  const colour = transparent(colourOf(curve.series), opacity);
   const floor = (row) => Math.max(row.y - row.error, curve.rows[0].point.higher ? -1e9 : row.y / 50);
   return {
     kind: "band",
@@ -154,7 +156,7 @@ function figureOf(points, axis, yRange) {
   }
   for (const curve of curves) {
     const several = curve.rows.length > 1 || curve.across;
-    if (state.bands && several && !(pareto && !curve.across)) traces.push(bandTrace(curve, range));
+    if (state.bands && several && !(pareto && !curve.across)) traces.push(bandTrace(curve, range, curves.length));
   }
   if (pareto) {
     const rows = curves.filter((one) => !FULL_SERIES[one.series]).flatMap((one) => one.rows);
