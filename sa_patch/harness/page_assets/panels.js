@@ -16,7 +16,7 @@ const sight = new IntersectionObserver(
 
 function draw(chart) {
   const panel = waiting.get(chart);
-  if (!panel) return;
+  if (!panel || !window.Plotly) return;
   waiting.delete(chart);
   sight.unobserve(chart);
   const { traces, layout } = figureOf(panel.points, panel.axis, panel.range);
@@ -35,8 +35,17 @@ function drawAll() {
 // One after the other while nothing else is to do, so that scrolling never waits.
 function drawRest() {
   const next = waiting.keys().next();
-  if (next.done) return;
+  if (next.done || !window.Plotly) return;
   draw(next.value);
+  (window.requestIdleCallback || setTimeout)(drawRest);
+}
+
+// Called once plotly's code is there, which comes last, so that all else can be read before it.
+function startDrawing() {
+  for (const chart of waiting.keys()) {
+    sight.unobserve(chart);
+    sight.observe(chart);
+  }
   (window.requestIdleCallback || setTimeout)(drawRest);
 }
 
