@@ -79,6 +79,14 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let tasks such as humaneval run code that the model writes",
     )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="compute cells on a Ray cluster: HOST:PORT of its head, auto, or nothing for Ray on "
+        "this machine alone",
+    )
     parser.set_defaults(run=_sweep)
 
 
@@ -195,6 +203,11 @@ def _sweep(options: argparse.Namespace) -> int:
     from sa_patch.harness.plan import make_plan
     from sa_patch.harness.sweep import describe_plan, run_sweep
 
+    executor = None
+    if options.ray is not None and not options.dry_run:
+        from sa_patch.harness.ray_executor import RayExecutor
+
+        executor = RayExecutor(options.ray, modules=["sa_patch.training"])
     config = load_config(options.config).with_limit(options.limit)
     _know_gated_models()
     out = options.out or Path("runs") / config.name
@@ -203,7 +216,14 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.dry_run:
         print("\n".join(describe_plan(plan, out)))
         return 0
-    outcome = run_sweep(config, plan, out, command=options.command_line, run_code=run_code)
+    outcome = run_sweep(
+        config,
+        plan,
+        out,
+        command=options.command_line,
+        run_code=run_code,
+        executor=executor,
+    )
     done = outcome.found + outcome.ran
     print(f"{done} of {outcome.planned} cells done, {outcome.failed} failed, in {out}")
     if done:

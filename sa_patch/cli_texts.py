@@ -25,6 +25,8 @@ examples:
   sa-patch sweep demo --limit 5 --out runs/quick
   sa-patch sweep my.yaml --dry-run                       # the grid, and what is done of it
   sa-patch sweep smollm2-seven --benchmarks data --confirm-run-unsafe-code
+  sa-patch sweep my.yaml --ray                           # a cell per GPU of this machine
+  sa-patch sweep my.yaml --ray 10.0.0.1:6379             # on all machines of a Ray cluster
 
 A sweep can be stopped at any time (Ctrl-C, even kill -9): the same command does only what is
 missing. exit status: 0 all cells done, 1 some failed (each with its reason), 2 the request itself
@@ -45,6 +47,7 @@ a sweep file:
             # {method: "swa:64", layers: {0-3: full, 7: "swa:256"}}
   tasks: [lambada_openai, {task: mmlu, limit: 2}]        # any task of lm-eval, and ours
   limit: 50                                              # items per task; leave out for all
+  resources: {gpus: 1, cpus: 8}    # of each worker with --ray; a model can have its own
 """
 REPORT_EXAMPLES = """\
 examples:

@@ -12,6 +12,7 @@ from sa_patch.errors import UserError
 from sa_patch.harness.embedded import DEFAULT_MODEL
 from sa_patch.harness.grid import MethodSpec, read_methods
 from sa_patch.harness.schedule_file import read_layers
+from sa_patch.harness.worker_resources import WorkerResources, read_resources
 from sa_patch.harness.yaml_values import (
     STDIN,
     any_mapping,
@@ -33,13 +34,13 @@ from sa_patch.resources import configs_dir
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 TOP_KEYS = (
     *("name", "model", "dtype", "windows", "methods", "tasks", "limit", "num_fewshot"),
-    *("gen_kwargs", "batch_size", "decode", "layers", "backend"),
+    *("gen_kwargs", "batch_size", "decode", "layers", "backend", "resources"),
 )
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which weights to load, and how."""
+    """Which weights to load, and how; `resources` are those of a cluster's worker."""
 
     pretrained: str = DEFAULT_MODEL
     dtype: str = "auto"
@@ -47,6 +48,7 @@ class ModelSpec:
     gguf_file: str | None = None
     device: str | None = None
     device_map: str | None = None
+    resources: WorkerResources = WorkerResources()
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,14 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
     )
     methods = read_methods(listed(top.get("methods"), "methods"), windows)
     tasks = unique(_task(entry, top) for entry in listed(top.get("tasks"), "tasks"))
-    models = unique(_model(entry, dtype) for entry in listed(top.get("model"), "model"))
+    resources = read_resources(top.get("resources"), WorkerResources())
+    models = unique(_model(entry, dtype, resources) for entry in listed(top.get("model"), "model"))
     for what, found in (("methods", methods), ("tasks", tasks)):
         if not found:
             raise UserError(f"the grid is empty: {what!r} lists nothing to run")
     return SweepConfig(
         name=text(top.get("name", default_name), "name"),
-        models=models or (ModelSpec(dtype=dtype),),
+        models=models or (ModelSpec(dtype=dtype, resources=resources),),
         methods=methods,
         tasks=tuple(tasks),
         batch_size=whole_number(top.get("batch_size", 1), "batch_size", 1),
@@ -192,15 +195,16 @@ def _task(entry: Any, top: Mapping[str, Any]) -> TaskSpec:
     )
 
 
-def _model(entry: Any, dtype: str) -> ModelSpec:
+def _model(entry: Any, dtype: str, resources: WorkerResources) -> ModelSpec:
     if isinstance(entry, str):
-        return ModelSpec(pretrained=text(entry, "model"), dtype=dtype)
+        return ModelSpec(text(entry, "model"), dtype, resources=resources)
     known = [item.name for item in dataclasses.fields(ModelSpec)]
     own = {"dtype": dtype, **known_mapping(entry, "'model'", known)}
     if "pretrained" not in own:
         raise UserError("'model' needs 'pretrained': a hub id, a folder or smollm2-135m")
+    needs = read_resources(own.pop("resources", None), resources)
     choice(own["dtype"], "dtype", DTYPES)
     for key, value in own.items():
         if value is not None:
             text(value, f"model {key}")
-    return ModelSpec(**own)
+    return ModelSpec(**own, resources=needs)

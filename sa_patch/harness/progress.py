@@ -14,9 +14,13 @@ from rich.text import Text
 
 
 class TimeLeft:
-    """Estimate the seconds that remain from the finished cells, task by task."""
+    """Estimate the seconds that remain from the finished cells, task by task.
+
+    `at_once` is how many cells are computed at a time.
+    """
 
     def __init__(self, tasks: Sequence[str]) -> None:
+        self.at_once = 1
         self._waiting = Counter(tasks)
         self._spent: dict[str, list[float]] = defaultdict(list)
 
@@ -35,7 +39,8 @@ class TimeLeft:
             spent = self._spent.get(task)
             return sum(spent) / len(spent) if spent else overall
 
-        return sum(count * per_cell(task) for task, count in self._waiting.items())
+        alone = sum(count * per_cell(task) for task, count in self._waiting.items())
+        return alone / self.at_once
 
 
 def spoken(seconds: float) -> str:
@@ -102,8 +107,10 @@ class SweepProgress:
     def say(self, line: str, style: str = "") -> None:
         self._console.print(Text(line, style=style))
 
-    def starts(self, label: str) -> None:
-        self._bar.update(self._row, description=label)
+    def starts(self, label: str, at_once: int = 1) -> None:
+        self._left.at_once = max(1, at_once)
+        beside = f"  ({at_once} at once)" if at_once > 1 else ""
+        self._bar.update(self._row, description=f"{label}{beside}")
 
     def finished(
         self, task: str, label: str, outcome: str, seconds: float, style: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from sa_patch.resources import tasks_dir
 
 PACKAGES = (
     *("sa_patch", "torch", "transformers", "lm_eval", "datasets", "evaluate", "tokenizers"),
@@ -49,6 +52,17 @@ def versions() -> dict[str, str | None]:
 
         found["sa_patch"] = __version__
     return found
+
+
+def code_digest() -> str:
+    """A hash of this package's own code and task files, whatever its version number says."""
+    files = {(file, PACKAGE_FOLDER) for file in PACKAGE_FOLDER.rglob("*.py")}
+    files |= {(file, tasks_dir()) for file in tasks_dir().rglob("*") if file.suffix != ".pyc"}
+    whole = hashlib.sha256()
+    for name, file in sorted((file.relative_to(root).as_posix(), file) for file, root in files):
+        if file.is_file() and not name.startswith("_data/"):
+            whole.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()[:16]
 
 
 def git_state(package: Path = PACKAGE_FOLDER) -> dict[str, Any] | None:

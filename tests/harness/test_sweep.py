@@ -18,10 +18,11 @@ import yaml
 from sa_patch.cli import main
 from sa_patch.errors import UserError
 from sa_patch.harness import scoring
+from sa_patch.harness.cell_runner import load_model
 from sa_patch.harness.cells import cell_id, pattern_fields
 from sa_patch.harness.config import SweepConfig, parse_config
 from sa_patch.harness.plan import Plan, make_plan
-from sa_patch.harness.sweep import Outcome, describe_plan, load_model, run_sweep
+from sa_patch.harness.sweep import Outcome, describe_plan, run_sweep
 from sa_patch.patterns import SA, parse_pattern
 
 SETTINGS: dict[str, Any] = {
@@ -123,7 +124,7 @@ def test_a_finished_sweep_loads_no_model(
     def refuse(*_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("sa_patch.harness.sweep.load_model", refuse)
+    monkeypatch.setattr("sa_patch.harness.cell_runner.load_model", refuse)
     before = results(unbroken)
     outcome = run(sweep_of(checkpoint), unbroken)
     assert (outcome.found, outcome.ran, outcome.exit_status) == (5, 0, 0)
