@@ -52,7 +52,9 @@ def _model(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
     name, dtype = cell.setting["model_name"], cell.setting.get("dtype", "auto")
     for spec in config.get("models") or []:
         if spec.get("pretrained") == name and spec.get("dtype") == dtype:
-            return {key: value for key, value in spec.items() if value is not None}
+            # Where a cell is computed changes no result.
+            kept = {key: value for key, value in spec.items() if key != "resources"}
+            return {key: value for key, value in kept.items() if value is not None}
     return {"pretrained": name, "dtype": dtype}
 
 

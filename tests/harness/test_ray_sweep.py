@@ -109,6 +109,8 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text())
         for key in ("started", "seconds", "hardware"):
             content.pop(key)
+        if content["measured"]:
+            content["measured"].pop("model_seconds")
         found[path.name] = content
     return found
 
