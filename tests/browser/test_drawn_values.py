@@ -14,7 +14,7 @@ from tests.browser.conftest import TASKS, Open
 LABELS = {"full": "Full attention", "sa": "SA", "swa": "SWA", "moba": "MoBA (topk=2)"}
 AXES = ("window", "mean_keys", "flops", "seconds")
 # Of a chart's range: the drawing has pixels, and places with two decimals.
-CLOSE = {"rel": 2e-3, "abs": 0.02}
+CLOSE: Any = {"rel": 2e-3, "abs": 0.02}
 
 
 def measured(run: Path, task: str) -> dict[tuple[str, int | None], dict[str, Any]]:

@@ -129,10 +129,12 @@ class KillableWorker(SweepWorker):
     def compute(self, cell: PlannedCell) -> Computed:
         original = scoring.score
 
-        def score(lm: Any, *rest: Any) -> Mapping[str, Any]:
+        def score(
+            lm: Any, loaded: Mapping[str, Any], limit: int | None, run_code: bool
+        ) -> Mapping[str, Any]:
             if lm.pattern.name == "moba":
                 self._await_death()
-            return original(lm, *rest)
+            return original(lm, loaded, limit, run_code)
 
         scoring.score = score
         try:
