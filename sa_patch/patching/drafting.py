@@ -2,8 +2,8 @@
 
 transformers verifies the first draft together with the prompt, in one forward pass without cached
 keys. To a pattern that is a longer prompt: the drafted tokens would be sparse where decoded ones
-see everything, and SA would draw another permutation for the prompt. So a patched model drafts
-nothing in the first round, in which the prompt is read alone.
+see everything, and SA would draw another permutation for the prompt. So a patched model takes
+no draft in the first round, in which the prompt is read alone.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ class DraftAfterPrompt:
         self.model = model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own candidate generator, which skips its first round.
+        """The model's own candidate generator, whose first draft is not taken.
 
         Raises:
             UserError: if what a token sees depends on how many are drafted after it.
         """
         _refuse_unstable(self.model)
         generator = getattr(type(self.model), _METHOD)(self.model, *args, **kwargs)
-        # Those that read the model's outputs have none before the first round, and skip it anyway.
-        if not getattr(generator, "requires_model_outputs", False):
-            generator.get_candidates = _SkipFirst(generator.get_candidates)
+        generator.get_candidates = _LeaveFirst(generator.get_candidates)
         return generator
 
 
-class _SkipFirst:
+class _LeaveFirst:
     def __init__(self, draft: Any) -> None:
         self.draft = draft
         self.started = False
 
     def __call__(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Any]:
-        """`input_ids [batch, n]` themselves in the first round, with a draft behind them later."""
+        """`input_ids [batch, n]` with a draft behind them; alone in the first round."""
+        drafted: tuple[Tensor, Any] = self.draft(input_ids, *args, **kwargs)
         if self.started:
-            drafted: tuple[Tensor, Any] = self.draft(input_ids, *args, **kwargs)
             return drafted
+        # The assistant has to read the prompt as well: its masks and cache begin there. To it, this
+        # is a round in which nothing of its draft was right.
         self.started = True
         return input_ids, None
 
