@@ -96,12 +96,12 @@ def test_inductor_compiles_a_patched_model() -> None:
 
 def greedy(model: PreTrainedModel, **options: Any) -> Tensor:
     options |= {"do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
-    tokens: Tensor = model.generate(TOKENS, attention_mask=MASK, max_new_tokens=45, **options)
+    tokens: Tensor = model.generate(TOKENS, attention_mask=MASK, max_new_tokens=36, **options)
     return tokens
 
 
 def test_a_compiled_forward_writes_the_same_with_a_cache_that_drops_keys() -> None:
-    model = tiny_model("llama", num_hidden_layers=2)
+    model = tiny_model("llama", num_hidden_layers=1)
     stock = greedy(model)
     patch_model(model, Sinks(2) | SWA(4), decode="pattern")
     expected = greedy(model)
@@ -117,7 +117,7 @@ def test_a_compiled_forward_writes_the_same_with_a_cache_that_drops_keys() -> No
 @pytest.mark.parametrize("decode", ["full", "pattern"])
 def test_generate_compiles_by_itself_with_a_static_cache(decode: str) -> None:
     """As it does on GPUs wherever the cache is static."""
-    model = patch_model(tiny_model("llama", num_hidden_layers=2), SWA(4), decode=decode)
+    model = patch_model(tiny_model("llama", num_hidden_layers=1), SWA(4), decode=decode)
     expected = greedy(model)
     recorder = Recorder()
     config = CompileConfig(backend=recorder, mode=None)

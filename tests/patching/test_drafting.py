@@ -102,10 +102,12 @@ def test_patterns_that_drafts_would_change_are_refused(pattern: Pattern) -> None
 
 def test_drafts_are_taken_after_the_prompt_was_read_alone() -> None:
     model = patch_model(tiny_model("llama"), SA(3))
-    lengths = forward_lengths(model, assistant_model=copy.deepcopy(model))
+    assistant = copy.deepcopy(model)
+    assistant.generation_config.assistant_confidence_threshold = 0  # it drafts 20 tokens each time
+    lengths = forward_lengths(model, assistant_model=assistant)
     assert lengths[0] == PROMPT.shape[1]
     assert max(lengths[1:]) > 10, "later rounds draft"
-    assert sum(lengths[1:]) - len(lengths[1:]) > 15, "and most of it is taken"
+    assert len(lengths) < 6, "and most of it is taken"
 
 
 def test_unpatched_models_draft_as_before() -> None:
