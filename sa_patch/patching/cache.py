@@ -87,7 +87,7 @@ class ReachLayer(DynamicLayer):
         self._announced = True
 
     # What is dropped depends on lengths and padding, as attention does: not for compiled graphs.
-    @disable  # type: ignore[untyped-decorator]
+    @disable
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -177,7 +177,7 @@ class DropBeyondReach:
     sinks: int
     window: int
 
-    @disable  # type: ignore[untyped-decorator]
+    @disable
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         cache: Any = kwargs.get("past_key_values")
         mask = kwargs.get("attention_mask")

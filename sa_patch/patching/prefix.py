@@ -41,7 +41,7 @@ class RefuseForeignKeys:
     that no patched model has begun, and a prompt.
     """
 
-    @disable  # type: ignore[untyped-decorator]
+    @disable
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         cache: Any = kwargs.get("past_key_values")
         if cache is None or getattr(cache, _BEGUN, False):

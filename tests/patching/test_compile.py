@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CompileConfig, PreTrainedModel
 
 from sa_patch import SA, SWA, MoBA, patch_model, patched, unpatch_model
@@ -44,9 +44,10 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @torch.no_grad()
-def logits(model: nn.Module, mask: Tensor = MASK) -> Tensor:
+def logits(model: Any, mask: Tensor = MASK) -> Tensor:
     """Logits of the real tokens of both rows, one after the other."""
-    return model(TOKENS, attention_mask=mask).logits[mask.bool()]
+    real: Tensor = model(TOKENS, attention_mask=mask).logits[mask.bool()]
+    return real
 
 
 @pytest.mark.parametrize(

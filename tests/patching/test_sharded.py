@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-
 from transformers import AutoModelForCausalLM
 
 from sa_patch import SA, SWA, patch_model, unpatch_model
