@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.compiler import disable
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -136,6 +137,9 @@ def refuse_unsupported(
             )
 
 
-AttentionInterface.register(IMPLEMENTATION, sparse_attention_forward)
+# Out of torch.compile's sight: what a pattern computes depends on padding and lengths, which the
+# compiler would pin one by one, recompiling for minutes. The rest of the model is compiled.
+_REASON = "sa_patch computes sparse attention outside of compiled graphs"
+AttentionInterface.register(IMPLEMENTATION, disable(sparse_attention_forward, reason=_REASON))
 # Without a mask function of the same name transformers would drop the padding mask in silence.
-AttentionMaskInterface.register(IMPLEMENTATION, sparse_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, disable(sparse_mask, reason=_REASON))

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import disable
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from sa_patch.errors import UserError
@@ -85,6 +86,8 @@ class ReachLayer(DynamicLayer):
             )
         self._announced = True
 
+    # What is dropped depends on lengths and padding, as attention does: not for compiled graphs.
+    @disable
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -174,6 +177,7 @@ class DropBeyondReach:
     sinks: int
     window: int
 
+    @disable
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         cache: Any = kwargs.get("past_key_values")
         mask = kwargs.get("attention_mask")

@@ -6,18 +6,32 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch._dynamo import OptimizedModule
 from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 
 
+def wrappers(model: Any) -> list[Any]:
+    """The model and all that it is wrapped in, from the outside in: torch.compile, adapters."""
+    found = [model]
+    while True:
+        outer = found[-1]
+        if isinstance(outer, OptimizedModule):
+            found.append(outer._orig_mod)
+        elif hasattr(outer, "get_base_model") and not isinstance(outer, PreTrainedModel):
+            found.append(outer.get_base_model())
+        else:
+            return found
+
+
 def base_model(model: Any) -> PreTrainedModel:
-    """The transformers model itself, without an adapter wrapped around it.
+    """The transformers model itself, without what is wrapped around it (`wrappers`).
 
     Raises:
         UserError: if there is none.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = wrappers(model)[-1]
     if not isinstance(inner, PreTrainedModel):
         raise UserError(
             "patch_model takes a transformers causal language model "

@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
 from sa_patch.patching.attention import IMPLEMENTATION
+from sa_patch.patching.drafting import draft_after_prompt
 from sa_patch.patching.layers import attention_layers, base_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
+from sa_patch.patching.prefix import refuse_prefix_adapter
 from sa_patch.patching.schedule import Layers, Schedule
 from sa_patch.patterns import SA, Full, Pattern, parse_pattern
 
@@ -64,6 +66,7 @@ def patch_model(
     given = _read_pattern(pattern, window, optional=schedule.own is not None)
     check_decode(decode)
     check_backend(backend)
+    refuse_prefix_adapter(model, decode)
     inner = base_model(model)
     modules = attention_layers(inner)
     assigned = _keep_branches(inner, schedule.assign(inner, given))
@@ -73,6 +76,7 @@ def patch_model(
     for index, module in modules.items():
         set_plan(module, LayerPlan(assigned[index], decode, backend, stock))
     inner.set_attn_implementation(IMPLEMENTATION)
+    draft_after_prompt(inner, active=True)
     return model
 
 
@@ -97,6 +101,7 @@ def unpatch_model(model: Model) -> Model:
     stock = _stock_implementation(inner)
     for module in inner.modules():
         set_plan(module, None)
+    draft_after_prompt(inner, active=False)
     if inner.config._attn_implementation == IMPLEMENTATION:
         inner.set_attn_implementation(stock)
     return model

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sa_patch.kernels import Spans
 from sa_patch.patching.cache import DropBeyondReach
-from sa_patch.patterns import Pattern
+from sa_patch.patching.prefix import RefuseForeignKeys
+from sa_patch.patterns import Full, Pattern
 
 Observer = Callable[[int, Tensor, Tensor, Spans], None]
 
@@ -42,6 +43,13 @@ class LayerPlan:
             return None
         return self.pattern.bounded_reach
 
+    def hook(self) -> DropBeyondReach | RefuseForeignKeys | None:
+        """What has to see the cache before the module does; None if nothing has to."""
+        if self.reach is not None:
+            return DropBeyondReach(*self.reach)
+        sparse = self.pattern is not None and not isinstance(self.pattern, Full)
+        return RefuseForeignKeys() if sparse and self.decode == "full" else None
+
 
 def get_plan(module: nn.Module) -> LayerPlan | None:
     """The plan of an attention module, None if it has none."""
@@ -51,13 +59,13 @@ def get_plan(module: nn.Module) -> LayerPlan | None:
 
 def set_plan(module: nn.Module, plan: LayerPlan | None) -> None:
     """Give an attention module its plan, or take it away."""
-    hook = module.__dict__.pop(_HOOK, None)
-    if hook is not None:
-        hook.remove()
+    handle = module.__dict__.pop(_HOOK, None)
+    if handle is not None:
+        handle.remove()
     if plan is None:
         module.__dict__.pop(_PLAN, None)
         return
     module.__dict__[_PLAN] = plan
-    if plan.reach is not None:
-        hook = module.register_forward_pre_hook(DropBeyondReach(*plan.reach), with_kwargs=True)
-        module.__dict__[_HOOK] = hook
+    hook = plan.hook()
+    if hook is not None:
+        module.__dict__[_HOOK] = module.register_forward_pre_hook(hook, with_kwargs=True)

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
+from transformers import AutoModelForCausalLM
 
-from sa_patch import SA, SWA, patch_model
+from sa_patch import SA, SWA, patch_model, unpatch_model
 from sa_patch.patching.mask import SparseMask, sparse_mask
-from tests.models import random_tokens, tiny_model
+from sa_patch.patterns import Pattern
+from tests.models import PAD, random_tokens, tiny_model
 
 
 @pytest.mark.parametrize("spread", ["cpu", "disk"])
@@ -29,6 +31,39 @@ def test_offloaded_layers_give_the_same_logits(spread: str, tmp_path: Path) -> N
             disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
         with torch.no_grad():
             torch.testing.assert_close(model(tokens, attention_mask=mask).logits, expected)
+
+
+@pytest.mark.parametrize("room", [None, "60KB"], ids=["all in memory", "some on disk"])
+@pytest.mark.parametrize(("pattern", "decode"), [(SA(4), "full"), (SWA(4), "pattern")], ids=str)
+@torch.no_grad()
+def test_a_model_loaded_with_device_map_auto(
+    pattern: Pattern, decode: str, room: str | None, tmp_path: Path
+) -> None:
+    tokens, mask = random_tokens(2, 20), torch.ones(2, 20, dtype=torch.int64)
+    mask[0, :6] = 0
+    whole = tiny_model("llama")
+    whole.save_pretrained(tmp_path / "model")
+    spread: Any = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model",
+        device_map="auto",
+        max_memory=None if room is None else {"cpu": room},
+        offload_folder=tmp_path / "offloaded",
+    )
+    assert ("disk" in getattr(spread, "hf_device_map", {}).values()) == (room is not None)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": PAD, "max_new_tokens": 8}
+
+    def results(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(tokens, attention_mask=mask).logits[mask.bool()]
+        return logits, model.generate(tokens, attention_mask=mask, **options)
+
+    stock = results(spread)
+    expected = results(patch_model(whole, pattern, decode=decode))
+    ours = results(patch_model(spread, pattern, decode=decode))
+    torch.testing.assert_close(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
+    assert not torch.allclose(ours[0], stock[0], atol=1e-2)
+    after = results(unpatch_model(spread))
+    assert torch.equal(after[0], stock[0]) and torch.equal(after[1], stock[1])
 
 
 def mask_arguments(**change: Any) -> dict[str, Any]:
