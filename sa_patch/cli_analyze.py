@@ -34,7 +34,6 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
     own = _kind(kinds, "graph", "path lengths, clustering, small worlds, spectral gaps, mixing")
     _add_methods(own, METHODS)
     _add_numbers(own, n="2048", layers="8", sample="256", seed="0")
-
     own = _kind(kinds, "propositions", "what theory predicts of SA, checked by Monte Carlo")
     _add_numbers(own, n="2048", windows="8,16,32,64,128,256", draws="4000", coverage_draws="200")
 
@@ -48,9 +47,21 @@ def add_analyze(parser: argparse.ArgumentParser) -> None:
     _add_methods(own, "full,swa:16,sa:16,sinks:4+swa:8+sa:8")
     own.add_argument("--layer", type=int, required=True, help="counted from 0")
     own.add_argument("--head", type=int, required=True, help="query head, counted from 0")
-    own.add_argument("--dtype", default="auto", help="auto: the weights' own; GGUF: float32")
-    own.add_argument("--gguf-file", help="a GGUF file's name in that folder or repository")
-    own.add_argument("--revision", help="branch, tag or commit of a hub id")
+    _add_loading(own)
+
+    own = _kind(kinds, "model-graph", "a model's attention weights as graphs, beside its loss")
+    own.add_argument("model", help="hub id, folder, or smollm2-135m")
+    _add_methods(own, "full,swa:32,sa:32,psa:32,sinks:4+swa:28,sinks:4+moba:8;4")
+    _add_numbers(own, n="256", sources="64", seed="0")
+    own.add_argument("--layers", help="those to measure, such as 0,10,20-25 (default: all)")
+    own.add_argument("--text", type=Path, help="a file to read (default: a module of Python's own)")
+    _add_loading(own)
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", default="auto", help="auto: the weights' own; GGUF: float32")
+    parser.add_argument("--gguf-file", help="a GGUF file's name in that folder or repository")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
 
 
 _MEANINGS = {
@@ -64,6 +75,7 @@ _MEANINGS = {
     "coverage_draws": "stacks of layers behind each coverage depth",
     "head_dim": "width of a head",
     "group": "query heads that share a KV head",
+    "sources": "tokens from which paths are followed",
     "seed": "of samples, random graphs, and random queries and keys; patterns have their own",
 }
 
@@ -221,10 +233,55 @@ def _attention(options: argparse.Namespace) -> Callable[[], Report]:
     return measure
 
 
+def _model_graph(options: argparse.Namespace) -> Callable[[], Report]:
+    from sa_patch.analysis.model_graph import check_graph_request, measure_head_graphs
+    from sa_patch.analysis.model_graph_report import model_graph_report
+    from sa_patch.harness.attention_prompt import prepare_text
+    from sa_patch.harness.layer_check import layer_count
+    from sa_patch.patching.layers import parse_layers
+    from sa_patch.seeds import check_seed
+
+    patterns = _patterns(options)
+    n, sources, seed = (_number(options, name) for name in ("n", "sources", "seed"))
+    check_seed(seed)
+    prompt = prepare_text(
+        options.model,
+        options.text,
+        n,
+        dtype=options.dtype,
+        gguf_file=options.gguf_file,
+        revision=options.revision,
+    )
+    available = range(layer_count(prompt.source) or 0)
+    layers = sorted(available if options.layers is None else parse_layers(options.layers))
+    check_graph_request(prompt.tokens.shape[1], layers, sources, available)
+
+    def measure() -> Report:
+        model = prompt.load()
+        tokens = prompt.tokens.to(model.device)
+        found = [
+            measure_head_graphs(model, tokens, pattern, layers, sources=sources, seed=seed)
+            for pattern in patterns
+        ]
+        about = {
+            "model": options.model,
+            "model_identity": prompt.identity,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "text": str(options.text or "a module of Python's standard library"),
+            "n": n,
+            "sources": sources,
+            "seed": seed,
+        }
+        return model_graph_report(found, about)
+
+    return measure
+
+
 _PREPARE: dict[str, Callable[[argparse.Namespace], Callable[[], Report]]] = {
     "receptive": _receptive,
     "graph": _graph,
     "propositions": _propositions,
     "cost": _cost,
     "attention": _attention,
+    "model-graph": _model_graph,
 }

@@ -1,8 +1,11 @@
-"""A model, and a prompt as its tokens, for ``sa-patch analyze attention``: checked, then loaded."""
+"""A model and what it is to read as tokens, for ``sa-patch analyze``: checked, then loaded."""
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sa_patch.errors import UserError
@@ -10,10 +13,14 @@ from sa_patch.harness.config import DTYPES
 from sa_patch.harness.embedded import ModelSource, resolve_model
 from sa_patch.harness.layer_check import check_place
 from sa_patch.harness.loading import load_causal_lm, load_tokenizer
+from sa_patch.harness.reason import one_line
 from sa_patch.harness.yaml_values import choice
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_DEFAULT_TEXT = textwrap
 
 
 @dataclass(frozen=True)
@@ -67,3 +74,34 @@ def prepare_prompt(
     check_place(source, layer, head)
     tokens = load_tokenizer(model, source)(text, return_tensors="pt")["input_ids"]
     return Prompt(model, source, dtype, tokens)
+
+
+def prepare_text(
+    model: str,
+    file: Path | None,
+    tokens: int,
+    *,
+    dtype: str = "auto",
+    gguf_file: str | None = None,
+    revision: str | None = None,
+) -> Prompt:
+    """The first `tokens` tokens of a file, by default of a module of Python's standard library.
+
+    Raises:
+        UserError: for a file that cannot be read or is too short, an unknown dtype, or a model
+            that cannot be found.
+    """
+    choice(dtype, "dtype", DTYPES)
+    path = Path(inspect.getfile(_DEFAULT_TEXT)) if file is None else file
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    source = resolve_model(model, gguf_file, revision)
+    read = load_tokenizer(model, source)(text, return_tensors="pt")["input_ids"]
+    if read.shape[1] < tokens:
+        raise UserError(
+            f"{path} has only {read.shape[1]} of the {tokens} tokens asked for; give a longer file "
+            "or a smaller --n"
+        )
+    return Prompt(model, source, dtype, read[:, :tokens])
