@@ -31,8 +31,7 @@ class Cell:
     ``last_query_keys`` count visible keys per query; ``flops`` and ``full_flops`` are attention
     FLOPs of the prefill per sequence, of the pattern and of full attention on the same prompts.
     ``seconds`` is the time of the whole evaluation, ``model_seconds`` that of the model's calls
-    per sequence (the decoding of generated tokens included); ``tokens_per_item`` counts the tokens
-    of all prompts of an item.
+    per sequence (the decoding of generated tokens included).
     ``scores`` holds all of the task's metrics, by name with filter. Measured figures are ``None``
     where the file has none.
     """
@@ -54,7 +53,6 @@ class Cell:
     saturated_fraction: float | None
     seconds: float | None
     model_seconds: float | None
-    tokens_per_item: float | None
     scores: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
@@ -191,7 +189,7 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
         total = _number(measured.get(key))
         return None if total is None or not sequences else total / sequences
 
-    samples, tokens = _number(data.get("samples")), _number(measured.get("tokens"))
+    samples = _number(data.get("samples"))
     return Cell(
         id=data["id"],
         run=str(folder),
@@ -210,7 +208,6 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
         saturated_fraction=_number(measured.get("saturated_fraction")),
         seconds=_number(data.get("seconds")),
         model_seconds=per_sequence("model_seconds"),
-        tokens_per_item=None if not (tokens and samples) else tokens / samples,
         scores={key: _number(score) for key, score in (data.get("scores") or {}).items()},
     )
 
