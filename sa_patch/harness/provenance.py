@@ -57,13 +57,13 @@ def versions() -> dict[str, str | None]:
 def code_digest(package: Path = PACKAGE_FOLDER, tasks: Path | None = None) -> str:
     """A hash of a package's code and of our tasks' files, whatever its version number says."""
     tasks = tasks or tasks_dir()
-    files = [(file.relative_to(package), file) for file in package.rglob("*.py")]
+    code = [(file.relative_to(package), file) for file in package.rglob("*.py")]
     # An installed package has the tasks inside, a clone beside it.
-    files = [(name, file) for name, file in files if name.parts[0] != "_data"]
-    files += [("tasks" / file.relative_to(tasks), file) for file in tasks.rglob("*.[py]*")]
+    files = [(name, file) for name, file in code if name.parts[0] != "_data"]
+    files += [("tasks" / file.relative_to(tasks), file) for file in tasks.rglob("*")]
     whole = hashlib.sha256()
     for name, file in sorted(files):
-        if file.is_file() and file.suffix in (".py", ".yaml"):
+        if file.is_file() and file.suffix != ".pyc":
             content = hashlib.sha256(file.read_bytes()).hexdigest()
             whole.update(f"{name.as_posix()} {content}\n".encode())
     return whole.hexdigest()[:16]

@@ -66,7 +66,7 @@ def test_the_codes_digest_is_of_code_and_tasks_wherever_they_lie(tmp_path: Path)
     assert code_digest(installed / "sa_patch", data) == before
     (installed / "sa_patch" / "notes.txt").write_text("no code")
     assert code_digest(installed / "sa_patch", data) == before
-    (data / "task.yaml").write_text("task: y")
+    (data / "shared").write_text("limit: 1")
     changed = code_digest(installed / "sa_patch", data)
     (installed / "sa_patch" / "code.py").write_text("a = 2")
     assert len({before, changed, code_digest(installed / "sa_patch", data)}) == 3
