@@ -54,14 +54,18 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def code_digest() -> str:
-    """A hash of this package's own code and task files, whatever its version number says."""
-    files = {(file, PACKAGE_FOLDER) for file in PACKAGE_FOLDER.rglob("*.py")}
-    files |= {(file, tasks_dir()) for file in tasks_dir().rglob("*") if file.suffix != ".pyc"}
+def code_digest(package: Path = PACKAGE_FOLDER, tasks: Path | None = None) -> str:
+    """A hash of a package's code and of our tasks' files, whatever its version number says."""
+    tasks = tasks or tasks_dir()
+    code = [(file.relative_to(package), file) for file in package.rglob("*.py")]
+    # An installed package has the tasks inside, a clone beside it.
+    files = [(name, file) for name, file in code if name.parts[0] != "_data"]
+    files += [("tasks" / file.relative_to(tasks), file) for file in tasks.rglob("*")]
     whole = hashlib.sha256()
-    for name, file in sorted((file.relative_to(root).as_posix(), file) for file, root in files):
-        if file.is_file() and not name.startswith("_data/"):
-            whole.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    for name, file in sorted(files):
+        if file.is_file() and file.suffix != ".pyc":
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            whole.update(f"{name.as_posix()} {content}\n".encode())
     return whole.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,8 @@ def read_resources(raw: Any, default: WorkerResources) -> WorkerResources:
 
 
 def _gpus(value: Any) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or value < 0 or (value > 1 and value != int(value)) or value == float("inf"):
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value > 1 and value != int(value)):
         raise UserError(
             f"gpus of 'resources' must be a whole number, or a fraction below 1, got {value!r}"
         )

@@ -8,6 +8,7 @@ import yaml
 
 from sa_patch.errors import UserError
 from sa_patch.harness.config import load_config, parse_config
+from sa_patch.harness.worker_resources import WorkerResources
 from sa_patch.patching import Schedule
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
 from sa_patch.resources import configs_dir
@@ -148,6 +149,18 @@ def test_settings_of_one_model_and_of_one_task() -> None:
     assert [task.gen_kwargs["max_gen_toks"] for task in config.tasks] == [8, 64]
 
 
+def test_a_model_can_have_resources_of_its_own() -> None:
+    models = ["small", {"pretrained": "large", "resources": {"gpus": 4}}]
+    config = parse_config({**GRID, "model": models, "resources": {"cpus": 8, "gpus": 0.5}})
+    assert [model.resources for model in config.models] == [
+        WorkerResources(cpus=8, gpus=0.5),
+        WorkerResources(cpus=8, gpus=4),
+    ]
+    assert parse_config(GRID).models[0].resources == WorkerResources(cpus=1, gpus=None)
+    # For the manifest; the hash of a cell does not depend on it, see test_sweep.
+    assert config.to_dict()["models"][1]["resources"] == {"cpus": 8, "gpus": 4}
+
+
 def test_limit_of_the_command_line_is_over_the_files() -> None:
     assert {task.limit for task in parse_config(GRID).with_limit(3).tasks} == {3}
     assert parse_config(GRID).with_limit(None) == parse_config(GRID)
@@ -199,6 +212,16 @@ def test_limit_of_the_command_line_is_over_the_files() -> None:
         ({"layers": []}, "layers is empty"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"gen_kwargs": 3}, "gen_kwargs must be a mapping"),
+        ({"resources": {"gpu": 1}}, "unknown key 'gpu' in 'resources'; did you mean 'gpus'"),
+        ({"resources": 4}, "'resources' must be a mapping"),
+        ({"resources": {"cpus": 0}}, "cpus of 'resources' must be a whole number of at least 1"),
+        ({"resources": {"cpus": 0.5}}, "cpus of 'resources' must be a whole number"),
+        ({"resources": {"gpus": -1}}, "whole number, or a fraction below 1, got -1"),
+        ({"resources": {"gpus": 1.5}}, "a fraction below 1, got 1.5"),
+        ({"resources": {"gpus": True}}, "a fraction below 1, got True"),
+        ({"resources": {"gpus": float("nan")}}, "a fraction below 1, got nan"),
+        ({"resources": {"gpus": "two"}}, "a fraction below 1, got 'two'"),
+        ({"model": {"pretrained": "x", "resources": {"gpus": 3.5}}}, "below 1, got 3.5"),
     ],
 )
 def test_mistakes_are_named_in_one_sentence(change: dict[str, Any], sentence: str) -> None:

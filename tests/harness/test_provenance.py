@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sa_patch.harness.provenance import describe_session, git_state
+from sa_patch.harness.provenance import code_digest, describe_session, git_state
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -48,3 +48,26 @@ def test_a_session_says_where_it_ran() -> None:
         assert session["versions"][name]
     assert session["hardware"]["cpu"] and session["hardware"]["cores"] >= 1
     assert session["started"].endswith("Z") and session["ended"] is None
+
+
+def test_the_codes_digest_is_of_code_and_tasks_wherever_they_lie(tmp_path: Path) -> None:
+    clone, installed = tmp_path / "clone", tmp_path / "installed"
+    for package, tasks in (
+        (clone / "sa_patch", clone / "eval" / "tasks"),
+        (installed / "sa_patch", installed / "sa_patch" / "_data" / "tasks"),
+    ):
+        tasks.mkdir(parents=True)
+        package.mkdir(exist_ok=True)
+        (package / "code.py").write_text("a = 1")
+        (tasks / "task.yaml").write_text("task: x")
+        (tasks / "task.py").write_text("b = 1")
+    before = code_digest(clone / "sa_patch", clone / "eval" / "tasks")
+    data = installed / "sa_patch" / "_data" / "tasks"
+    assert code_digest(installed / "sa_patch", data) == before
+    (installed / "sa_patch" / "notes.txt").write_text("no code")
+    assert code_digest(installed / "sa_patch", data) == before
+    (data / "shared").write_text("limit: 1")
+    changed = code_digest(installed / "sa_patch", data)
+    (installed / "sa_patch" / "code.py").write_text("a = 2")
+    assert len({before, changed, code_digest(installed / "sa_patch", data)}) == 3
+    assert len(code_digest()) == 16

@@ -136,11 +136,9 @@ class KillableWorker(SweepWorker):
                 self._await_death()
             return original(lm, loaded, limit, run_code)
 
-        scoring.score = score
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scoring, "score", score)
             return super().compute(cell)
-        finally:
-            scoring.score = original
 
     def _await_death(self) -> None:
         deaths = Path(os.environ[SIGNALS], "deaths")

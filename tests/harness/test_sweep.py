@@ -169,6 +169,12 @@ def test_a_changed_model_or_limit_is_another_cell(checkpoint: Path, tmp_path: Pa
     assert len(set(identifiers)) == len(identifiers) == 25
 
 
+def test_the_resources_of_a_worker_are_no_part_of_a_cell(checkpoint: Path) -> None:
+    rich = make_plan(sweep_of(checkpoint, resources={"cpus": 8, "gpus": 2}))
+    plain = make_plan(sweep_of(checkpoint))
+    assert [cell.id for cell in rich.cells] == [cell.id for cell in plain.cells]
+
+
 def test_layers_belong_to_cells(checkpoint: Path, tmp_path: Path) -> None:
     methods = ["full", "swa", {"method": "swa", "layers": {1: "full"}}]
     config = sweep_of(checkpoint, methods=methods)

@@ -1,0 +1,71 @@
+"""scripts/estimate_grid: hours from what a run measured, or from a speed that is assumed."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "estimate_grid"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Script":
+    return Script(monkeypatch, capsys)
+
+
+class Script:
+    def __init__(self, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._patch, self._capsys = patch, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str]:
+        """Exit status, and all that was said."""
+        self._patch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        captured = self._capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, captured.out + captured.err
+
+
+def hours(said: str) -> float:
+    return float(re.findall(r"([\d.]+) hours of one device", said)[0])
+
+
+def test_an_estimate_of_the_published_run_comes_near_the_time_that_it_took(script: Script) -> None:
+    status, said = script("--check")
+    estimated, taken = re.findall(r"together: (\d+) s estimated, (\d+) s taken", said)[0]
+    assert status == 0 and abs(int(estimated) / int(taken) - 1) < 0.1
+
+
+def test_assumed_hours_are_tokens_and_steps_over_their_speed(script: Script) -> None:
+    def assumed(speed: str, step: str) -> float:
+        status, said = script("qwen3-8b", "--tokens-per-second", speed, "--seconds-per-step", step)
+        assert status == 0 and "qwen3-8b: 217 cells, 142 million tokens" in said
+        return hours(said)
+
+    # 164 problems in 11 batches of 16, 1,024 steps each, in 31 cells.
+    assert assumed("1e12", "1") == pytest.approx(31 * 11 * 1024 / 3600, abs=0.1)
+    assert assumed("1000", "1e-9") == pytest.approx(142e3 / 3600, abs=0.2)
+
+
+def test_measured_hours_grow_with_the_data(script: Script) -> None:
+    status, said = script("smollm2-seven")
+    # 50 items of HellaSwag took 303 s in 31 cells, and it has 10,042.
+    assert status == 0 and re.search(r"hellaswag .* 16.92 h", said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["demo"], "needle_256 is not in that run"),
+        (["--tokens-per-second", "5"], "go together"),
+        (["--tokens-per-second", "0", "--seconds-per-step", "1"], "go together, and are above 0"),
+        (["--measured", "nowhere"], "nowhere holds no finished cells"),
+        (["qwen3"], "no sweep file 'qwen3'"),
+    ],
+)
+def test_mistakes_are_one_sentence(script: Script, arguments: list[str], sentence: str) -> None:
+    status, said = script(*arguments)
+    assert status == 2 and sentence in said and said.count("\n") == 1
