@@ -123,11 +123,15 @@ def test_unpatched_models_draft_as_before() -> None:
 
 
 def test_a_copy_drafts_for_itself() -> None:
-    model = patch_model(tiny_model("llama"), SA(3))
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        with torch.no_grad():
-            other.lm_head.weight.neg_()
+    model = patch_model(tiny_model("llama"), SA(3), decode="pattern")
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    unpatch_model(model)
+    for other in copies:
+        with pytest.raises(UserError, match="every drafted token changes"):
+            write(other, **LOOKUP)
+        patch_model(other, SA(3))
         agree(write(other, **LOOKUP), write(other))
+    assert forward_lengths(model, **LOOKUP)[0] > PROMPT.shape[1]
 
 
 def test_drafted_text_streams() -> None:
