@@ -173,8 +173,9 @@ def _dense(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Ten
     if kernel.density:
         # Of the columns alone: a row's own sum cancels when the row is normalised.
         logs = logs - kernel.density * logs.masked_fill(~seen, hidden).logsumexp(-2, keepdim=True)
-    weights = logs.masked_fill(~seen, hidden).softmax(-1).masked_fill(~seen, 0)
-    return weights @ v
+    out = logs.masked_fill(~seen, hidden).softmax(-1) @ v
+    # A query that sees nothing was given all keys alike.
+    return out.masked_fill(~seen.any(-1, keepdim=True), 0)
 
 
 def _visible(
