@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,8 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.harness.reason import one_line
 
-PADDING, UNKNOWN = "[PAD]", "[UNK]"
+PADDING, UNKNOWN = "[PAD]", "[UNK]"  # numbers 0 and 1
+_UNKNOWN_NUMBER = 1
 # Words that occur once in the training texts teach nothing.
 _LEAST_OFTEN = 2
 # Batches that are sorted by length together: little padding, and still random company.
@@ -74,10 +78,13 @@ def load_texts(
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        found: Any = datasets.load_dataset(source)
-    except Exception as error:  # each kind of source fails in its own ways
-        raise UserError(f"cannot read the data set {source!r}: {one_line(error)}") from error
+    local = Path(source).is_dir()
+    # Its cache takes folders of one name and layout for each other, whatever is in them.
+    with tempfile.TemporaryDirectory() if local else nullcontext() as own:
+        try:
+            found: Any = datasets.load_dataset(source, cache_dir=own, keep_in_memory=local)
+        except Exception as error:  # each kind of source fails in its own ways
+            raise UserError(f"cannot read the data set {source!r}: {one_line(error)}") from error
     splits, digest = [], hashlib.sha256()
     for name in ("train", "test"):
         if name not in found:
@@ -131,7 +138,7 @@ class Numbered:
     def __init__(self, texts: Texts, tokenizer: Tokenizer, max_length: int) -> None:
         encoded = tokenizer.encode_batch_fast(list(texts.texts))
         # A text without a word is read as one unknown word: there must be something to average.
-        self.words = [each.ids[:max_length] or [tokenizer.token_to_id(UNKNOWN)] for each in encoded]
+        self.words = [each.ids[:max_length] or [_UNKNOWN_NUMBER] for each in encoded]
         self.labels = torch.tensor(texts.labels)
 
     def __len__(self) -> int:
@@ -161,7 +168,7 @@ class Numbered:
         # A short batch must stay last, or the batches after it would be cut elsewhere.
         whole = [batch for batch in batches if len(batch) == size]
         rest = [batch for batch in batches if len(batch) < size]
-        generator.shuffle(whole)  # type: ignore[arg-type]
+        generator.shuffle(whole)
         return [place for batch in [*whole, *rest] for place in batch]
 
     def by_length(self) -> list[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -129,7 +128,7 @@ def _ensure(
     free = context.Queue()
     for core in cores:
         free.put(core)
-    with ProcessPoolExecutor(len(cores), context, _bind, (free,)) as pool:
+    with ProcessPoolExecutor(len(cores), context, initializer=_bind, initargs=(free,)) as pool:
         futures = [pool.submit(ensure_trial, trial, folder, columns) for trial in missing]
         try:
             for future in as_completed(futures):
@@ -141,7 +140,7 @@ def _ensure(
             raise
 
 
-def _bind(free: queue.Queue[int]) -> None:
-    """A worker takes a core of its own and computes on one thread."""
+def _bind(free: Any) -> None:
+    """A worker takes a core of its own from a queue of them, and computes on one thread."""
     os.sched_setaffinity(0, {free.get()})
     torch.set_num_threads(1)

@@ -85,6 +85,11 @@ def expected(
     return torch.from_numpy(out)
 
 
+def attend(inputs: list[Tensor], alpha: float, **options: Any) -> Tensor:
+    q, k, v = inputs
+    return fractional_attention(q, k, v, alpha, **options)
+
+
 def two_sided(pattern: Pattern, n: int, layer: int, heads: int, causal: bool) -> Tensor:
     seen = pattern.visible(torch.arange(n), n, layer=layer, heads=heads)
     # SWA and SA see as far ahead as behind, and by what is near both ways.
@@ -156,9 +161,7 @@ def test_padding_may_stand_anywhere(pattern: Pattern | None) -> None:
     q, k, v = tensors(3)
     real = torch.tensor([[1] * 11, [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 1]], dtype=torch.bool)
     found = fractional_attention(q, k, v, 1.6, padding=real, pattern=pattern)
-    alone = fractional_attention(
-        *(x[1:, :, real[1]] for x in (q, k, v)), 1.6, pattern=pattern
-    )  # fmt: skip
+    alone = attend([x[1:, :, real[1]] for x in (q, k, v)], 1.6, pattern=pattern)
     assert_near(found[1:, :, real[1]], alone)
     assert not found[1, :, ~real[1]].any()
 
@@ -186,7 +189,7 @@ def test_chunks_change_neither_values_nor_gradients(
     for chunk in (1 << 15, 1):
         monkeypatch.setattr("sa_patch.training.fractional_pairs._CHUNK", chunk)
         inputs = [x.requires_grad_() for x in tensors(5)]
-        out = fractional_attention(*inputs, 1.2, geometry=geometry, pattern=SA(4), density=0.5)
+        out = attend(inputs, 1.2, geometry=geometry, pattern=SA(4), density=0.5)
         gradients = torch.autograd.grad(out.square().sum(), inputs)
         found.append([out, *gradients])
     for one, other in zip(*found, strict=True):
@@ -213,9 +216,7 @@ def test_far_equal_and_zero_vectors_are_finite(
     for name, (q, k) in cases.items():
         for pattern in (None, SA(3)):
             inputs = [x.to(dtype).requires_grad_() for x in (q, k, v)]
-            out = fractional_attention(
-                *inputs, alpha, geometry=geometry, pattern=pattern, density=0.5
-            )
+            out = attend(inputs, alpha, geometry=geometry, pattern=pattern, density=0.5)
             gradients = torch.autograd.grad(out.square().sum(), inputs)
             assert all(bool(x.isfinite().all()) for x in (out, *gradients)), (name, pattern)
 
@@ -294,11 +295,11 @@ def test_later_tokens_change_nothing_before_them(
     for x in changed:
         x[:, :, t:] += 1
     one = fractional_attention(q, k, v, alpha, pattern=pattern)
-    other = fractional_attention(*changed, alpha, pattern=pattern)
+    other = attend(changed, alpha, pattern=pattern)
     assert torch.equal(one[:, :, :t], other[:, :, :t])
     # As documented, density lets the future in: through the sums of columns.
     one = fractional_attention(q, k, v, alpha, pattern=pattern, density=1.0)
-    other = fractional_attention(*changed, alpha, pattern=pattern, density=1.0)
+    other = attend(changed, alpha, pattern=pattern, density=1.0)
     assert t < 2 or not torch.equal(one[:, :, :t], other[:, :, :t])
 
 
@@ -329,6 +330,6 @@ def test_a_pattern_costs_no_square_of_the_length() -> None:
     ],
 )
 def test_mistakes_are_refused_in_a_sentence(options: dict[str, Any], words: str) -> None:
-    arguments: dict[str, Any] = {"alpha": 1.2, **options}
+    q, k, v = tensors(0)
     with pytest.raises(UserError, match=words):
-        fractional_attention(*tensors(0), **arguments)
+        fractional_attention(q, k, v, **{"alpha": 1.2, **options})
