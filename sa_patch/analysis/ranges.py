@@ -1,4 +1,4 @@
-"""Patterns whose visible sets are a few ranges of keys, as the ends of those ranges."""
+"""Patterns whose visible sets are a few ranges of keys, those that choose by content too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.analysis.content import Content
-from sa_patch.patterns import SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Tail
+from sa_patch.patterns import BlockTopK, MoBA, Pattern, pairs
 from sa_patch.patterns.moba import block_means
 
 
@@ -29,25 +29,11 @@ def visible_ranges(
         First keys and ends (the key after the last), int64 ``[m, ranges]`` each; a range that does
         not end after its first key is empty. None for a pattern that is not known here.
     """
-    after = queries + 1
-    if isinstance(pattern, Full):
-        return _one(torch.zeros_like(queries), after if causal else after * 0 + seq_len)
-    if isinstance(pattern, SWA):
-        ahead = after if causal else queries + pattern.window
-        return _one((after - pattern.window).clamp(min=0), ahead.clamp(max=seq_len))
-    if isinstance(pattern, Sinks):
-        return _one(torch.zeros_like(queries), after.clamp(max=pattern.size))
-    if isinstance(pattern, Tail):
-        return _one(queries.where(queries < seq_len - pattern.size, 0), after)
     if isinstance(pattern, MoBA) and content is not None:
         return _moba(pattern, queries, content)
     if isinstance(pattern, BlockTopK) and content is not None:
         return _block_topk(pattern, queries, content)
-    return None
-
-
-def _one(first: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    return first[:, None], end[:, None]
+    return pairs.visible_ranges(pattern, queries, seq_len, causal=causal)
 
 
 def _moba(pattern: MoBA, queries: Tensor, content: Content) -> tuple[Tensor, Tensor]:

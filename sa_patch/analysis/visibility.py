@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from scipy import sparse
 from torch import Tensor
 
 from sa_patch.analysis.content import Content
 from sa_patch.analysis.ranges import visible_ranges
 from sa_patch.errors import UserError
-from sa_patch.patterns import PSA, SA, SWA, Full, Pattern, Union
+from sa_patch.patterns import Pattern, Union, pairs
 from sa_patch.patterns.base import whole_number
+from sa_patch.patterns.pairs import expected_pairs as expected_pairs
+from sa_patch.patterns.pairs import has_two_sides as has_two_sides
 
 # A visible pair costs 5 bytes in the matrix, as many in its transpose, and passing copies of both.
 MAX_PAIRS = 400_000_000
-# Visible or candidate pairs that are held as int64 at once.
-_CHUNK_PAIRS = 1 << 22
 
 
 def visibility(
@@ -84,25 +83,12 @@ def check_visibility(pattern: Pattern, seq_len: int, *, causal: bool = True) -> 
             f"{pattern} has no non-causal form (full, swa, sa and unions of them have one); "
             "measure it causally"
         )
-    pairs = expected_pairs(pattern, seq_len, causal=causal)
-    if pairs > MAX_PAIRS:
+    shown = expected_pairs(pattern, seq_len, causal=causal)
+    if shown > MAX_PAIRS:
         raise UserError(
-            f"{pattern} shows about {pairs:.2g} pairs at n = {seq_len:,}, more than the "
+            f"{pattern} shows about {shown:.2g} pairs at n = {seq_len:,}, more than the "
             f"{MAX_PAIRS:.2g} that are held in memory; take a smaller n or window"
         )
-
-
-def has_two_sides(pattern: Pattern) -> bool:
-    """Whether a pattern has a form without causality."""
-    parts = pattern.parts if isinstance(pattern, Union) else (pattern,)
-    return all(isinstance(part, (Full, SWA, SA)) for part in parts)
-
-
-def expected_pairs(pattern: Pattern, seq_len: int, *, causal: bool = True) -> float:
-    """Expected number of visible pairs of a layer, in closed form."""
-    pairs = float(pattern.keys_per_query(seq_len).sum())
-    # Dropping causality mirrors every pair but those of a token with itself.
-    return pairs if causal else 2 * pairs - seq_len
 
 
 def undirected(matrix: sparse.csr_array) -> sparse.csr_array:
@@ -125,51 +111,25 @@ def _rows(
     pattern: Pattern, seq_len: int, layer: int, causal: bool, content: Content | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Keys per query int64 ``[rows]``, and the keys themselves one after the other, in chunks."""
-    if isinstance(pattern, (SA, PSA)):
-        yield from _ring_rows(pattern, seq_len, layer, causal)
+    if not pattern.reads_content:
+        for counts, keys in pairs.pair_rows(pattern, seq_len, layer=layer, causal=causal):
+            yield counts.numpy(), keys.numpy()
         return
-    widest = max(1, int(expected_pairs(pattern, seq_len, causal=causal)) // seq_len)
-    rows = max(1, _CHUNK_PAIRS // (4 * widest))
-    for first in range(0, seq_len, rows):
-        queries = torch.arange(first, min(first + rows, seq_len))
+    assert content is not None
+    for queries in pairs.query_chunks(pattern, seq_len, causal=causal):
         ranges = visible_ranges(pattern, queries, seq_len, causal=causal, content=content)
         if ranges is not None:
-            yield _spread(*ranges)
+            counts, keys = pairs.spread(*ranges)
+            yield counts.numpy(), keys.numpy()
         else:
             yield from _defined_rows(pattern, queries, seq_len, layer, content)
 
 
-def _ring_rows(
-    pattern: SA | PSA, seq_len: int, layer: int, causal: bool
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    ring = pattern.ring(seq_len, layer)
-    circumference = ring.size if ring.size is not None else seq_len
-    for first, last in ring.segments():
-        end = last if causal else seq_len
-        width = min(end, 1 + 4 * int(ring.reach[first:last].max()) * end // circumference)
-        rows = max(1, _CHUNK_PAIRS // width)
-        for low in range(first, last, rows):
-            queries = torch.arange(low, min(low + rows, last))
-            keys, meant = ring.candidates(queries, end)
-            seen = meant[0] & (keys[0] <= queries[:, None]) if causal else meant[0]
-            yield seen.sum(-1).numpy(), keys[0][seen].numpy()
-
-
 def _defined_rows(
-    pattern: Pattern, queries: Tensor, seq_len: int, layer: int, content: Content | None
+    pattern: Pattern, queries: Tensor, seq_len: int, layer: int, content: Content
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """By the pattern's definition, a dense mask of few rows at a time: any pattern, O(n^2) time."""
-    for some in queries.split(max(1, _CHUNK_PAIRS // seq_len)):
-        q, k = (None, None) if content is None else (content.q[:, some], content.k)
-        mask = pattern.visible(some, seq_len, layer=layer, q=q, k=k)[0]
+    for some in queries.split(max(1, pairs.CHUNK_PAIRS // seq_len)):
+        q = content.q[:, some]
+        mask = pattern.visible(some, seq_len, layer=layer, q=q, k=content.k)[0]
         yield mask.sum(-1).numpy(), mask.nonzero()[:, 1].numpy()
-
-
-def _spread(first: Tensor, end: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Counts and keys of ranges ``first .. end - 1``, int64 ``[rows, ranges]``; some are empty."""
-    length = (end - first).clamp(min=0)
-    flat = length.flatten()
-    stop = flat.cumsum(0)
-    steps = torch.arange(int(stop[-1])) - (stop - flat).repeat_interleave(flat)
-    keys = first.flatten().repeat_interleave(flat) + steps
-    return length.sum(-1).numpy(), keys.numpy()

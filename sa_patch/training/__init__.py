@@ -1,8 +1,16 @@
-"""HOW a model learns with a sparse pattern: gated SA + SWA, and pre-training from scratch.
+"""HOW a model learns with a sparse pattern: gated SA + SWA, fractional attention, pre-training.
 
-Importing it makes the gated models known to transformers' ``AutoModelForCausalLM``.
+Importing it makes the gated and the fractional models known to transformers'
+``AutoModelForCausalLM``.
 """
 
+from sa_patch.training.fractional import fractional_attention
+from sa_patch.training.fractional_models import (
+    FractionalLlamaConfig,
+    FractionalLlamaForCausalLM,
+    fractional_model,
+)
+from sa_patch.training.fractional_module import FractionalAttention
 from sa_patch.training.gated_attention import GatedSA
 from sa_patch.training.gated_models import (
     GatedLlamaConfig,
@@ -14,11 +22,16 @@ from sa_patch.training.gated_models import (
 )
 
 __all__ = [
+    "FractionalAttention",
+    "FractionalLlamaConfig",
+    "FractionalLlamaForCausalLM",
     "GatedLlamaConfig",
     "GatedLlamaForCausalLM",
     "GatedQwen3Config",
     "GatedQwen3ForCausalLM",
     "GatedSA",
+    "fractional_attention",
+    "fractional_model",
     "gated_config",
     "gated_model",
 ]

@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from sa_patch.patching import patch_model
 from sa_patch.patterns import Full, seed_of, with_seed
 from sa_patch.patterns.permutation import hash_key
+from sa_patch.training.fractional_models import draw_patterns, fractional_model
 from sa_patch.training.gated_models import gated_model
 from sa_patch.training.settings import Method, Settings
 
@@ -23,6 +24,13 @@ def build_model(method: Method, settings: Settings, vocabulary: int, seed: int) 
     model: Any = LlamaForCausalLM(settings.llama(vocabulary))
     if method.gated_window is not None:
         model = gated_model(model, method.gated_window, seed=seed, backend=settings.backend)
+    if method.fractional is not None:
+        kernel, pattern = method.fractional.kernel, method.fractional.pattern
+        if seed_of(pattern) is not None:
+            pattern = with_seed(pattern, seed)
+        model = fractional_model(
+            model, kernel.alpha, geometry=kernel.geometry, pattern=str(pattern)
+        )
     torch.manual_seed(seed)
     return model
 
@@ -33,6 +41,9 @@ def attend_at(model: Any, method: Method, settings: Settings, seed: int, step: i
     Random patterns are drawn anew in every step, and by the run's seed in evaluation. Gated models
     see to that themselves.
     """
+    if method.fractional is not None:
+        draw_patterns(model, None if step is None else hash_key(seed, step))
+        return
     if method.gated_window is not None or isinstance(method.pattern, Full):
         return
     pattern = method.pattern

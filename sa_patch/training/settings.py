@@ -17,6 +17,7 @@ from sa_patch.harness.yaml_values import choice, known_mapping, listed, read_yam
 from sa_patch.kernels import check_backend
 from sa_patch.patterns import SA, SWA, Full, Pattern, parse_pattern, seed_of
 from sa_patch.patterns.base import whole_number
+from sa_patch.training.fractional_text import FRACTIONAL, Fractional, method_text, split_text
 
 PRECISIONS = ("no", "bf16", "fp16")
 GATED, WINDOWED = "gated", ("sa", "swa")
@@ -145,14 +146,16 @@ class Method:
     Args:
         pattern: of "swa" and its like; ``Full()`` for stock attention.
         gated_window: of both branches of gated SA + SWA; then `pattern` is not used.
+        fractional: fractional attention, with a pattern of its own; likewise.
     """
 
     pattern: Pattern
     gated_window: int | None = None
+    fractional: Fractional | None = None
 
     @classmethod
     def read(cls, name: str, window: int) -> Method:
-        """From "full", "swa", "sa", "gated", "gated:64" or the text form of any pattern.
+        """From "full", "swa", "sa", "gated", "gated:64", "fna:alpha=1.2" or a pattern's text form.
 
         Args:
             window: of those that name none.
@@ -166,6 +169,12 @@ class Method:
                 raise UserError(f"{name!r} is no method; write gated, or gated:64 for a window")
             own = int(rest.removeprefix("window=")) if colon else window
             return cls(Full(), whole_number(own, "window", 1))
+        if head == FRACTIONAL:
+            kernel, seen = split_text(rest)
+            inner = cls(Full()) if seen is None else cls.read(seen, window)
+            if inner.gated_window is not None or inner.fractional is not None:
+                raise UserError(f"{name!r} is no method; {seen!r} is not a pattern")
+            return cls(Full(), fractional=Fractional(kernel, inner.pattern))
         if name in WINDOWED:
             return cls(SA(window) if name == "sa" else SWA(window))
         pattern = parse_pattern(name)
@@ -176,6 +185,8 @@ class Method:
     def __str__(self) -> str:
         if self.gated_window is not None:
             return f"{GATED}:window={self.gated_window}"
+        if self.fractional is not None:
+            return method_text(self.fractional, str(Method(self.fractional.pattern)))
         # The seed that a pattern names is replaced by the run's.
         return re.sub(r",seed=0\b", "", str(self.pattern))
 

@@ -8,11 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_patch.analysis import visibility as module
 from sa_patch.analysis.content import random_content
 from sa_patch.analysis.visibility import check_visibility, expected_pairs, undirected, visibility
 from sa_patch.errors import UserError
-from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks, Tail
+from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks, Tail, pairs
 from tests.laws.drawn import METHODS, grid_patterns, patterns
 
 
@@ -22,7 +21,7 @@ def defined(pattern: Pattern, n: int, layer: int, seed: int) -> np.ndarray:
     return np.asarray(seen[0].numpy())
 
 
-@pytest.mark.parametrize("chunk", [module._CHUNK_PAIRS, 60])
+@pytest.mark.parametrize("chunk", [pairs.CHUNK_PAIRS, 60])
 @pytest.mark.parametrize("method", METHODS)
 @given(data=st.data())
 def test_matrix_is_the_definition(method: str, chunk: int, data: st.DataObject) -> None:
@@ -30,7 +29,7 @@ def test_matrix_is_the_definition(method: str, chunk: int, data: st.DataObject) 
     n, layer = data.draw(st.integers(1, 60)), data.draw(st.integers(0, 40))
     content = random_content(n, layer, 5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK_PAIRS", chunk)
+        patch.setattr(pairs, "CHUNK_PAIRS", chunk)
         matrix = visibility(pattern, n, layer=layer, content=content)
     assert matrix.dtype == bool and matrix.shape == (n, n)
     # No pair may be stored twice: degrees and products are counted from what is stored.
