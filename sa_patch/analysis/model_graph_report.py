@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axis import Axis
@@ -80,7 +81,7 @@ def _draw(
     about: Mapping[str, object],
 ) -> Figure:
     colours = colours_of([one.pattern for one in found])
-    looks = [
+    looks: list[dict[str, Any]] = [
         {"color": colour, "marker": MARKERS[place % len(MARKERS)], "markersize": 6.0}
         for place, colour in enumerate(colours)
     ]
@@ -104,11 +105,11 @@ def _draw(
     gap_axes, path_axes, layer_axes = sheet.panels
     for one, gap, path, look in zip(found, gaps, paths, looks, strict=True):
         perplexity = math.exp(one.loss)
-        bar = {"linestyle": "none", "capsize": 2, "elinewidth": 0.8, **look}
+        bar: dict[str, Any] = {"linestyle": "none", "capsize": 2, "elinewidth": 0.8, **look}
         gap_axes.errorbar([gap], [perplexity], xerr=[one.gap.std()], **bar)
         low, high = np.quantile(one.path, [0.25, 0.75])
         path_axes.errorbar([path], [perplexity], xerr=[[path - low], [high - path]], **bar)
-        line = {**look, "markersize": 4.0, "linewidth": 1.2}
+        line: dict[str, Any] = {**look, "markersize": 4.0, "linewidth": 1.2}
         layer_axes.plot(one.layers, one.gap.mean(axis=1), **line)
     for axes, name in ((gap_axes, "spectral gap"), (path_axes, "mean shortest path")):
         axes.set_yscale("log")
