@@ -101,6 +101,7 @@ examples:
   sa-patch analyze propositions --windows 16,64
   sa-patch analyze cost --methods "full,sa:256,block_topk:4;34;4;16"
   sa-patch analyze attention smollm2-135m "The sea is wide." --layer 10 --head 3
+  sa-patch analyze model-graph smollm2-135m --methods "full,swa:32,sinks:4+swa:28"
 
 Each writes its numbers with their provenance (JSON) and a figure (PNG and SVG) into --out.
 exit status: 0; 2 if the request is wrong; 130 interrupted.
