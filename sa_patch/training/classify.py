@@ -6,13 +6,14 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sa_patch.errors import UserError
@@ -26,16 +27,26 @@ from sa_patch.training.evaluate import evaluating
 WARMUP = 50
 _WEIGHT_DECAY, _CLIP, _TEST_BATCH = 0.01, 1.0, 64
 
+# Shares of a text's tokens that are taken away from a finished classifier.
+ABLATED = (0.1, 0.3, 0.5, 0.7, 0.9)
+
 Columns = tuple[str, str]
 """The columns of texts and of labels."""
+Measure = Callable[[TextClassifier, Numbered, torch.device], dict[str, Any]]
+"""What else is to be found out about a finished classifier; a function that processes can share."""
 
 
-def run_trial(trial: Trial, data: LabelledTexts) -> dict[str, Any]:
+def run_trial(trial: Trial, data: LabelledTexts, measure: Measure | None = None) -> dict[str, Any]:
     """Train one classifier and measure it; leaves torch's global generator moved.
 
+    Args:
+        measure: what else to find out about a classifier that is done, from the test texts.
+
     Returns:
-        "accuracy" on the test texts, or, where a part is held out, "held_out_accuracy" after every
-        epoch; "training_loss" of every epoch in nats, "parameters" and "seconds".
+        "accuracy" on the test texts and "ablated", the accuracies without shares of their tokens
+        (see `ablated_accuracies`), and what `measure` found; or, where a part is held out,
+        "held_out_accuracy" after every epoch; "training_loss" of every epoch in nats, "parameters"
+        and "seconds" (of training and accuracy).
     """
     accelerator = Accelerator()
     started = time.perf_counter()
@@ -78,24 +89,64 @@ def run_trial(trial: Trial, data: LabelledTexts) -> dict[str, Any]:
         result["held_out_accuracy"] = accuracies
     else:
         result["accuracy"] = accuracy(model, others, accelerator.device)
+    result["seconds"] = time.perf_counter() - started
+    if not trial.held_out:
+        result["ablated"] = ablated_accuracies(model, others, accelerator.device, trial.seed)
+        if measure is not None:
+            with evaluating(model):
+                result["measured"] = measure(model, others, accelerator.device)
     result["train_texts"], result["measured_texts"] = len(numbered), len(others)
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    result["seconds"] = time.perf_counter() - started
     return result
 
 
-def accuracy(model: TextClassifier, texts: Numbered, device: torch.device) -> float:
-    """Share of texts whose label has the largest logit."""
+def ablated_accuracies(
+    model: TextClassifier, texts: Numbered, device: torch.device, seed: int
+) -> dict[str, float]:
+    """Accuracy after a random share of each text's tokens is taken out of the graph: such a token
+    is no key and no query, and the mean over tokens leaves it out. By share, as text."""
+    return {f"{share:g}": accuracy(model, texts, device, share, seed) for share in ABLATED}
+
+
+def accuracy(
+    model: TextClassifier,
+    texts: Numbered,
+    device: torch.device,
+    ablated: float = 0.0,
+    seed: int = 0,
+) -> float:
+    """Share of texts whose label has the largest logit.
+
+    Args:
+        ablated: share of each text's tokens that are hidden, at random by `seed`; one always stays.
+    """
     right = 0
+    generator = torch.Generator().manual_seed(seed)
     with evaluating(model):
         for words, real, labels in texts.batches(_TEST_BATCH, texts.by_length()):
+            if ablated:
+                real = thinned(real, ablated, generator)
             logits = model(words.to(device), real.to(device))
             right += int((logits.argmax(-1).cpu() == labels).sum())
     return right / len(texts)
 
 
-def ensure_trial(trial: Trial, folder: Path, columns: Columns) -> Path:
-    """The file of a trial, which is trained if it is not there.
+def thinned(real: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """``real`` (bool ``[batch, n]``) without a random `share` of each row's True entries, rounded
+    so that at least one is left."""
+    order = torch.rand(real.shape, generator=generator).masked_fill(~real, 2).argsort(-1)
+    counts = real.sum(-1, keepdim=True)
+    kept = (counts - (share * counts).floor().long()).clamp(min=1)
+    ranks = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(real.shape[1]).expand_as(order)
+    )
+    return real & (ranks < kept)
+
+
+def ensure_trial(
+    trial: Trial, folder: Path, columns: Columns, measure: Measure | None = None
+) -> Path:
+    """The file of a trial, which is trained if it is not there; `measure`: see `run_trial`.
 
     A file that is damaged or of other settings is reported and made again.
     """
@@ -105,7 +156,7 @@ def ensure_trial(trial: Trial, folder: Path, columns: Columns) -> Path:
         if data.fingerprint != trial.fingerprint:
             raise UserError(f"the data set {trial.source!r} has changed; start the run again")
         record = {"identity": trial.identity(), "source": trial.source}
-        record["result"] = run_trial(trial, data)
+        record["result"] = run_trial(trial, data, measure)
         record["session"] = describe_session(sys.argv)
         record["finished"] = now()
         write_whole(path, (json.dumps(record, indent=1) + "\n").encode())

@@ -140,6 +140,11 @@ class Numbered:
         # A text without a word is read as one unknown word: there must be something to average.
         self.words = [each.ids[:max_length] or [_UNKNOWN_NUMBER] for each in encoded]
         self.labels = torch.tensor(texts.labels)
+        self._tokenizer = tokenizer
+
+    def spelt(self, numbers: Sequence[int]) -> list[str]:
+        """The words of these numbers."""
+        return [self._tokenizer.id_to_token(number) or UNKNOWN for number in numbers]
 
     def __len__(self) -> int:
         return len(self.words)

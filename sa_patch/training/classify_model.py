@@ -42,14 +42,27 @@ class TextClassifier(nn.Module):
             words: int64 ``[batch, n]``.
             real: bool ``[batch, n]``, True at real tokens, of which each text has at least one.
         """
-        places = torch.arange(words.shape[1], device=words.device)
-        hidden = self.drop(self.words(words) + self.places(places))
+        hidden = self._embed(words)
         for layer in self.layers:
             hidden = layer(hidden, real)
         kept = real[..., None]
         mean = self.norm(hidden).masked_fill(~kept, 0).sum(1) / kept.sum(1)
         logits: Tensor = self.classes(mean)
         return logits
+
+    def attention_weights(self, words: Tensor, real: Tensor) -> Tensor:
+        """Weights of every layer's heads: ``[layers, batch, heads, n, n]``; see `forward`."""
+        hidden = self._embed(words)
+        found = []
+        for layer in self.layers:
+            found.append(layer.attention.weights(layer.attention_norm(hidden), real))
+            hidden = layer(hidden, real)
+        return torch.stack(found)
+
+    def _embed(self, words: Tensor) -> Tensor:
+        places = torch.arange(words.shape[1], device=words.device)
+        embedded: Tensor = self.drop(self.words(words) + self.places(places))
+        return embedded
 
 
 class _Layer(nn.Module):

@@ -15,6 +15,7 @@ from accelerate import PartialState
 
 from sa_patch.training.classify import (
     Columns,
+    Measure,
     choose,
     choosing_trials,
     ensure_trial,
@@ -76,16 +77,24 @@ class Plan:
         ]
 
 
-def run(plan: Plan, folder: Path, columns: Columns, cores: Sequence[int] | None) -> list[Any]:
+def run(
+    plan: Plan,
+    folder: Path,
+    columns: Columns,
+    cores: Sequence[int] | None,
+    measure: Measure | None = None,
+) -> list[Any]:
     """Train all that is missing in `folder`; the rows of the table.
 
     Args:
+        measure: see `sa_patch.training.classify.run_trial`.
         cores: that many trials at once, each bound to one; None for one after another, or, under
             ``accelerate launch``, one in each process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # By seed: whenever it is stopped, all classifiers are about equally far.
-    _ensure([t for _, several in _by_seed(plan.choosers) for t in several], folder, columns, cores)
+    choosing = [t for _, several in _by_seed(plan.choosers) for t in several]
+    _ensure(choosing, folder, columns, cores, None)
     chosen = {key: choose(trials, folder) for key, trials in plan.choosers.items()}
     prints = dict(plan.sources)
     trials = {
@@ -95,7 +104,8 @@ def run(plan: Plan, folder: Path, columns: Columns, cores: Sequence[int] | None)
         ]
         for (source, classifier), how in chosen.items()
     }
-    _ensure([t for _, several in _by_seed(trials) for t in several], folder, columns, cores)
+    counted = [t for _, several in _by_seed(trials) for t in several]
+    _ensure(counted, folder, columns, cores, measure)
     rows = []
     for key, several in trials.items():
         results = [read_trial(trial, folder) for trial in several]
@@ -112,14 +122,18 @@ def _by_seed(trials: dict[Any, list[Trial]]) -> list[tuple[int, list[Trial]]]:
 
 
 def _ensure(
-    trials: list[Trial], folder: Path, columns: Columns, cores: Sequence[int] | None
+    trials: list[Trial],
+    folder: Path,
+    columns: Columns,
+    cores: Sequence[int] | None,
+    measure: Measure | None,
 ) -> None:
     missing = [trial for trial in trials if read_trial(trial, folder) is None]
     done = len(trials) - len(missing)
     if cores is None:
         state = PartialState()
         for trial in missing[state.process_index :: state.num_processes]:
-            ensure_trial(trial, folder, columns)
+            ensure_trial(trial, folder, columns, measure)
             print(f"{trial.file_name}", flush=True)
         # The choice needs the files of all processes.
         state.wait_for_everyone()
@@ -129,7 +143,7 @@ def _ensure(
     for core in cores:
         free.put(core)
     with ProcessPoolExecutor(len(cores), context, initializer=_bind, initargs=(free,)) as pool:
-        futures = [pool.submit(ensure_trial, trial, folder, columns) for trial in missing]
+        futures = [pool.submit(ensure_trial, trial, folder, columns, measure) for trial in missing]
         try:
             for future in as_completed(futures):
                 done += 1

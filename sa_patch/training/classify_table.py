@@ -11,9 +11,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sa_patch.harness.artifacts import write_artifacts
+from sa_patch.harness.artifacts import write_artifacts, write_figure
 from sa_patch.harness.atomic_write import write_whole
-from sa_patch.harness.figure_style import FONT, FULL_COLOUR, OTHER_COLOURS, Caption, Layout
+from sa_patch.harness.figure_style import FONT, Caption, Layout
+from sa_patch.training.classify_graphs import draw_graphs, looks
 from sa_patch.training.classify_settings import Classifier, short_name
 
 _MARKERS = "osD^vPX"
@@ -31,7 +32,6 @@ def entry(
         chosen: of `sa_patch.training.classify.choose`.
         results: of its trials, in the order of their seeds.
     """
-    values = [result["accuracy"] for result in results]
     return {
         "source": short_name(source),
         "attention": classifier.attention,
@@ -41,12 +41,38 @@ def entry(
         "train_texts": results[0]["train_texts"],
         "test_texts": results[0]["measured_texts"],
         "seconds": statistics.fmean(result["seconds"] for result in results),
-        "accuracy": {
-            "mean": statistics.fmean(values),
-            "deviation": statistics.stdev(values) if len(values) > 1 else None,
-            "values": values,
+        "accuracy": spread([result["accuracy"] for result in results]),
+        "ablated": {
+            share: spread([result["ablated"][share] for result in results])
+            for share in results[0]["ablated"]
         },
+        "graph": _graph([result["measured"] for result in results if "measured" in result]),
     }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation, and what they are of."""
+    return {
+        "mean": statistics.fmean(values),
+        "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        "values": list(values),
+    }
+
+
+def _graph(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Over trials: gaps and paths by length; the drawn text of the first one."""
+    if not measured:
+        return None
+    lengths = [
+        {
+            "n": rows[0]["n"],
+            "texts": rows[0]["texts"],
+            "gap": spread([row["gap"] for row in rows]),
+            "path": spread([row["path"] for row in rows]),
+        }
+        for rows in zip(*(one["lengths"] for one in measured), strict=True)
+    ]
+    return {"lengths": lengths, "drawn": measured[0]["drawn"]}
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -80,9 +106,8 @@ def draw(content: Mapping[str, Any]) -> Figure:
     entries = content["entries"]
     sources = list(dict.fromkeys(row["source"] for row in entries))
     names = list(dict.fromkeys(row["attention"] for row in entries))
+    colours = looks(names)
     sizes = sorted({row["classifier"]["head_dim"] for row in entries})
-    others = iter(OTHER_COLOURS * len(names))
-    colours = {name: FULL_COLOUR if name == "dot" else next(others) for name in names}
     handles = [
         Line2D([], [], label=name, color=colours[name], marker=_MARKERS[i % 7], linestyle="none")
         for i, name in enumerate(names)
@@ -125,7 +150,8 @@ def write_table(
     notes: Sequence[str],
     provenance: Mapping[str, Any],
 ) -> list[Path]:
-    """Write ``classification.json``, ``.png``, ``.svg`` and ``.md`` into `out`.
+    """Write ``classification.json``, ``.png``, ``.svg`` and ``.md`` into `out`, and where graphs
+    were measured ``graphs`` and ``diffusion`` as pictures.
 
     Args:
         entries: of `entry`; layers and heads should not differ where head_dim does not.
@@ -134,4 +160,7 @@ def write_table(
     content = {"notes": list(notes), "entries": list(entries)}
     table = out / "classification.md"
     write_whole(table, markdown(content).encode())
-    return [*write_artifacts(out, "classification", content, draw(content), provenance), table]
+    files = write_artifacts(out, "classification", content, draw(content), provenance)
+    for name, figure in draw_graphs(content).items():
+        files += write_figure(out / name, figure)
+    return [*files, table]

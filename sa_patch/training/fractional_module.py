@@ -61,6 +61,7 @@ class FractionalAttention(nn.Module):
             self.kernel.check_head_dim(head_dim)
             check_pattern(pattern, causal)
         self.head_dim, self.shared, self.causal = head_dim, shared, causal
+        self.kv_heads = kv_heads
         self.pattern, self.layer = pattern, layer
         self.q_proj = nn.Linear(hidden, heads * head_dim, bias=False)
         self.k_proj = None if shared else nn.Linear(hidden, kv_heads * head_dim, bias=False)
@@ -81,28 +82,38 @@ class FractionalAttention(nn.Module):
         Returns:
             ``[batch, n, hidden]``, zero at padding.
         """
-        q = self._heads(self.q_proj(hidden_states))
-        k = q if self.k_proj is None else self._heads(self.k_proj(hidden_states))
         v = self._heads(self.v_proj(hidden_states))
-        if self.kernel is None:
-            out = self._dot_products(q, k, v, padding)
-        else:
-            out = fractional_attention(
-                q,
-                k,
-                v,
-                self.kernel.alpha,
-                geometry=self.kernel.geometry,
-                bandwidth=self.kernel.bandwidth,
-                density=self.kernel.density,
-                exclude_self=self.shared,
-                causal=self.causal,
-                padding=padding,
-                pattern=self.pattern,
-                layer=self.layer,
-            )
+        out = self._mix(hidden_states, v, padding)
         projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return projected
+
+    def weights(self, hidden_states: Tensor, padding: Tensor | None = None) -> Tensor:
+        """The attention weights ``[batch, heads, n, n]`` of the same input, row i of query i."""
+        batch, n = hidden_states.shape[:2]
+        # What attention makes of unit vectors is how much it gives to each of them.
+        units = torch.eye(n, dtype=hidden_states.dtype, device=hidden_states.device)
+        return self._mix(hidden_states, units.expand(batch, self.kv_heads, n, n), padding)
+
+    def _mix(self, hidden_states: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
+        """Attention ``[batch, heads, n, ...]`` over values ``[batch, kv_heads, n, ...]``."""
+        q = self._heads(self.q_proj(hidden_states))
+        k = q if self.k_proj is None else self._heads(self.k_proj(hidden_states))
+        if self.kernel is None:
+            return self._dot_products(q, k, v, padding)
+        return fractional_attention(
+            q,
+            k,
+            v,
+            self.kernel.alpha,
+            geometry=self.kernel.geometry,
+            bandwidth=self.kernel.bandwidth,
+            density=self.kernel.density,
+            exclude_self=self.shared,
+            causal=self.causal,
+            padding=padding,
+            pattern=self.pattern,
+            layer=self.layer,
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)

@@ -147,7 +147,7 @@ def test_the_best_mean_is_chosen_and_of_equals_the_shortest(
     }  # fmt: skip
     monkeypatch.setattr(
         "sa_patch.training.classify.run_trial",
-        lambda one, _: {"held_out_accuracy": curves[one.learning_rate, one.seed]},
+        lambda one, *_: {"held_out_accuracy": curves[one.learning_rate, one.seed]},
     )
     trials = choosing_trials(
         str(folder), data.fingerprint, Classifier(1.2, 8), learning_rates=[0.01, 0.1], epochs=3,
