@@ -75,7 +75,9 @@ class WeightGraph:
         np.fill_diagonal(shown, 0.0)
         edges = sparse.csr_array(shown)
         edges.data = 1.0 / edges.data
-        found = shortest_path(edges, method="D", directed=False, indices=sources)
+        # All of a dense graph at once is a matter of n^3 additions, source by source of more.
+        method = "FW" if sources is None else "D"
+        found = shortest_path(edges, method=method, directed=False, indices=sources)
         return np.asarray(found)
 
     def mean_path(self, sources: np.ndarray | None = None) -> float:
