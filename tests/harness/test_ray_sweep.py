@@ -230,12 +230,13 @@ def test_a_model_whose_workers_die_before_it_is_loaded_ends_the_sweep(
     killing: Callable[[int], list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_executor, "RETRIES", 1)
+    monkeypatch.setattr(ray_executor, "RETRIES", 0)
     (signals / "die-loading").touch()
-    killing(20)
+    killed = killing(20)
     config = grid(models[:1], methods=["full"])
-    with pytest.raises(UserError, match="2 workers died one after another before they had loaded"):
+    with pytest.raises(UserError, match="1 workers died one after another before they had loaded"):
         sweep(config, tmp_path / "run", RayExecutor(worker=KillableWorker))
+    assert len(killed) == 1
     assert results(tmp_path / "run") == {}
 
 
@@ -266,7 +267,7 @@ def test_a_killed_driver_loses_what_was_in_flight_and_the_same_command_goes_on(
     assert results(out) == results(local)
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not come to pass"
@@ -295,23 +296,25 @@ def test_a_machine_with_other_versions_is_refused(
     )
 
 
-class ForgetfulWorker(SweepWorker):
-    """One on a machine where the model's folder holds other weights."""
+def test_other_weights_or_data_than_planned_are_refused(models: list[str], tmp_path: Path) -> None:
+    config = grid(models[:1], methods=["full"])
+    (cell,) = make_plan(config).cells
 
-    def prepare(self, job: Job) -> str | None:
-        cells = [dataclasses.replace(c, cell={**c.cell, "model": "sha256:0"}) for c in job.cells]
-        return super().prepare(dataclasses.replace(job, cells=tuple(cells)))
+    def prepared(model: str, data: str | None) -> str | None:
+        changed = dataclasses.replace(cell, cell={**cell.cell, "model": model, "data": data})
+        job = Job(config, config.models[0], (changed,), tmp_path, run_code=False)
+        return SweepWorker(gpus=1).prepare(job)
+
+    model = cell.cell["model"]
+    assert prepared(model, None) is None
+    assert f"({model}, not sha256:0)" in str(prepared("sha256:0", None))
+    said = str(prepared(model, "0123"))
+    assert f"the data of needle_128 in {tmp_path} is not the one that the sweep was" in said
 
 
-def test_other_weights_and_layers_that_are_not_there_end_the_sweep(
+def test_layers_that_are_not_there_end_the_sweep(
     ray: Any, models: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match="is not the one that the sweep was started with"):
-        sweep(
-            grid(models[:1], methods=["full"]),
-            tmp_path / "run",
-            RayExecutor(worker=ForgetfulWorker),
-        )
     with pytest.raises(UserError, match=r"layers \[7\]"):
         sweep(grid(models[:1], layers=[0, 7]), tmp_path / "run", RayExecutor())
     assert results(tmp_path / "run") == {}
