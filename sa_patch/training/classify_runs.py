@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from sa_patch.training.classify import (
     Columns,
@@ -128,16 +128,18 @@ def _ensure(
     cores: Sequence[int] | None,
     measure: Measure | None,
 ) -> None:
+    if cores is None:
+        # It reads what `accelerate launch` says of CPUs, which `PartialState` alone does not.
+        accelerator = Accelerator()
+        # Of all trials: what is still missing changes while other processes work.
+        for trial in trials[accelerator.process_index :: accelerator.num_processes]:
+            if read_trial(trial, folder) is None:
+                print(ensure_trial(trial, folder, columns, measure).name, flush=True)
+        # The choice needs the files of all processes.
+        accelerator.wait_for_everyone()
+        return
     missing = [trial for trial in trials if read_trial(trial, folder) is None]
     done = len(trials) - len(missing)
-    if cores is None:
-        state = PartialState()
-        for trial in missing[state.process_index :: state.num_processes]:
-            ensure_trial(trial, folder, columns, measure)
-            print(f"{trial.file_name}", flush=True)
-        # The choice needs the files of all processes.
-        state.wait_for_everyone()
-        return
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
     for core in cores:

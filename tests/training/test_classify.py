@@ -1,7 +1,10 @@
 """Text classifiers: what is read, batched, chosen and measured, and how a killed run goes on."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -203,6 +206,27 @@ def test_the_script_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
     assert found["provenance"]["versions"]["torch"] and "test texts are read once" in out
     for kind in ("png", "svg", "md"):
         assert (tmp_path / "out" / f"classification.{kind}").stat().st_size > 300
+
+
+def test_processes_of_accelerate_share_the_trials(folder: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launcher += ["--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    script = [str(ROOT / "scripts" / "classify"), str(folder), *OPTIONS, "--out", "out"]
+    done = subprocess.run(
+        [*launcher, *script],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line for line in done.stdout.splitlines() if line.endswith(".json")]
+    # Each trial once, and one table.
+    assert len(said) == len(set(said)) == 9
+    names = {path.name for path in (tmp_path / "out" / "trials").iterdir()}
+    assert set(said) == names | {"out/classification.json"}
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,18 @@ def test_every_option_is_the_definition_dense_and_sparse(data: st.DataObject) ->
     assert_near(found, expected(q, k, v, alpha, lengths=lengths, **options), 1e-6)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_pattern_has_density_and_a_median_of_its_own(geometry: str, pattern: Pattern) -> None:
+    q, k, v = tensors(10)
+    for density, bandwidth in ((0.0, "median"), (1.0, 1.0)):
+        options: dict[str, Any] = {
+            "geometry": geometry, "density": density, "bandwidth": bandwidth, "pattern": pattern,
+        }  # fmt: skip
+        found = fractional_attention(q, k, v, 1.2, **options)
+        assert_near(found, expected(q, k, v, 1.2, **options))
+
+
 @pytest.mark.parametrize("pattern", [None, *PATTERNS], ids=str)
 def test_fewer_queries_are_the_last_of_each_row(pattern: Pattern | None) -> None:
     q, k, v = tensors(2)

@@ -12,7 +12,11 @@ from sa_patch import SWA, patch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, Full
 from sa_patch.training import FractionalAttention, fractional_attention, fractional_model
-from sa_patch.training.fractional_models import FractionalLlamaAttention, draw_patterns
+from sa_patch.training.fractional_models import (
+    FractionalLlamaAttention,
+    draw_patterns,
+    fractional_attention_forward,
+)
 from sa_patch.training.loop import pretrain
 from sa_patch.training.methods import attend_at, build_model
 from sa_patch.training.run_folder import run_name
@@ -181,3 +185,15 @@ def test_a_run_learns(tmp_path: Path, text: str) -> None:
     assert losses[1] < losses[0]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert loaded.config.fractional_alpha == (1.2 if "1.2" in text else 2)
+
+
+def test_a_layer_attends_by_the_pattern_that_was_drawn_for_it() -> None:
+    model, tokens = fractional("sa:4,seed=3"), random_tokens(1, 14)
+    layer = [m for m in model.modules() if isinstance(m, FractionalLlamaAttention)][1]
+    q, k, v = torch.randn(3, 1, 4, 14, 8, generator=torch.Generator().manual_seed(0))
+    found, _ = fractional_attention_forward(layer, q, k, v, None)
+    wanted = fractional_attention(q, k, v, 1.2, pattern=SA(4, 3), layer=1)
+    assert torch.allclose(found.transpose(1, 2), wanted, atol=1e-6)
+    draw_patterns(model, 9)
+    drawn = logits(model, tokens)
+    assert torch.equal(drawn, logits(fractional("sa:4,seed=9"), tokens))
