@@ -28,7 +28,8 @@ class Classifier(Protocol):
 class Texts(Protocol):
     """Texts as numbers of words."""
 
-    words: Sequence[Sequence[int]]
+    @property
+    def words(self) -> Sequence[Sequence[int]]: ...
 
     def spelt(self, numbers: Sequence[int]) -> list[str]: ...
 

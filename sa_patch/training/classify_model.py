@@ -55,7 +55,8 @@ class TextClassifier(nn.Module):
         hidden = self._embed(words)
         found = []
         for layer in self.layers:
-            found.append(layer.attention.weights(layer.attention_norm(hidden), real))
+            assert isinstance(layer, _Layer)
+            found.append(layer.attention_weights(hidden, real))
             hidden = layer(hidden, real)
         return torch.stack(found)
 
@@ -85,6 +86,9 @@ class _Layer(nn.Module):
             nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden)
         )
         self.drop = nn.Dropout(settings.dropout)
+
+    def attention_weights(self, hidden: Tensor, real: Tensor) -> Tensor:
+        return self.attention.weights(self.attention_norm(hidden), real)
 
     def forward(self, hidden: Tensor, real: Tensor) -> Tensor:
         hidden = hidden + self.drop(self.attention(self.attention_norm(hidden), real))
