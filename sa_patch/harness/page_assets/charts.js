@@ -23,8 +23,8 @@ function drawn(point) {
   return { y: scale * point.value, error: scale * (point.error ?? 0) };
 }
 
-// The points of each series in order of the axis; those without a place on it come last and are
-// drawn as a line across the panel, as full attention always is.
+// The points of each series in order of their windows, as in the other figures. One without a
+// window, as full attention always is, is drawn as a line across the panel.
 function curvesOf(points, axis) {
   const found = new Map();
   for (const point of points) {
@@ -35,7 +35,10 @@ function curvesOf(points, axis) {
   for (const curve of curves) {
     curve.across = curve.rows.length === 1 && curve.rows[0].point.window === null;
     curve.rows = curve.rows.filter((row) => curve.across || row.x !== null);
-    curve.rows.sort((a, b) => a.x - b.x);
+    curve.rows.sort((a, b) => a.point.window - b.point.window || a.x - b.x);
+    // A band is a band only where the curve never turns back.
+    const onwards = curve.rows.every((row, i) => i === 0 || row.x > curve.rows[i - 1].x);
+    curve.banded = curve.across || (curve.rows.length > 1 && onwards);
   }
   return curves.filter((curve) => curve.rows.length);
 }
@@ -60,7 +63,7 @@ function rangeOf(curves) {
 }
 
 function roundTicks(low, high) {
-  for (const steps of [[1, 2, 5], [1, 3], [1]]) {
+  for (const steps of [[1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
     const ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
       ticks.push(...steps.map((step) => step * 10 ** power));
@@ -111,7 +114,7 @@ function pointTrace(curve, range, pareto) {
       symbol: rows.map((row) => look.symbol + (row.point.saturated ? "-open" : "")),
     },
   };
-  if (state.bands && (pareto || rows.length === 1) && !look.full) {
+  if (state.bands && (pareto || !curve.banded) && !look.full) {
     const array = rows.map((row) => row.error);
     trace.error_y = { type: "data", array, color: transparent(colour, 0.5), thickness: 1, width: 3 };
   }
@@ -155,8 +158,7 @@ function figureOf(points, axis, yRange) {
     traces.push(levelTrace(100 * first.chance, range, "by chance", look));
   }
   for (const curve of curves) {
-    const several = curve.rows.length > 1 || curve.across;
-    if (state.bands && several && !(pareto && !curve.across)) traces.push(bandTrace(curve, range, curves.length));
+    if (state.bands && curve.banded && !(pareto && !curve.across)) traces.push(bandTrace(curve, range, curves.length));
   }
   if (pareto) {
     const rows = curves.filter((one) => !FULL_SERIES[one.series]).flatMap((one) => one.rows);
