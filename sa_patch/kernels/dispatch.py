@@ -168,7 +168,17 @@ def sparse_attention(
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> None:
     if not isinstance(pattern, Pattern):
         raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
-    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+    check_tensors(q, k, v)
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -> None:
+    """Raise `UserError` unless q, k and v can attend to each other.
+
+    Args:
+        same_width: whether k and v must have vectors of one length.
+    """
+    kept = slice(None) if same_width else slice(3)
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[kept] != v.shape[kept]:
         raise UserError(
             "q must be [batch, q_heads, nq, head_dim] and k, v [batch, kv_heads, n, head_dim], "
             f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"

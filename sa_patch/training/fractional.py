@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import Spans
+from sa_patch.kernels.dispatch import check_tensors
 from sa_patch.patching.mask import Packing
 from sa_patch.patterns import Full, Pattern
 from sa_patch.patterns.pairs import draws_of, has_two_sides
@@ -211,19 +212,8 @@ def _spans(lengths: Tensor | None, batch: int, queries: int, keys: int) -> Spans
 def _check(
     q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, lengths: Tensor | None, padding: Tensor | None
 ) -> None:
-    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[:3] != v.shape[:3]:
-        raise UserError(
-            "q must be [batch, q_heads, nq, head_dim] and k, v [batch, kv_heads, n, head_dim], "
-            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % max(k.shape[1], 1):
-        raise UserError(
-            "q and k must share batch and head_dim, and q_heads must be a multiple of kv_heads, "
-            f"got {tuple(q.shape)} and {tuple(k.shape)}"
-        )
+    check_tensors(q, k, v, same_width=False)
     kernel.check_head_dim(q.shape[3])
-    if q.shape[2] > k.shape[2]:
-        raise UserError(f"there are more queries ({q.shape[2]}) than keys ({k.shape[2]})")
     if q.shape[2] < k.shape[2] and kernel.looks_ahead:
         raise UserError("density and bandwidth='median' need all queries, as many as keys")
     if padding is None:

@@ -32,6 +32,7 @@ from sa_patch.harness.ray_executor import RayExecutor
 from sa_patch.harness.ray_worker import Job, SweepWorker
 from sa_patch.harness.sweep import Outcome, run_sweep
 from sa_patch.harness.worker_resources import WorkerResources
+from tests.harness.small_sweep import SETTINGS
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 # One process for all of them, so that there is one cluster.
@@ -40,14 +41,6 @@ pytestmark = pytest.mark.xdist_group("ray")
 ROOT = Path(__file__).parents[2]
 # The workers of a killable class find here what to do, and say here who they are.
 SIGNALS = "SA_PATCH_TEST_SIGNALS"
-GRID: dict[str, Any] = {
-    "windows": [16],
-    "methods": ["full", "swa", {"method": "sa", "seeds": [0, 1]}, {"method": "moba", "topk": 2}],
-    "tasks": ["needle_128"],
-    "limit": 2,
-    "batch_size": 4,
-    "dtype": "float32",
-}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +88,7 @@ def local(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def grid(models: Sequence[str], **changes: Any) -> SweepConfig:
-    return parse_config({**GRID, "model": list(models), **changes})
+    return parse_config({**SETTINGS, "model": list(models), **changes})
 
 
 def sweep(config: SweepConfig, out: Path, executor: RayExecutor | None = None) -> Outcome:
@@ -244,7 +237,7 @@ def test_a_killed_driver_loses_what_was_in_flight_and_the_same_command_goes_on(
     ray: Any, models: list[str], local: Path, tmp_path: Path, signals: Path
 ) -> None:
     file, out = tmp_path / "sweep.yaml", tmp_path / "run"
-    file.write_text(yaml.safe_dump({**GRID, "model": models}))
+    file.write_text(yaml.safe_dump({**SETTINGS, "model": models}))
     address = ray.get_runtime_context().gcs_address
     (signals / "deaths").write_text("2")
     driver = subprocess.Popen(

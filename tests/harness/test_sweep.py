@@ -24,15 +24,7 @@ from sa_patch.harness.config import SweepConfig, parse_config
 from sa_patch.harness.plan import Plan, make_plan
 from sa_patch.harness.sweep import Outcome, describe_plan, run_sweep
 from sa_patch.patterns import SA, parse_pattern
-
-SETTINGS: dict[str, Any] = {
-    "windows": [16],
-    "methods": ["full", "swa", {"method": "sa", "seeds": [0, 1]}, {"method": "moba", "topk": 2}],
-    "tasks": ["needle_128"],
-    "limit": 2,
-    "batch_size": 4,
-    "dtype": "float32",
-}
+from tests.harness.small_sweep import SETTINGS
 
 
 def sweep_of(checkpoint: Path, **changes: Any) -> SweepConfig:
