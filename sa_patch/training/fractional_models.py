@@ -16,11 +16,11 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from sa_patch.errors import UserError
-from sa_patch.patching.attention import refuse_unsupported, require_own_mask
-from sa_patch.patching.mask import SparseMask, sparse_mask
+from sa_patch.patching.mask import sparse_mask
 from sa_patch.patterns import Pattern, parse_pattern, seed_of, with_seed
 from sa_patch.training.fractional import attend_fractional, check_pattern
 from sa_patch.training.fractional_weights import Kernel
+from sa_patch.training.packed_call import packed_call
 
 IMPLEMENTATION = "sa_patch_fractional"
 """The name under which fractional attention is registered with transformers."""
@@ -90,18 +90,19 @@ def fractional_attention_forward(
     Raises:
         UserError: if the call asks for something such a layer cannot do.
     """
-    if attention_mask is None:
-        attention_mask = SparseMask.causal(query.shape[0], query.shape[2], query.device)
-    require_own_mask(attention_mask, "a model with fractional attention")
-    refuse_unsupported(module, attention_mask, dropout, kwargs)
-    packing = attention_mask.packing()
-    # A static cache holds more keys than are in use.
-    key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
+    packing, query, key, value = packed_call(
+        module,
+        (query, key, value),
+        attention_mask,
+        dropout,
+        kwargs,
+        "a model with fractional attention",
+    )
     out = attend_fractional(
         module.kernel,
-        packing.pack(query, packing.query_order),
-        packing.pack(key, packing.key_order),
-        packing.pack(value, packing.key_order),
+        query,
+        key,
+        value,
         spans=packing.spans,
         pattern=module.pattern if module.drawn is None else module.drawn,
         layer=int(module.layer_idx),

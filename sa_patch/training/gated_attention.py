@@ -17,9 +17,9 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from sa_patch.kernels import attend
-from sa_patch.patching.attention import refuse_unsupported, require_own_mask
-from sa_patch.patching.mask import SparseMask, sparse_mask
+from sa_patch.patching.mask import sparse_mask
 from sa_patch.patterns import SA, SWA, Pattern
+from sa_patch.training.packed_call import packed_call
 
 IMPLEMENTATION = "sa_patch_gated"
 """The name under which the gated attention is registered with transformers."""
@@ -111,16 +111,14 @@ def gated_attention_forward(
     Raises:
         UserError: if the call asks for something a sparse layer cannot do.
     """
-    if attention_mask is None:
-        attention_mask = SparseMask.causal(query.shape[0], query.shape[2], query.device)
-    require_own_mask(attention_mask, "a model with gated attention")
-    refuse_unsupported(module, attention_mask, dropout, kwargs)
-    packing = attention_mask.packing()
-    # A static cache holds more keys than are in use.
-    key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
-    query = packing.pack(query, packing.query_order)
-    key = packing.pack(key, packing.key_order)
-    value = packing.pack(value, packing.key_order)
+    packing, query, key, value = packed_call(
+        module,
+        (query, key, value),
+        attention_mask,
+        dropout,
+        kwargs,
+        "a model with gated attention",
+    )
     seed = module.config.sa_seed if permutation_seed is None else permutation_seed
     joined: Tensor | None = None
     for pattern, gate in zip(module.branches_at(seed), gates, strict=True):
