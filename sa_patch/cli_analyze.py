@@ -252,8 +252,10 @@ def _model_graph(options: argparse.Namespace) -> Callable[[], Report]:
         gguf_file=options.gguf_file,
         revision=options.revision,
     )
-    available = range(layer_count(prompt.source) or 0)
-    layers = sorted(available if options.layers is None else parse_layers(options.layers))
+    count = layer_count(prompt.source)
+    # A configuration that does not say is left to the model itself.
+    available = None if count is None else range(count)
+    layers = available if options.layers is None else sorted(parse_layers(options.layers))
     check_graph_request(prompt.tokens.shape[1], layers, sources, available)
 
     def measure() -> Report:

@@ -41,10 +41,11 @@ def measure_classifier(model: Classifier, texts: Texts, device: torch.device) ->
     of the same beginnings. The same texts are taken for every classifier.
 
     Returns:
-        "lengths": for each with enough texts "n", "texts", "gap" and "path" (spectral gap and mean
-        shortest path, means over texts, heads and layers). "drawn": of the first text of at least
-        `DRAWN` words its "words", and "places" ``[n, 2]`` and "gap" of the first layer's
-        first head; None if there is none.
+        "lengths": for each with enough texts "n", "texts", "gap" and "median_path": mean of the
+        spectral gaps, and median of the mean shortest paths (which a single token that nothing
+        ties to the rest makes as long as it likes), over texts, heads and layers. "drawn": of the
+        first text of at least `DRAWN` words its "words", and "places" ``[n, 2]`` and "gap" of the
+        first layer's first head; None if there is none.
     """
     rows = []
     for n in LENGTHS:
@@ -59,7 +60,7 @@ def measure_classifier(model: Classifier, texts: Texts, device: torch.device) ->
                 "n": n,
                 "texts": len(chosen),
                 "gap": float(np.mean(gaps)),
-                "path": float(np.mean(paths)),
+                "median_path": float(np.median(paths)),
             }
         )
     return {"lengths": rows, "drawn": _drawn(model, texts, device)}

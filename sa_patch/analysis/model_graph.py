@@ -40,9 +40,13 @@ class HeadGraphs:
 
 
 def check_graph_request(
-    tokens: int, layers: Sequence[int], sources: int, available: Sequence[int]
+    tokens: int, layers: Sequence[int] | None, sources: int, available: Sequence[int] | None
 ) -> None:
     """Refuse what cannot be measured, before a model is loaded.
+
+    Args:
+        layers: those to measure; None for all.
+        available: those of the model; None where they are not known yet.
 
     Raises:
         UserError: for too short or too long a text, layers that the model does not have, or no
@@ -54,6 +58,8 @@ def check_graph_request(
         raise UserError(
             f"n is {tokens:,}, more than the {MAX_TOKENS:,} of dense graphs; shorten it"
         )
+    if available is None or layers is None:
+        return
     unknown = [layer for layer in layers if layer not in available]
     if unknown or not layers:
         raise UserError(f"no layers {unknown} to measure; the model has {format_layers(available)}")
@@ -63,7 +69,7 @@ def measure_head_graphs(
     model: Any,
     input_ids: Tensor,
     pattern: Pattern,
-    layers: Sequence[int],
+    layers: Sequence[int] | None = None,
     *,
     sources: int = 64,
     seed: int = 0,
@@ -75,7 +81,7 @@ def measure_head_graphs(
     Args:
         model: causal language model of transformers.
         input_ids: int64 ``[1, n]``.
-        layers: those to measure; all are patched.
+        layers: those to measure, all of them by default; all are patched in any case.
         sources: tokens from which paths are followed, drawn at random; all if there are no more.
         seed: of that draw.
 
@@ -84,6 +90,7 @@ def measure_head_graphs(
     """
     modules = attention_layers(base_model(model))
     n = input_ids.shape[1]
+    layers = list(modules) if layers is None else list(layers)
     check_graph_request(n, layers, sources, list(modules))
     drawn = np.random.default_rng(seed).permutation(n)[:sources]
     gaps: dict[int, list[float]] = {}
@@ -97,7 +104,7 @@ def measure_head_graphs(
             paths.setdefault(layer, []).append(graph.mean_path(drawn))
 
     with torch.no_grad(), patched(model, pattern):
-        observe_layers(model, observe, list(layers))
+        observe_layers(model, observe, layers)
         logits = model(input_ids, use_cache=False).logits[0, :-1].float()
     loss = torch.nn.functional.cross_entropy(logits, input_ids[0, 1:].to(logits.device))
     return HeadGraphs(

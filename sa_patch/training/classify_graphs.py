@@ -13,8 +13,10 @@ from sa_patch.harness.figure_style import FONT, FULL_COLOUR, OTHER_COLOURS, Capt
 
 MARKERS = "osD^vPX"
 _GRAPH_NOTE = (
-    "Gap and path: of the graph of attention weights within texts cut to n words, an edge as long "
-    "as 1 / weight (mean of both directions); means over texts, ± standard deviation over trials. "
+    "Of the graph of attention weights within texts cut to n words, an edge as long as 1 / weight "
+    "(mean of both directions). Gap: mean over texts, ± standard deviation over trials. Path: mean "
+    "over pairs of words, median over texts, heads and layers, then over trials; whiskers from the "
+    "least to the greatest trial, cut off where they leave the panel. "
     "Ablation: a random share of each text's words is no key, no query and not averaged."
 )
 _MAP_NOTE = (
@@ -73,7 +75,7 @@ def _draw_curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
             lengths = row["graph"]["lengths"]
             ns = [one["n"] for one in lengths]
             _line(panels[0], ns, [one["gap"] for one in lengths], 1.0, look)
-            _line(panels[1], ns, [one["path"] for one in lengths], 1.0, look)
+            _paths(panels[1], ns, [one["median_path"] for one in lengths], look)
             shares = [0.0, *map(float, row["ablated"])]
             scores = [row["accuracy"], *row["ablated"].values()]
             _line(panels[2], [100 * share for share in shares], scores, 100.0, look)
@@ -90,6 +92,14 @@ def _draw_curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
             ticks = sorted({one["n"] for row in entries for one in row["graph"]["lengths"]})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
         panels[1].set_yscale("log", base=2)
+        shown = [
+            one["median_path"]["median"]
+            for row in entries
+            if (row["source"], _size(row)) == (source, size)
+            for one in row["graph"]["lengths"]
+        ]
+        # One trial's graph may fall in pieces, which are as far apart as numbers go.
+        panels[1].set_ylim(min(shown) / 1.5, max(shown) * 1.5)
         panels[1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return layout.figure
 
@@ -109,6 +119,20 @@ def _line(
         linewidth=1.2,
         capsize=2,
         **look,
+    )
+
+
+def _paths(
+    axes: Axes,
+    places: Sequence[float],
+    spreads: Sequence[Mapping[str, Any]],
+    look: Mapping[str, Any],
+) -> None:
+    middles = [one["median"] for one in spreads]
+    below = [one["median"] - min(one["values"]) for one in spreads]
+    above = [max(one["values"]) - one["median"] for one in spreads]
+    axes.errorbar(
+        places, middles, yerr=[below, above], markersize=4, linewidth=1.2, capsize=2, **look
     )
 
 

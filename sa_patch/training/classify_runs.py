@@ -68,11 +68,13 @@ class Plan:
         """How it is done, in sentences."""
         one = self.classifiers[0]
         rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+        several = self.choosing > 1
+        by = f"mean accuracy of {self.choosing} seeds" if several else "accuracy of one seed"
         return [
             f"Mean ± standard deviation over {self.trials} trials (seeds of weights and order).",
             f"Texts are cut to {one.max_length} words, batches hold {one.batch} texts.",
             f"Learning rate ({rates}) and epochs (1 to {self.epochs}) are chosen for each "
-            f"classifier alike, by the mean accuracy of {self.choosing} seeds on "
+            f"classifier alike, by the {by} on "
             f"{self.held_out:.0%} of the training texts; test texts are read once, at the end.",
         ]
 

@@ -14,6 +14,8 @@ from sa_patch.patterns.base import whole_number
 from sa_patch.training.fractional_weights import Kernel
 
 DOT = "dot"
+# Of a trial's file; files of another are made again.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Trial:
 
     def identity(self) -> dict[str, Any]:
         """Plain values that determine the result; where the data lies does not."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"format": FORMAT}
         del values["source"]
         return values
 

@@ -51,9 +51,10 @@ def entry(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and standard deviation, and what they are of."""
+    """Mean, median and standard deviation, and what they are of."""
     return {
         "mean": statistics.fmean(values),
+        "median": statistics.median(values),
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
         "values": list(values),
     }
@@ -68,7 +69,7 @@ def _graph(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             "n": rows[0]["n"],
             "texts": rows[0]["texts"],
             "gap": spread([row["gap"] for row in rows]),
-            "path": spread([row["path"] for row in rows]),
+            "median_path": spread([row["median_path"] for row in rows]),
         }
         for rows in zip(*(one["lengths"] for one in measured), strict=True)
     ]

@@ -61,6 +61,7 @@ def test_a_window_that_holds_everything_is_full_attention(model: PreTrainedModel
 def test_the_report_ranks_gaps_against_losses(model: PreTrainedModel) -> None:
     patterns = [Full(), SWA(2), SWA(4), SA(3)]
     found = [measure_head_graphs(model, TOKENS, pattern, [0, 1]) for pattern in patterns]
+    assert measure_head_graphs(model, TOKENS, Full()).layers.tolist() == [0, 1]
     report = model_graph_report(found, {"model": "tiny", "n": 20})
     rows = report.content["patterns"]
     assert [row["pattern"] for row in rows] == [str(pattern) for pattern in patterns]
@@ -85,7 +86,7 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_the_command_writes_numbers_and_a_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["analyze", "model-graph", "smollm2-135m", "--n", "24", "--layers", "0,29"]
     assert main([*words, "--methods", "full,swa:4,sa:4", "--out", str(tmp_path)]) == 0
@@ -96,3 +97,7 @@ def test_the_command_writes_numbers_and_a_figure(
     for wrong, says in ((["--layers", "30"], "no layers [30]"), (["--n", "9K"], "has only")):
         assert main([*words, *wrong, "--out", str(tmp_path)]) == 2
         assert says in capsys.readouterr().err
+    # A configuration without a number of layers: the model itself says which it has.
+    monkeypatch.setattr("sa_patch.harness.layer_check.layer_count", lambda source: None)
+    assert main([*words, "--layers", "30", "--out", str(tmp_path)]) == 2
+    assert "no layers [30] to measure; the model has 0-29" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from sa_patch.analysis.weight_graph import WeightGraph
 from sa_patch.training import FractionalAttention
 from sa_patch.training.classify import ABLATED, thinned
 from sa_patch.training.classify_data import Numbered, Texts, learn_words
+from sa_patch.training.classify_graphs import draw_graphs
 from sa_patch.training.classify_model import TextClassifier
 from sa_patch.training.classify_settings import Classifier
 from sa_patch.training.classify_table import entry, write_table
@@ -53,7 +54,7 @@ def test_weights_are_what_attention_mixes_values_with(alpha: float | None, share
         assert not weights.diagonal(dim1=-2, dim2=-1).any()
 
 
-def test_measures_are_means_over_texts_heads_and_layers(texts: Numbered) -> None:
+def test_measures_are_taken_over_texts_heads_and_layers(texts: Numbered) -> None:
     model = classifier(1.2, layers=2, heads=2)
     with torch.no_grad():
         found = measure_classifier(model, texts, CPU)
@@ -66,7 +67,7 @@ def test_measures_are_means_over_texts_heads_and_layers(texts: Numbered) -> None
     gaps = [graph.spectral_gap() for graph in graphs]
     assert found["lengths"][0]["gap"] == pytest.approx(np.mean(gaps), rel=1e-4)
     paths = [graph.mean_path() for graph in graphs]
-    assert found["lengths"][0]["path"] == pytest.approx(np.mean(paths), rel=1e-4)
+    assert found["lengths"][0]["median_path"] == pytest.approx(np.median(paths), rel=1e-4)
     assert found["drawn"]["words"][:3] == texts.spelt(texts.words[0][:3])
     assert np.array(found["drawn"]["places"]).shape == (DRAWN, 2)
 
@@ -118,3 +119,27 @@ def test_the_table_holds_graphs_and_their_figures(texts: Numbered, tmp_path: Pat
     names = {file.name for file in files}
     for stem in ("classification", "graphs", "diffusion"):
         assert {f"{stem}.png", f"{stem}.svg"} <= names
+
+
+def test_a_trial_whose_graph_falls_in_pieces_leaves_the_figure_readable(texts: Numbered) -> None:
+    with torch.no_grad():
+        measured = measure_classifier(classifier(1.2), texts, CPU)
+    broken = {**measured, "lengths": [one | {"median_path": 1e9} for one in measured["lengths"]]}
+    results = [
+        {
+            "accuracy": 0.5,
+            "ablated": {},
+            "measured": one,
+            "parameters": 1,
+            "train_texts": 1,
+            "measured_texts": 41,
+            "seconds": 1.0,
+        }
+        for one in (measured, broken, measured)
+    ]
+    chosen = {"learning_rate": 0.01, "epochs": 1, "held_out_accuracy": 0.5}
+    row = entry("some/texts", Classifier(1.2, 8), chosen, results)
+    middle = row["graph"]["lengths"][0]["median_path"]["median"]
+    assert middle == measured["lengths"][0]["median_path"]
+    low, high = draw_graphs({"entries": [row]})["graphs"].axes[1].get_ylim()
+    assert low < middle < high < 1e4
