@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sa_patch.cli_analyze import add_analyze
+from sa_patch.cli_sweep import add_recovery, add_report, add_sweep, know_gated_models
 from sa_patch.cli_texts import (
     BENCH_EXAMPLES,
     CALIBRATE_EXAMPLES,
     DESCRIPTION,
     EXAMPLES,
     GENERATE_EXAMPLES,
-    REPORT_EXAMPLES,
-    SWEEP_EXAMPLES,
+    with_examples,
 )
 from sa_patch.errors import UserError
 
@@ -43,11 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _formatted(argparse.ArgumentParser(prog="sa-patch", description=DESCRIPTION), EXAMPLES)
+    parser = with_examples(
+        argparse.ArgumentParser(prog="sa-patch", description=DESCRIPTION), EXAMPLES
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_sweep(commands.add_parser("sweep", help="measure a grid of patterns and tasks"))
-    _add_report(commands.add_parser("report", help="page, tables and figures of finished sweeps"))
-    _add_recovery(commands.add_parser("recovery", help="what patterns keep of full attention"))
+    add_sweep(commands.add_parser("sweep", help="measure a grid of patterns and tasks"))
+    add_report(commands.add_parser("report", help="page, tables and figures of finished sweeps"))
+    add_recovery(commands.add_parser("recovery", help="what patterns keep of full attention"))
     commands.add_parser("lm-eval", help="lm-eval's own command, with the model 'sa-patch'")
     _add_generate(commands.add_parser("generate", help="continue a text with a patched model"))
     _add_calibrate(commands.add_parser("calibrate", help="find the layers to leave full"))
@@ -57,71 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _formatted(parser: argparse.ArgumentParser, examples: str) -> argparse.ArgumentParser:
-    parser.epilog = examples
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    return parser
-
-
-def _add_sweep(parser: argparse.ArgumentParser) -> None:
-    _formatted(parser, SWEEP_EXAMPLES)
-    parser.add_argument(
-        "config", help="a YAML file, the name of a packaged one (demo), or - for standard input"
-    )
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
-    parser.add_argument("--limit", type=int, help="first N items of each task, over the file's")
-    parser.add_argument(
-        "--benchmarks", type=Path, help="folder of local data sets laid out like their hub copies"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the grid, load nothing")
-    parser.add_argument(
-        "--confirm-run-unsafe-code",
-        action="store_true",
-        help="let tasks such as humaneval run code that the model writes",
-    )
-    parser.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="compute cells on a Ray cluster: HOST:PORT of its head, auto, or nothing for Ray on "
-        "this machine alone",
-    )
-    parser.set_defaults(run=_sweep)
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    _formatted(parser, REPORT_EXAMPLES)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a sweep")
-    parser.add_argument(
-        "--x",
-        default="window",
-        metavar="AXIS",
-        help="horizontal axis: window, mean_keys, flops or seconds (default: window)",
-    )
-    parser.add_argument("--out", type=Path, help="where to write (default: the run folder)")
-    parser.set_defaults(run=_report)
-
-
-def _add_recovery(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "How much of full attention's quality each pattern keeps at equal attention FLOPs, over "
-        "language modelling, retrieval and benchmarks, with paired bootstrap intervals."
-    )
-    parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="folder of a sweep, or of several"
-    )
-    parser.add_argument(
-        "--budgets",
-        default="0.0625,0.125,0.25",
-        help="shares of full attention's FLOPs that points belong to (default: %(default)s)",
-    )
-    parser.add_argument("--out", type=Path, help="where to write (default: the first folder)")
-    parser.set_defaults(run=_recovery)
-
-
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    _formatted(parser, GENERATE_EXAMPLES)
+    with_examples(parser, GENERATE_EXAMPLES)
     parser.add_argument("model", help="hub id, folder, or smollm2-135m")
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument(
@@ -141,7 +80,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_calibrate(parser: argparse.ArgumentParser) -> None:
-    _formatted(parser, CALIBRATE_EXAMPLES)
+    with_examples(parser, CALIBRATE_EXAMPLES)
     parser.description = "Measure which layers are harmed most when they go sparse."
     parser.add_argument("model", help="hub id, folder, or smollm2-135m")
     parser.add_argument(
@@ -186,87 +125,17 @@ def _add_methods(parser: argparse.ArgumentParser) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     from sa_patch.harness.benchmark.arguments import OPTIONS
 
-    _formatted(parser, BENCH_EXAMPLES)
+    with_examples(parser, BENCH_EXAMPLES)
     parser.description = "Time attention over every pattern on every backend beside its rivals."
     for name, value, meaning in OPTIONS:
         parser.add_argument(f"--{name}", metavar=value, help=meaning)
     parser.set_defaults(run=_bench)
 
 
-def _know_gated_models() -> None:
-    """Have transformers load the models that sa_patch trains."""
-    import sa_patch.training  # noqa: F401
-
-
-def _sweep(options: argparse.Namespace) -> int:
-    from sa_patch.harness.config import load_config
-    from sa_patch.harness.plan import make_plan
-    from sa_patch.harness.sweep import describe_plan, run_sweep
-
-    executor = None
-    if options.ray is not None and not options.dry_run:
-        from sa_patch.harness.ray_executor import RayExecutor
-
-        executor = RayExecutor(options.ray, modules=["sa_patch.training"])
-    config = load_config(options.config).with_limit(options.limit)
-    _know_gated_models()
-    out = options.out or Path("runs") / config.name
-    run_code = options.confirm_run_unsafe_code
-    plan = make_plan(config, benchmarks=options.benchmarks, run_code=run_code or options.dry_run)
-    if options.dry_run:
-        print("\n".join(describe_plan(plan, out)))
-        return 0
-    outcome = run_sweep(
-        config,
-        plan,
-        out,
-        command=options.command_line,
-        run_code=run_code,
-        executor=executor,
-    )
-    done = outcome.found + outcome.ran
-    print(f"{done} of {outcome.planned} cells done, {outcome.failed} failed, in {out}")
-    if done:
-        print(f"table and figures: sa-patch report {out}")
-    return outcome.exit_status
-
-
-def _report(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from sa_patch.harness.report import write_report
-
-    written = write_report(options.runs, options.out, options.x, console=Console())
-    for path in (written.page, written.markdown, written.csv, *written.figures[::-1]):
-        print(path)
-    damaged = [aside for aside in written.report.set_aside if aside.damaged]
-    if damaged:
-        raise UserError(
-            f"the report leaves out {len(damaged)} cell file(s) that cannot be trusted, "
-            f"{damaged[0].path} first ({damaged[0].reason}); run the same sweep again to redo them"
-        )
-    return 0
-
-
-def _recovery(options: argparse.Namespace) -> int:
-    from sa_patch.harness.recovery import load, parse_budgets, recover
-    from sa_patch.harness.recovery_report import write_recovery
-
-    budgets = parse_budgets(options.budgets)
-    runs = load(options.runs)
-    files = write_recovery(
-        recover(runs, budgets), runs, options.out or options.runs[0], options.command_line
-    )
-    print(files.markdown.read_text(encoding="utf-8"))
-    for path in (files.json, files.markdown, files.figure):
-        print(path)
-    return 0
-
-
 def _lm_eval(arguments: Sequence[str]) -> int:
     from sa_patch.harness.hand_over import run_lm_eval
 
-    _know_gated_models()
+    know_gated_models()
     run_lm_eval(arguments)
     return 0
 
@@ -274,7 +143,7 @@ def _lm_eval(arguments: Sequence[str]) -> int:
 def _generate(options: argparse.Namespace) -> int:
     from sa_patch.harness.generation import choose_pattern, generate_text
 
-    _know_gated_models()
+    know_gated_models()
     generate_text(
         options.model,
         options.prompt,

@@ -1,5 +1,9 @@
 """What ``--help`` says of the commands: examples, and what exit status to expect."""
 
+from __future__ import annotations
+
+import argparse
+
 DESCRIPTION = """\
 Swap the attention of a pretrained language model for a sparse pattern, without training, and
 measure what that costs and saves.
@@ -106,3 +110,10 @@ examples:
 Each writes its numbers with their provenance (JSON) and a figure (PNG and SVG) into --out.
 exit status: 0; 2 if the request is wrong; 130 interrupted.
 """
+
+
+def with_examples(parser: argparse.ArgumentParser, examples: str) -> argparse.ArgumentParser:
+    """The parser, with its examples below the options."""
+    parser.epilog = examples
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    return parser
