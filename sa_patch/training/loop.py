@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from sa_patch.errors import UserError
 from sa_patch.harness.artifacts import write_figure
 from sa_patch.harness.provenance import describe_session, now
+from sa_patch.harness.quiet import silenced
 from sa_patch.patching import unpatch_model
 from sa_patch.training.batches import Batches
 from sa_patch.training.corpus import Corpus, prepare
@@ -31,6 +33,9 @@ from sa_patch.training.loss_figure import draw_loss
 from sa_patch.training.methods import attend_at, build_model
 from sa_patch.training.run_folder import RunFolder, publish, step_of
 from sa_patch.training.settings import Method, Settings
+
+# Between two lines of progress.
+_SILENT_SECONDS = 30
 
 
 def pretrain(
@@ -132,6 +137,8 @@ class _Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.settings, self.method, self.seed, self.run = settings, method, seed, run
+        # When a line of progress was last printed.
+        self._told = -math.inf
         self.corpus, self.accelerator = corpus, accelerator
         self.batches = Batches(corpus, settings, seed)
         model = build_model(method, settings, len(corpus.tokenizer), seed)
@@ -177,6 +184,7 @@ class _Trainer:
             self.step += 1
             if self.step % settings.log_every == 0 or self.step == settings.steps:
                 self._log({"loss": float(loss), "gradient_norm": float(norm)})
+                self._tell(float(loss), (time.perf_counter() - started) / (self.step - first))
             if self.step % settings.validate_every == 0 or self.step == settings.steps:
                 self._log({"validation_loss": self._validate()})
             if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
@@ -188,7 +196,9 @@ class _Trainer:
 
     def _save_state(self, folder: Path) -> None:
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(folder))
+        # It warns of tied weights, which come back tied: the model is built before they are read.
+        with silenced():
+            self.accelerator.save_state(str(folder))
         self.accelerator.wait_for_everyone()
 
     def _one_step(self, step: int) -> tuple[Tensor, Tensor]:
@@ -224,6 +234,16 @@ class _Trainer:
             tokens = self.step * self.settings.batch * self.settings.sequence
             self.run.log({"step": self.step, "tokens": tokens, **entry})
 
+    def _tell(self, loss: float, seconds: float) -> None:
+        """A line of progress on standard error, every now and then; `seconds` are of a step."""
+        steps = self.settings.steps
+        due = time.perf_counter() - self._told >= _SILENT_SECONDS or self.step == steps
+        if self._main and due:
+            self._told = time.perf_counter()
+            left = (steps - self.step) * seconds / 60
+            print(f"step {self.step:,} of {steps:,}: loss {loss:.3f}; {seconds:.2g} s a step, "
+                  f"about {left:.0f} minutes left", file=sys.stderr, flush=True)  # fmt: skip
+
     def _mine(self, rows: Tensor) -> Tensor:
         return rows[self.accelerator.process_index :: self.accelerator.num_processes]
 
@@ -258,7 +278,8 @@ class _Trainer:
         gates = gate_statistics(model, self.batches.validation(), self.accelerator.device)
         unpatch_model(model)
         temporary = self.run.path / ".model.tmp"
-        model.save_pretrained(temporary)
+        with silenced():
+            model.save_pretrained(temporary)
         self.corpus.tokenizer.save_pretrained(temporary)
         publish(temporary, self.run.model)
         figure = draw_loss(settings.name, str(self.method), self.seed, self.run.entries())

@@ -32,7 +32,9 @@ def assert_alike(ours: RunFolder, right: RunFolder) -> None:
     assert learnt(ours) == learnt(right)
 
 
-def test_killed_and_resumed_is_bit_identical_to_unbroken(tmp_path: Path) -> None:
+def test_killed_and_resumed_is_bit_identical_to_unbroken(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = write_config(tmp_path, steps=40)
     corpus, broken = tmp_path / "corpus", RunFolder(tmp_path / "broken")
     options = (str(config), "--method", "gated", "--corpus", str(corpus))
@@ -52,6 +54,10 @@ def test_killed_and_resumed_is_bit_identical_to_unbroken(tmp_path: Path) -> None
     unbroken = pretrain(settings, chosen, 0, tmp_path / "unbroken", corpus, ["test"])
     assert_alike(resumed, unbroken)
     assert len(resumed.checkpoints()) == 2
+    # Progress, and nothing of the libraries' own.
+    told = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told if "40 of" in line] == ["step 40 of 40"] * 2
+    assert [line for line in told if not line.startswith("step ")] == []
     steps = [entry["step"] for entry in resumed.entries() if "loss" in entry]
     assert steps == list(range(1, 41))
 
