@@ -14,9 +14,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Triton kernels run in its interpreter, on the CPU; it is asked for before Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from collections.abc import Generator
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.interpreter import prepare_once_per_launch
+from tests.stack_room import with_room
 
 prepare_once_per_launch()
 
@@ -31,3 +35,9 @@ settings.register_profile("repeatable", _UNHURRIED, max_examples=12, derandomize
 # HYPOTHESIS_PROFILE=thorough looks for new counterexamples, with fresh randomness each time.
 settings.register_profile("thorough", _UNHURRIED, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    pyfuncitem.obj = with_room(pyfuncitem.obj)
+    return (yield)

@@ -15,6 +15,7 @@ from sa_patch.cli import main
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 from tests.models import tiny_model
+from tests.tiny_checkpoint import save_tiny_checkpoint
 
 TOKENS = torch.arange(3, 23)[None]
 
@@ -86,18 +87,25 @@ def test_what_cannot_be_measured_is_refused(
 
 
 def test_the_command_writes_numbers_and_a_figure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    words = ["analyze", "model-graph", "smollm2-135m", "--n", "24", "--layers", "0,29"]
-    assert main([*words, "--methods", "full,swa:4,sa:4", "--out", str(tmp_path)]) == 0
+    checkpoint = save_tiny_checkpoint(tmp_path / "model")
+    out = tmp_path / "out"
+    words = ["analyze", "model-graph", str(checkpoint), "--n", "24", "--layers", "0,1"]
+    assert main([*words, "--methods", "full,swa:4,sa:4", "--out", str(out)]) == 0
     assert "Rank correlation" in " ".join(capsys.readouterr().out.split())
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in out.iterdir()} == {
         f"model_graph.{kind}" for kind in ("json", "png", "svg")
     }
-    for wrong, says in ((["--layers", "30"], "no layers [30]"), (["--n", "9K"], "has only")):
-        assert main([*words, *wrong, "--out", str(tmp_path)]) == 2
+    for wrong, says in (
+        (["--layers", "30"], "no layers [30]"),
+        (["--n", "9K"], "more than the 2,048"),
+    ):
+        assert main([*words, *wrong, "--out", str(out)]) == 2
         assert says in capsys.readouterr().err
     # A configuration without a number of layers: the model itself says which it has.
     monkeypatch.setattr("sa_patch.harness.layer_check.layer_count", lambda source: None)
-    assert main([*words, "--layers", "30", "--out", str(tmp_path)]) == 2
-    assert "no layers [30] to measure; the model has 0-29" in capsys.readouterr().err
+    assert main([*words, "--layers", "30", "--out", str(out)]) == 2
+    assert "no layers [30] to measure; the model has 0-1" in capsys.readouterr().err
