@@ -108,4 +108,4 @@ def test_the_command_writes_numbers_and_a_figure(
     # A configuration without a number of layers: the model itself says which it has.
     monkeypatch.setattr("sa_patch.harness.layer_check.layer_count", lambda source: None)
     assert main([*words, "--layers", "30", "--out", str(out)]) == 2
-    assert "no layers [30] to measure; the model has 0-1" in capsys.readouterr().err
+    assert "no layers [30] to measure; the model has 0-2" in capsys.readouterr().err
