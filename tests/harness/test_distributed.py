@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.two_processes import launch_two
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,19 +43,8 @@ def test_two_processes_share_the_work_and_give_the_scores_of_one(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    # Under --cpu accelerate starts one process whatever is asked; --multi_gpu starts them all, and
-    # ACCELERATE_USE_CPU keeps them on the CPU.
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    launcher += ["--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.harness.test_distributed", str(checkpoint), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    launch_two("-m", "tests.harness.test_distributed", str(checkpoint), str(tmp_path), cwd=ROOT)
     first, second = (json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank*.json")))
     evaluate(checkpoint, tmp_path)
     one = json.loads((tmp_path / "rank0.json").read_text())

@@ -17,9 +17,6 @@ from sa_patch.harness.ray_cluster import Room, check_reachable, cluster
 from sa_patch.harness.ray_executor import RayExecutor
 from sa_patch.harness.worker_resources import WorkerResources
 
-# Beside the sweeps on a cluster: one process for all that may connect to one.
-pytestmark = pytest.mark.xdist_group("ray")
-
 
 class Nodes:
     """What `Room` asks of Ray."""

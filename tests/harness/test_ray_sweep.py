@@ -32,9 +32,6 @@ from sa_patch.harness.sweep import Outcome, run_sweep
 from tests.harness.small_sweep import SETTINGS
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
-# One process for all of them, so that there is one cluster.
-pytestmark = pytest.mark.xdist_group("ray")
-
 ROOT = Path(__file__).parents[2]
 # The workers of a killable class find here what to do, and say here who they are.
 SIGNALS = "SA_PATCH_TEST_SIGNALS"

@@ -1,10 +1,7 @@
 """Text classifiers: what is read, batched, chosen and measured, and how a killed run goes on."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -27,6 +24,7 @@ from sa_patch.training.classify_data import LabelledTexts, Numbered, Texts, lear
 from sa_patch.training.classify_model import TextClassifier
 from sa_patch.training.classify_settings import Classifier, Trial, read_attention
 from tests.training.tiny_run import ROOT, run, start
+from tests.two_processes import launch_two
 
 COLUMNS = ("text", "label")
 README = """---
@@ -209,19 +207,8 @@ def test_the_script_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
 
 
 def test_processes_of_accelerate_share_the_trials(folder: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    launcher += ["--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    script = [str(ROOT / "scripts" / "classify"), str(folder), *OPTIONS, "--out", "out"]
-    done = subprocess.run(
-        [*launcher, *script],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = str(ROOT / "scripts" / "classify")
+    done = launch_two(script, str(folder), *OPTIONS, "--out", "out", cwd=tmp_path)
     said = [line for line in done.stdout.splitlines() if line.endswith(".json")]
     # Each trial once, and one table.
     assert len(said) == len(set(said)) == 9

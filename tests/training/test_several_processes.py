@@ -1,8 +1,5 @@
 """Two processes that share the batches of a run end with the weights of one."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -10,6 +7,7 @@ from safetensors.torch import load_file
 
 from sa_patch.training.run_folder import RunFolder
 from tests.training.tiny_run import ROOT, run, write_config
+from tests.two_processes import launch_two
 
 TOLERANCE = 1e-4  # absolute, float32: sums of gradients in another order
 
@@ -23,19 +21,8 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     config = str(write_config(tmp_path, steps=4))
     status, _, errors = run("pretrain", config, "--method", "swa", "--out", "one", cwd=tmp_path)
     assert status == 0, errors
-    # Under --cpu accelerate starts one process whatever is asked.
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    launcher += ["--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run(
-        [*launcher, str(ROOT / "scripts" / "pretrain"), config, "--method", "swa", "--out", "two"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    script = str(ROOT / "scripts" / "pretrain")
+    done = launch_two(script, config, "--method", "swa", "--out", "two", cwd=tmp_path)
     assert done.stdout.count("validation perplexity") == 1
     one, two = (RunFolder(tmp_path / name).result() for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
