@@ -8,6 +8,7 @@ from sa_patch.kernels.dispatch import (
     choose_backend,
     sparse_attention,
 )
+from sa_patch.kernels.remembered import forget_plans
 
 __all__ = [
     "BACKENDS",
@@ -16,5 +17,6 @@ __all__ = [
     "attend",
     "check_backend",
     "choose_backend",
+    "forget_plans",
     "sparse_attention",
 ]

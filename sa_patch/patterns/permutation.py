@@ -114,3 +114,8 @@ def _draw_fresh(
 
 
 _draw_cached = lru_cache(maxsize=4096)(_draw_fresh)
+
+
+def forget_permutations() -> None:
+    """Draw anew what was remembered, as for a prompt of a length never seen: for measurements."""
+    _draw_cached.cache_clear()

@@ -1,0 +1,1 @@
+"""Benchmark of whole models: how long a prompt takes to read, stock and patched."""

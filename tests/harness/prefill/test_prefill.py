@@ -1,0 +1,283 @@
+"""The prefill benchmark: its models, its checks, its clocks and its goals.
+
+Seen red when a hidden key, a wrong scale or a fallback passed the checks, a part was counted
+twice, the goals took the slowest rival, and one failure ended the run.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sa_patch.errors import UserError
+from sa_patch.harness.benchmark.goals import MET, MISSED, UNMEASURED
+from sa_patch.harness.prefill.goals import JUDGED, judge_goals
+from sa_patch.harness.prefill.models import PUBLISHED, make_model, published_config
+from sa_patch.harness.prefill.options import PrefillOptions, make_options
+from sa_patch.harness.prefill.parts import CORE, PARTS, counting_backends, time_parts
+from sa_patch.harness.prefill.record import FAILED, TIMED, Prefill, PrefillBench, Verdict
+from sa_patch.harness.prefill.run import run_prefill
+from sa_patch.harness.prefill.setups import Setup, applied, gather
+from sa_patch.harness.prefill.verify import verify
+from sa_patch.kernels import BACKENDS
+from sa_patch.patterns import SA, SWA, Full, MoBA
+
+ROOT = Path(__file__).resolve().parents[3]
+BANDED = [Setup(pattern, "banded") for pattern in (SA(16), SWA(16), MoBA(8, 2), Full())]
+
+
+@pytest.fixture(scope="module", params=PUBLISHED)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return make_model(request.param, device="cpu", dtype="float32", small=True)
+
+
+@pytest.fixture
+def dense_model() -> PreTrainedModel:
+    return make_model("qwen3-8b", device="cpu", dtype="float32", small=True)
+
+
+@pytest.mark.parametrize(
+    "name, parameters", [("qwen3-8b", 8_190_735_360), ("qwen3-30b-a3b", 30_532_122_624)]
+)
+def test_models_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(published_config(name))
+    assert sum(each.numel() for each in built.parameters()) == parameters
+
+
+def wrong_ones(model: PreTrainedModel, setups: list[Setup]) -> set[str]:
+    return {one.check for one in verify(model, "it", setups, 128) if not one.passed}
+
+
+def test_right_backends_pass_every_check(model: PreTrainedModel) -> None:
+    verdicts: list[Verdict] = list(verify(model, "it", BANDED, 128))
+    assert all(one.passed for one in verdicts), verdicts
+    assert [one.check for one in verdicts].count("causal") == len(BANDED)
+    assert {one.check for one in verdicts} == {
+        *("equals reference", "equals stock", "backend", "causal", "padding", "noise"),
+    }
+
+
+@pytest.mark.parametrize(
+    "spoil, found",
+    [
+        (lambda attend, p, q, k, v, **rest: attend(SWA(15), q, k, v, **rest), "equals reference"),
+        (
+            lambda attend, p, q, k, v, **rest: attend(
+                p, q, k, v, **rest | {"scale": 1.1 * rest["scale"]}
+            ),
+            "equals reference",
+        ),
+        (
+            lambda attend, p, q, k, v, **rest: attend(p, q, k, v, **rest) + v.mean(2, True).mean(),
+            "causal",
+        ),
+        (
+            lambda attend, p, q, k, v, **rest: BACKENDS["reference"].attend(p, q, k, v, **rest),
+            "backend",
+        ),
+    ],
+    ids=["a key too few", "a wrong scale", "a look ahead", "another backend"],
+)
+def test_a_wrong_backend_is_found(
+    dense_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, spoil: Any, found: str
+) -> None:
+    right = BACKENDS["banded"].attend
+
+    def attend(*given: Any, **rest: Any) -> Tensor:
+        result: Tensor = spoil(right, *given, **rest)
+        return result
+
+    wrong = dataclasses.replace(BACKENDS["flex"], attend=attend)
+    monkeypatch.setitem(BACKENDS, "flex", wrong)
+    assert found in wrong_ones(dense_model, [Setup(SWA(16), "flex")])
+
+
+def test_full_attention_that_is_not_stocks_is_found(
+    dense_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    banded = BACKENDS["banded"]
+
+    def attend(pattern: Any, *given: Any, **rest: Any) -> Tensor:
+        return banded.attend(SWA(64), *given, **rest)
+
+    monkeypatch.setitem(BACKENDS, "banded", dataclasses.replace(banded, attend=attend))
+    assert "equals stock" in wrong_ones(dense_model, [Setup(Full(), "banded")])
+
+
+@pytest.mark.parametrize("setup", [Setup(), Setup(SA(16), "banded")], ids=["stock", "patched"])
+def test_parts_are_each_times_of_their_own(model: PreTrainedModel, setup: Setup) -> None:
+    tokens = torch.randint(512, (1, 64))
+    function, calls = ALL_ATTENTION_FUNCTIONS["sdpa"], 0
+
+    def forward() -> Tensor:
+        nonlocal calls
+        calls += 1
+        logits: Tensor = model(tokens).logits
+        return logits
+
+    with torch.inference_mode(), applied(model, setup), counting_backends() as counted:
+        before = forward()
+        parts = time_parts(model, forward)
+        assert torch.equal(forward(), before)
+    assert set(parts) == set(PARTS)
+    assert all(seconds > 0 for seconds in parts.values())
+    assert calls == 3
+    assert sum(counted.values()) == (0 if setup.pattern is None else 3 * 2)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is function
+
+
+def cell(n: int, label: str, backend: str, seconds: float | None, **rest: Any) -> Prefill:
+    timed = {"seconds": [seconds], "status": TIMED} if seconds is not None else {}
+    full = label in ("stock", "full")
+    return Prefill("qwen3-8b", n, label, backend, full, **(timed | rest))
+
+
+def judged(*cells: Prefill) -> dict[str, tuple[str, float | None]]:
+    goals = judge_goals(PrefillBench({}, {}, prefills=list(cells)), "qwen3-8b")
+    return {goal.name: (goal.status, goal.value) for goal in goals}
+
+
+def test_goals_take_the_fastest_rival_and_our_fastest_backend() -> None:
+    found = judged(
+        cell(32768, "stock", "", 3.0, peak_bytes=100),
+        cell(32768, "full", "flash", 1.5),
+        cell(
+            32768,
+            JUDGED,
+            "triton",
+            1.0,
+            peak_bytes=101,
+            draw_seconds=1e-3,
+            calls={"triton": 36},
+            parts={CORE: 0.36},
+        ),
+        cell(32768, JUDGED, "banded", 9.0, peak_bytes=10),
+        cell(131072, "stock", "", 20.0),
+        cell(131072, "full", "flash", 8.0),
+        cell(131072, JUDGED, "triton", 4.0),
+    )
+    values = list(found.values())
+    assert values[0] == (MET, 1.5)
+    assert values[1] == (MISSED, 2.0)
+    assert values[2] == (MISSED, 1.01)
+    assert values[4][0] == MISSED and values[4][1] == pytest.approx(0.1)
+    assert [status for status, _ in (values[3], values[5])] == [UNMEASURED] * 2
+
+
+def test_nothing_measured_meets_nothing() -> None:
+    assert {status for status, _ in judged().values()} == {UNMEASURED}
+    skipped = cell(32768, JUDGED, "triton", None, reason="no time left")
+    goals = judge_goals(PrefillBench({}, {}, prefills=[skipped]), "qwen3-8b")
+    assert goals[0].detail == "no time left"
+
+
+def options(out: Path, **given: Any) -> PrefillOptions:
+    values: dict[str, Any] = {"device": "cpu", "small": True, "n": (48, 96), "decoded": 3}
+    small = make_options(out=out, threads=1, **values | given)
+    return dataclasses.replace(small, checked=64)
+
+
+@pytest.fixture
+def broken_moba(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    banded = BACKENDS["banded"]
+
+    def attend(pattern: Any, q: Tensor, *rest: Any, **named: Any) -> Tensor:
+        if isinstance(pattern, MoBA) and q.shape[2] > 90:
+            raise RuntimeError("no kernel for this")
+        return banded.attend(pattern, q, *rest, **named)
+
+    monkeypatch.setitem(BACKENDS, "banded", dataclasses.replace(banded, attend=attend))
+    yield
+
+
+def test_a_run_is_on_disk_and_one_failure_costs_only_itself(
+    tmp_path: Path, broken_moba: None
+) -> None:
+    lines: list[str] = []
+    bench = run_prefill(options(tmp_path, models=["qwen3-30b-a3b"]), lines.append)
+    read = json.loads((tmp_path / "prefill.json").read_text())
+    assert read["complete"] and len(read["prefills"]) == 2 * 6
+    assert [(c.n, c.label) for c in bench.prefills if c.status == FAILED] == [
+        (96, "moba:block_size=16,topk=2")
+    ]
+    assert bench.wrong() == [
+        "failed: qwen3-30b-a3b: moba:block_size=16,topk=2, banded, n = 96: "
+        "RuntimeError: no kernel for this"
+    ]
+    timed = [c for c in bench.prefills if c.status == TIMED]
+    assert len(timed) == 11
+    assert all(len(c.seconds) >= 2 and c.peak_bytes and c.parts for c in timed)
+    assert all(c.calls == {"banded": 2} for c in timed if c.backend)
+    # Written after the prompt, by the stock model and one sparse setup.
+    assert {(c.n, c.label) for c in timed if len(c.decode_seconds) == 3} == {
+        (n, label) for n in (48, 96) for label in ("stock", "sa:window=32,seed=0")
+    }
+    assert all((c.draw_seconds is not None) == c.label.startswith("sa:") for c in timed)
+    text = (tmp_path / "prefill.md").read_text()
+    assert "no kernel for this" in text and "rehearsal" in text
+    assert (tmp_path / "prefill.png").stat().st_size > 20_000
+
+
+def test_what_does_not_fit_into_the_time_is_skipped_and_said(tmp_path: Path) -> None:
+    bench = run_prefill(options(tmp_path, models=["qwen3-8b"], budget=1e-3), lambda line: None)
+    assert {c.reason for c in bench.prefills} == {"the time budget was spent before"}
+    assert "the time budget was spent before" in (tmp_path / "prefill.md").read_text()
+
+
+def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
+    def interrupted(line: str) -> None:
+        if line == "qwen3-8b, n = 48":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_prefill(options(tmp_path, models=["qwen3-8b"]), interrupted)
+    read = json.loads((tmp_path / "prefill.json").read_text())
+    assert not read["complete"] and {c["n"] for c in read["prefills"]} == {48}
+    assert "Not finished" in (tmp_path / "prefill.md").read_text()
+
+
+def test_interpreted_kernels_have_no_times(dense_model: PreTrainedModel) -> None:
+    pytest.importorskip("triton")
+    _, refused = gather(dense_model, [SA(16)], ["triton"])
+    assert refused == {
+        "sa:window=16,seed=0 | triton": "interpreted kernels run for correctness, never for time"
+    }
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"models": ["no/such/folder/here"]}, "no model at"),
+        ({"models": ["smollm2-135m"], "small": True}, "shrinks"),
+        ({"patterns": ["sa:0"]}, "window"),
+        ({"backends": ["tritn"]}, "did you mean 'triton'"),
+        ({"n": [0]}, "at least 1 token"),
+        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"budget": 0}, "--budget above 0"),
+    ],
+)
+def test_mistakes_are_one_sentence(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        make_options(**{"device": "cpu", **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_script_refuses_before_anything_slow(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    script = [sys.executable, "scripts/bench_prefill", "--device", "cuda", "--out", str(tmp_path)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == (
+        "bench_prefill: error: torch sees no CUDA device here; use --device cpu\n"
+    )
