@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.harness.embedded import resolve_model
+from sa_patch.harness.gguf_once import reading_gguf_once
 from sa_patch.harness.layer_check import check_layers
 from sa_patch.harness.measure import HeadShape, PatternMeter, padding_lengths
 from sa_patch.harness.schedule_file import read_layers
@@ -122,7 +123,8 @@ class SAPatchLM(HFLM):
         if hf_arguments.get("device") is None:
             hf_arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         # Under the same name lm-eval has an option of its own: which of its code paths to take.
-        super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
+        with reading_gguf_once():
+            super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
         self._share_work()
         self.use_pattern(chosen, layers=schedule, decode=decode, backend=backend)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sa_patch.errors import UserError
 from sa_patch.harness.embedded import DEFAULT_MODEL, ModelSource, resolve_model
+from sa_patch.harness.gguf_once import reading_gguf_once
 from sa_patch.harness.quiet import silenced
 from sa_patch.harness.reason import one_line
 
@@ -35,8 +36,9 @@ def load_pretrained(
         UserError: if the model cannot be found or loaded, with the reason.
     """
     source = resolve_model(name, gguf_file, revision)
-    tokenizer = load_tokenizer(name, source)
-    return load_causal_lm(name, source, dtype, device_map), tokenizer
+    with reading_gguf_once():
+        tokenizer = load_tokenizer(name, source)
+        return load_causal_lm(name, source, dtype, device_map), tokenizer
 
 
 def load_tokenizer(name: str, source: ModelSource) -> Any:
@@ -73,7 +75,7 @@ def load_causal_lm(
 def _load(name: str, loader: Any, source: ModelSource, **options: Any) -> Any:
     given = {"revision": source.revision, "gguf_file": source.gguf_file}
     options |= {key: value for key, value in given.items() if value is not None}
-    with silenced():
+    with silenced(), reading_gguf_once():
         try:
             return loader.from_pretrained(source.pretrained, **options)
         except Exception as error:

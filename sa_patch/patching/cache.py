@@ -125,6 +125,9 @@ class ReachLayer(DynamicLayer):
         return self.dropped + int(super().get_seq_length())
 
     def reset(self) -> None:
+        """Forget all tokens."""
+        # transformers 5.17 fills keys with zeros here, and goes on counting them.
+        self.is_initialized = False
         super().reset()
         self.dropped, self._keeps_all, self._padding, self._announced = 0, False, None, False
 

@@ -1,6 +1,7 @@
 """A model and its tokenizer from one name."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,3 +38,28 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, checkpoint: Path) -> N
         load_pretrained(str(tmp_path / "none"))
     with pytest.raises(UserError, match="revision"):
         load_pretrained(str(checkpoint), revision="abc")
+
+
+def test_the_embedded_models_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = pytest.importorskip("gguf")
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    read: list[Any] = []
+
+    def counted(path: str) -> Any:
+        read.append(reader(path))
+        return read[-1]
+
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    model, _ = load_pretrained("smollm2-135m")
+    assert len(read) == 1
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == (counted, names)
+    stored = {tensor.name: tensor for tensor in read[0].tensors}
+    held = model.state_dict()
+    for name, own in {
+        "token_embd": "embed_tokens",
+        "blk.29.ffn_down": "layers.29.mlp.down_proj",
+        "blk.17.attn_v": "layers.17.self_attn.v_proj",
+    }.items():
+        tensor = stored[f"{name}.weight"]
+        expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+        assert torch.equal(held[f"model.{own}.weight"], expected)
