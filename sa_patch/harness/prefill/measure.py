@@ -33,8 +33,9 @@ class Measurer:
 
     Args:
         deadline: of `time.monotonic`; what cannot be done before it is skipped, with the reason.
-        decoded: tokens to write after the prompt, stock and with the first sparse setup; 0 for
-            none.
+        decoded: tokens to write after the prompt, stock and with the first sparse setup.
+        longest: tokens of prompt and text together that the model was made for, beyond which
+            none are written; None for any number.
         say: takes a line of progress.
         keep: is called whenever there is something new to put on disk.
     """
@@ -44,6 +45,7 @@ class Measurer:
     setups: Sequence[Setup]
     deadline: float
     decoded: int
+    longest: int | None
     say: Callable[[str], None]
     keep: Callable[[], None]
     clock: Clock = field(init=False)
@@ -130,24 +132,27 @@ class Measurer:
                     self._gone(cell, error)
 
     def _decode(self, running: Sequence[tuple[Setup, Prefill]], tokens: Tensor) -> None:
+        count = self.decoded
+        if self.longest is not None:
+            count = min(count, self.longest - tokens.shape[1])
         chosen = [pair for pair in running if pair[0].pattern is None]
         chosen += [pair for pair in running if not pair[0].full][:1]
-        for setup, cell in chosen if self.decoded else ():
+        for setup, cell in chosen if count else ():
             if self.deadline < time.monotonic() or cell.status != TIMED:
                 continue
             try:
                 with applied(self.model, setup):
-                    cell.decode_seconds = self._decode_seconds(tokens)
+                    cell.decode_seconds = self._decode_seconds(tokens, count)
             except Exception as error:
                 # The prefill's time stands.
                 cell.reason = f"decoding: {one_line(error)}"
             self.clock.forget()
 
-    def _decode_seconds(self, tokens: Tensor) -> list[float]:
+    def _decode_seconds(self, tokens: Tensor, count: int) -> list[float]:
         cache = DynamicCache(config=self.model.config)
         out = self._pass(tokens, cache)
         taken = []
-        for _ in range(self.decoded):
+        for _ in range(count):
             last = out.argmax(-1)
             start = self._now()
             out = self._pass(last, cache)

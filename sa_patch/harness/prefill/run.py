@@ -52,7 +52,12 @@ def run_prefill(options: PrefillOptions, say: Say = print) -> PrefillBench:
                 model = make_model(
                     name, device=options.device, dtype=options.dtype, small=options.small
                 )
-                _check_lengths(name, model, options)
+                longest = _longest(name, model)
+                if longest is not None and max(options.n) > longest:
+                    raise UserError(
+                        f"a prompt of {max(options.n)} tokens is longer than the {longest} that "
+                        f"{name} was made for; give a smaller --n"
+                    )
                 began = time.monotonic()
                 share = left / (len(options.models) - index)
                 _measure_model(options, bench, name, model, began + share, say)
@@ -85,7 +90,14 @@ def _measure_model(
     wrong = {one.label for one in bench.verdicts if one.model == name and not one.passed}
     right = [setup for setup in setups if setup.key not in wrong]
     measurer = Measurer(
-        model, name, right, deadline, options.decoded, say, lambda: _write(options, bench)
+        model,
+        name,
+        right,
+        deadline,
+        options.decoded,
+        _longest(name, model),
+        say,
+        lambda: _write(options, bench),
     )
     for index, n in enumerate(options.n):
         measurer.measure(n, length_share(n, options.n[index:]), bench.prefills)
@@ -113,15 +125,9 @@ def _facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _check_lengths(name: str, model: PreTrainedModel, options: PrefillOptions) -> None:
-    longest = max(options.n) + options.decoded
-    limit = model.config.max_position_embeddings
-    # Random weights know no positions: a longer prompt costs what it costs.
-    if name not in PUBLISHED and longest > limit:
-        raise UserError(
-            f"{max(options.n)} tokens and {options.decoded} written after them are more than the "
-            f"{limit} that {name} was made for; give a smaller --n or --decoded"
-        )
+def _longest(name: str, model: PreTrainedModel) -> int | None:
+    """Tokens that a model was made for; random weights know no positions."""
+    return None if name in PUBLISHED else int(model.config.max_position_embeddings)
 
 
 def _give_back_memory(device: str) -> None:

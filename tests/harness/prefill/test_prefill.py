@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
@@ -244,6 +244,22 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
     read = json.loads((tmp_path / "prefill.json").read_text())
     assert not read["complete"] and {c["n"] for c in read["prefills"]} == {48}
     assert "Not finished" in (tmp_path / "prefill.md").read_text()
+
+
+def test_a_prompt_leaves_the_text_no_more_room_than_the_model_has(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    given = {"models": [str(checkpoint)], "small": False, "patterns": ["swa:4"], "dtype": None}
+    limit = AutoConfig.from_pretrained(checkpoint).max_position_embeddings
+    run = options(tmp_path, **given, n=(limit - 2, limit), budget=5)
+    bench = run_prefill(run, lambda line: None)
+    stock = [c for c in bench.prefills if c.label == "stock"]
+    assert [(c.n, c.status, len(c.decode_seconds)) for c in stock] == [
+        (limit - 2, TIMED, 2),
+        (limit, TIMED, 0),
+    ]
+    with pytest.raises(UserError, match=f"{limit + 1} tokens is longer than the {limit} that"):
+        run_prefill(options(tmp_path, **given, n=(limit + 1,)), lambda line: None)
 
 
 def test_interpreted_kernels_have_no_times(dense_model: PreTrainedModel) -> None:
