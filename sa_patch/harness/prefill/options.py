@@ -17,7 +17,7 @@ from sa_patch.kernels import check_backend
 from sa_patch.patterns import Pattern, parse_pattern
 
 DTYPES = ("float32", "bfloat16", "float16")
-PATTERNS = ("sa:256", "swa:256", "moba:512,3", "sinks:4+swa:126+sa:126", "full")
+PATTERNS = ("sa:256", "swa:256", "moba:window=256", "sinks:4+swa:126+sa:126", "full")
 SMALL_PATTERNS = ("sa:32", "swa:32", "moba:16,2", "sinks:4+swa:14+sa:14", "full")
 GPU_BACKENDS = ("triton", "flash")
 GPU_LENGTHS = (2048, 8192, 32768, 65536, 131072)

@@ -129,7 +129,7 @@ def _table(cells: list[Prefill]) -> str:
         memory = "-" if one.peak_bytes is None else number(one.peak_bytes / 2**30)
         decode = 1e3 * statistics.median(one.decode_seconds) if one.decode_seconds else None
         row = [
-            *(one.label, one.backend, number(one.median)),
+            *(one.label, _taken(one), number(one.median)),
             f"{number(min(one.seconds))} to {number(max(one.seconds))}",
             *(str(len(one.seconds)), number(one.n / one.median), _ratio(cells, one), memory),
             *(f"{100 * one.parts.get(part, 0.0) / whole:.0f}%" for part in PARTS),
@@ -137,6 +137,11 @@ def _table(cells: list[Prefill]) -> str:
         ]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def _taken(one: Prefill) -> str:
+    """The backend, and for "auto" what it took."""
+    return f"auto: {', '.join(one.calls)}" if one.backend == "auto" else one.backend
 
 
 def _ratio(cells: list[Prefill], one: Prefill) -> str:
