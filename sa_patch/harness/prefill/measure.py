@@ -59,14 +59,15 @@ class Measurer:
         """Measure all setups at length n into `prefills`.
 
         Args:
-            share: of the time that is left, what this length may take.
+            share: of the time that is left, what this length may take for more than the fewest
+                rounds; these are refused only where they do not fit before the deadline.
         """
         until = time.monotonic() + share * (self.deadline - time.monotonic())
         tokens = self._prompt(n)
         cells = [Prefill(self.name, n, s.label, s.backend, s.full) for s in self.setups]
         prefills += cells
         pairs = list(zip(self.setups, cells, strict=True))
-        running = [pair for pair in pairs if self._look(*pair, tokens, until)]
+        running = [pair for pair in pairs if self._look(*pair, tokens)]
         self._race(running, tokens, until)
         for setup, cell in running:
             if cell.seconds:
@@ -76,10 +77,10 @@ class Measurer:
         self.clock.forget()
         self.keep()
 
-    def _look(self, setup: Setup, cell: Prefill, tokens: Tensor, until: float) -> bool:
+    def _look(self, setup: Setup, cell: Prefill, tokens: Tensor) -> bool:
         """One pass for memory and one for parts and counts; whether the setup can be timed."""
         expected = self._expected(setup, cell.n)
-        left = until - time.monotonic()
+        left = self.deadline - time.monotonic()
         if left <= 0 or (1 + MIN_ROUNDS) * expected > left:
             cell.reason = (
                 f"a pass would take about {expected:.1f} s: {1 + MIN_ROUNDS} of them do not fit "

@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
 from sa_patch.harness.benchmark.goals import MET, MISSED, UNMEASURED
+from sa_patch.harness.benchmark.plan import length_share
 from sa_patch.harness.prefill.goals import JUDGED, judge_goals
 from sa_patch.harness.prefill.models import PUBLISHED, make_model, published_config
 from sa_patch.harness.prefill.options import PrefillOptions, make_options
@@ -297,3 +298,10 @@ def test_the_script_refuses_before_anything_slow(tmp_path: Path) -> None:
     assert done.stderr == (
         "bench_prefill: error: torch sees no CUDA device here; use --device cpu\n"
     )
+
+
+def test_short_prompts_are_timed_however_small_their_share(tmp_path: Path) -> None:
+    run = options(tmp_path, models=["qwen3-8b"], n=(4, 256), budget=60)
+    bench = run_prefill(run, lambda line: None)
+    assert {c.status for c in bench.prefills} == {TIMED}
+    assert length_share(4, (4, 256)) * 60 < 0.2
