@@ -1,16 +1,14 @@
 """scripts/bench_decode on a tiny model: a bounded pattern's cache stays flat, the stock grows."""
 
 import json
-import logging
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from transformers.utils import logging as transformers_logging
 
+from tests.mistakes import refusal
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_decode"
@@ -58,14 +56,4 @@ def test_a_mistake_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
-    try:
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-    finally:
-        # The script silences its own process.
-        logging.disable(logging.NOTSET)
-        transformers_logging.enable_progress_bar()
-    assert end.value.code == 2
-    said = capfd.readouterr().err
-    assert sentence in said and len(said.splitlines()) == 1
+    assert sentence in refusal("bench_decode", options, monkeypatch, capfd)

@@ -11,6 +11,7 @@ from sa_patch.training.comparison import load_results, markdown, summarize
 from sa_patch.training.loop import pretrain
 from sa_patch.training.run_folder import run_name
 from sa_patch.training.settings import Method, load_settings
+from tests.mistakes import refusal
 from tests.training.tiny_run import run, write_config
 
 
@@ -75,16 +76,21 @@ def test_runs_that_were_not_trained_alike_are_not_compared(compared: Path) -> No
     assert summarize(load_results([swa]))["methods"]["swa:window=8"]["seeds"] == [0]
 
 
-def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--seeds", "0,0"], "--seeds must be different"),
+        (["--out", "mini.yaml/out"], "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_training(
+    options: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     config = write_config(tmp_path)
-    status, _, errors = run("compare_pretraining", str(config), "--seeds", "0,0", cwd=tmp_path)
-    assert status == 2 and "--seeds must be different" in errors and len(errors.splitlines()) == 1
-    assert not (tmp_path / "runs").exists()
-
-
-def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-    out = config / "out"  # below a file
-    status, _, errors = run("compare_pretraining", str(config), "--out", str(out), cwd=tmp_path)
-    assert status == 2 and "cannot be written" in errors and len(errors.splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal("compare_pretraining", [config.name, *options], monkeypatch, capfd)
     assert not (tmp_path / "runs").exists()

@@ -28,7 +28,8 @@ from sa_patch.training.settings import (
     load_settings,
     parse_settings,
 )
-from tests.training.tiny_run import ROOT, run, write_config
+from tests.mistakes import refusal
+from tests.training.tiny_run import ROOT, write_config
 
 
 @pytest.fixture(scope="module")
@@ -233,12 +234,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_sentence(case: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_sentence(
+    case: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     changes, options, says = MISTAKES[case]
     path = write_config(tmp_path, **changes)
-    status, _, errors = run("pretrain", str(path), *options, cwd=tmp_path)
-    assert status == 2
-    assert says in errors and len(errors.splitlines()) == 1
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal("pretrain", [str(path), *options], monkeypatch, capfd)
     assert not (tmp_path / "runs" / "pretrain-mini" / "gated-window=8-seed0").exists()
 
 

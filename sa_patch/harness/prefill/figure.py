@@ -28,7 +28,7 @@ LINES = {"triton": "-", "flash": "-.", "auto": "-", "banded": (0, (6, 2)), "flex
 def figure_bytes(bench: PrefillBench) -> bytes:
     """The figure as PNG."""
     buffer = io.BytesIO()
-    draw(bench).savefig(buffer, format="png")
+    draw(bench).savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.15)
     return buffer.getvalue()
 
 

@@ -34,7 +34,7 @@ STEM = "prefill"
 
 
 def run_prefill(options: PrefillOptions, say: Say = print) -> PrefillBench:
-    """Measure, print, and write ``prefill.json``, ``.md`` and ``.png`` into `options.out`.
+    """Measure, print, and write ``prefill.json``, ``.md`` and, of several lengths, ``.png``.
 
     The files are rewritten after each length; an interrupt keeps what was measured.
 
@@ -148,7 +148,8 @@ def _write(options: PrefillOptions, bench: PrefillBench) -> None:
 
 
 def _figure(bench: PrefillBench) -> bytes | None:
-    if not any(one.seconds for one in bench.prefills):
+    # A line needs two points.
+    if len({one.n for one in bench.prefills if one.seconds}) < 2:
         return None
     try:
         from sa_patch.harness.prefill.figure import figure_bytes
