@@ -7,6 +7,7 @@ twice, a short prompt's share of the time was too small for it, and one failure 
 import dataclasses
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
 from sa_patch.harness.benchmark.plan import length_share
+from sa_patch.harness.prefill import measure
 from sa_patch.harness.prefill.models import PUBLISHED, make_model, published_config
 from sa_patch.harness.prefill.options import PrefillOptions, make_options
 from sa_patch.harness.prefill.parts import (
@@ -30,7 +32,7 @@ from sa_patch.harness.prefill.parts import (
     counting_backends,
     time_parts,
 )
-from sa_patch.harness.prefill.record import FAILED, TIMED, Verdict
+from sa_patch.harness.prefill.record import FAILED, SKIPPED, TIMED, Prefill, Verdict
 from sa_patch.harness.prefill.run import run_prefill
 from sa_patch.harness.prefill.setups import Setup, applied, gather
 from sa_patch.harness.prefill.verify import verify
@@ -269,3 +271,20 @@ def test_short_prompts_are_timed_however_small_their_share(tmp_path: Path) -> No
     bench = run_prefill(run, lambda line: None)
     assert {c.status for c in bench.prefills} == {TIMED}
     assert length_share(4, (4, 256)) * 60 < 0.2
+
+
+def test_rounds_that_are_owed_keep_their_time(
+    dense_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two setups would fit into 18 seconds with three passes of 4, and not both."""
+    monkeypatch.setattr(measure, "time_parts", lambda model, forward: {CORE: 4.0})
+    setups = [Setup(), Setup(SWA(16), "banded")]
+    deadline = time.monotonic() + 18
+    measurer = measure.Measurer(
+        dense_model, "it", setups, deadline, 0, None, lambda line: None, lambda: None
+    )
+    measurer._last = {setup.key: (64, 4.0) for setup in setups}
+    cells: list[Prefill] = []
+    measurer.measure(64, 0.5, cells)
+    assert [cell.status for cell in cells] == [TIMED, SKIPPED]
+    assert "a pass would take about 4.0 s" in cells[1].reason
