@@ -219,7 +219,7 @@ def test_a_prompt_leaves_the_text_no_more_room_than_the_model_has(
 ) -> None:
     given = {"models": [str(checkpoint)], "small": False, "patterns": ["swa:4"], "dtype": None}
     limit = AutoConfig.from_pretrained(checkpoint).max_position_embeddings
-    run = options(tmp_path, **given, n=(limit - 2, limit), budget=5)
+    run = options(tmp_path, **given, n=(limit - 2, limit), budget=60)
     bench = run_prefill(run, lambda line: None)
     stock = [c for c in bench.prefills if c.label == "stock"]
     assert [(c.n, c.status, len(c.decode_seconds)) for c in stock] == [
