@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -14,6 +13,7 @@ from sa_patch.errors import UserError
 from sa_patch.harness.cells import SCHEMA
 from sa_patch.harness.config import ModelSpec, SweepConfig
 from sa_patch.harness.embedded import resolve_model
+from sa_patch.harness.free_memory import free_memory
 from sa_patch.harness.layer_check import check_layers
 from sa_patch.harness.plan import PlannedCell
 from sa_patch.harness.provenance import hardware, now
@@ -70,7 +70,7 @@ class CellRunner:
         with silenced() as noise:
             content = self._attempt(cell, noise)
         if content["status"] == "failed":
-            _free_memory()
+            free_memory()
         return Computed(content, noise.text())
 
     def _attempt(self, cell: PlannedCell, noise: Noise) -> dict[str, Any]:
@@ -183,11 +183,3 @@ def load_model(spec: ModelSpec, batch_size: int) -> Any:
             raise UserError(
                 f"the model {spec.pretrained!r} could not be loaded: {one_line(error)}"
             ) from error
-
-
-def _free_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from sa_patch import SA, SWA, Sinks, patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
@@ -228,7 +230,18 @@ def test_assisted_decoding_is_greedy_decoding() -> None:
     assert torch.equal(model.generate(tokens, prompt_lookup_num_tokens=8, **options), greedy)
 
 
-def test_a_cache_can_be_used_again_after_a_reset() -> None:
+def zeroed(layer: DynamicLayer) -> None:
+    """`DynamicLayer.reset` of transformers 5.17."""
+    if layer.is_initialized:
+        layer.keys.zero_()
+        layer.values.zero_()
+
+
+@pytest.mark.parametrize("reset", [DynamicLayer.reset, zeroed], ids=["own", "5.17"])
+def test_a_cache_can_be_used_again_after_a_reset(
+    reset: Callable[[DynamicLayer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DynamicLayer, "reset", reset)
     tokens, ones = random_tokens(1, 90), torch.ones(1, 90)
     model = patch_model(tiny_model("llama"), SWA(4), decode="pattern")
     first, cache = in_steps(model, tokens, [0, 80, 90], ones)

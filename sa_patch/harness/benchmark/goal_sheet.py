@@ -18,11 +18,12 @@ from typing import Any
 from sa_patch.errors import UserError
 from sa_patch.harness.atomic_write import write_whole
 from sa_patch.harness.benchmark.check import FAILED, WRONG, Case, Checked, grid, run_checks, tally
+from sa_patch.harness.benchmark.goal_lines import goal_lines, goals_markdown
 from sa_patch.harness.benchmark.goals import BLOCK_MOBA, UNMEASURED, WINDOW, Goal, judge_goals
 from sa_patch.harness.benchmark.options import BenchOptions, make_options, prepare_folder
 from sa_patch.harness.benchmark.record import Bench
 from sa_patch.harness.benchmark.run import Console, PlainConsole, provenance, run_bench
-from sa_patch.harness.benchmark.tables import markdown, number
+from sa_patch.harness.benchmark.tables import markdown
 from sa_patch.kernels import BACKENDS
 
 BUDGET = 540.0
@@ -114,7 +115,7 @@ def run_goal_sheet(
                 _write(sheet, out)
     finally:
         _write(sheet, out)
-    for line in _goal_lines(sheet):
+    for line in goal_lines(sheet.goals):
         say(line)
     if bad := sheet.wrong():
         say(f"{len(bad)} wrong or failed, above and in {out / 'goals.md'}")
@@ -214,11 +215,7 @@ def _markdown(sheet: Sheet) -> str:
     parts = ["# GPU goal sheet", _machine(sheet) + "."]
     if sheet.rehearsal:
         parts.append(f"**This is {REHEARSAL}.**")
-    lines = ["| goal | target | measured | status | detail |", "| --- | ---: | ---: | --- | --- |"]
-    for goal in sheet.goals:
-        value = "-" if goal.value is None else number(goal.value)
-        lines.append(f"| {goal.name} | {goal.target:g} | {value} | {goal.status} | {goal.detail} |")
-    parts += ["## Goals", "\n".join(lines) if sheet.goals else "Not reached."]
+    parts += ["## Goals", goals_markdown(sheet.goals) if sheet.goals else "Not reached."]
     parts += [
         "## Correctness",
         f"{len(sheet.checks)} of {sheet.planned} cases of the grid were reached: "
@@ -230,15 +227,6 @@ def _markdown(sheet: Sheet) -> str:
         if stem != "attention":
             parts.append(markdown(bench).replace("# Attention benchmark", f"# {stem}", 1))
     return "\n\n".join(parts) + "\n"
-
-
-def _goal_lines(sheet: Sheet) -> list[str]:
-    found = []
-    for goal in sheet.goals:
-        value = "-" if goal.value is None else number(goal.value)
-        found.append(f"{goal.status.upper()}: {goal.name}: {value}, target {goal.target:g}")
-        found.append(f"    {goal.detail}")
-    return found
 
 
 def _tally_text(sheet: Sheet) -> str:

@@ -21,6 +21,7 @@ from sa_patch.errors import UserError
 from sa_patch.harness.atomic_write import write_whole
 from sa_patch.harness.benchmark.clock import Clock, better, measure_ceilings, quiet_process
 from sa_patch.harness.benchmark.length import Runner
+from sa_patch.harness.benchmark.optional_figure import drawn
 from sa_patch.harness.benchmark.options import BenchOptions, prepare_folder
 from sa_patch.harness.benchmark.plan import length_share
 from sa_patch.harness.benchmark.record import FAILED, WRONG, Bench, write_bench
@@ -123,10 +124,10 @@ def write_results(
         if markdown_too:
             files.append(folder / f"{stem}.md")
             write_whole(files[-1], markdown(bench).encode())
-        drawn = _figure(bench) if figure else None
-        if drawn is not None:
+        image = _figure(bench) if figure else None
+        if image is not None:
             files.append(folder / f"{stem}.png")
-            write_whole(files[-1], drawn)
+            write_whole(files[-1], image)
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}") from error
     return tuple(files)
@@ -135,13 +136,13 @@ def write_results(
 def _figure(bench: Bench) -> bytes | None:
     if not any(cell.samples_ms for cell in bench.cells):
         return None
-    try:
+
+    def draw() -> bytes:
         from sa_patch.harness.benchmark.figure import figure_bytes
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        return None
-    return figure_bytes(bench)
+
+        return figure_bytes(bench)
+
+    return drawn(draw)
 
 
 def _print_length(bench: Bench, n: int, console: Console) -> None:

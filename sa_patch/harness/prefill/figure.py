@@ -9,9 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
 
-from sa_patch.harness.axis import log_ticks, tick_text
+from sa_patch.harness.axis import scale_log_y, scale_x
 from sa_patch.harness.prefill.parts import CORE
 from sa_patch.harness.prefill.record import Prefill, PrefillBench
 from sa_patch.harness.prefill.tables import REHEARSAL, machine_line
@@ -79,17 +78,14 @@ def _lines(bench: PrefillBench, model: str) -> list[list[Prefill]]:
 
 
 def _draw_seconds(axes: Axes, lines: Sequence[Sequence[Prefill]]) -> None:
+    reached: list[tuple[float, float]] = []
     for cells in lines:
         lengths = [one.n for one in cells]
         axes.plot(lengths, [one.median or 0.0 for one in cells], **_look(cells[0]))
         low, high = [min(one.seconds) for one in cells], [max(one.seconds) for one in cells]
+        reached += [(min(low), 0.0), (max(high), 0.0)]
         axes.fill_between(lengths, low, high, color=_colour(cells[0]), alpha=0.15, linewidth=0)
-    axes.set_yscale("log")
-    low_end, high_end = axes.get_ylim()
-    ticks = log_ticks(low_end, high_end, 9)
-    axes.set_yticks(ticks, [tick_text(tick) for tick in ticks])
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_minor_locator(NullLocator())
+    scale_log_y(axes, reached)
     axes.set_ylabel("seconds, median and range", fontsize=FONT)
 
 
@@ -102,10 +98,7 @@ def _draw_share(axes: Axes, lines: Sequence[Sequence[Prefill]]) -> None:
 
 
 def _length_axis(axes: Axes, lengths: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    names = [f"{n // 1024}K" if n % 1024 == 0 else str(n) for n in lengths]
-    axes.set_xticks(lengths, names)
-    axes.xaxis.set_minor_locator(NullLocator())
+    scale_x(axes, lengths, 2)
     axes.set_xlabel("tokens of the prompt", fontsize=FONT)
     axes.grid(color="#E6E6E6", linewidth=0.7)
     axes.set_axisbelow(True)

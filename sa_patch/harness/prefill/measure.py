@@ -21,7 +21,6 @@ from sa_patch.kernels import forget_plans
 from sa_patch.patterns import SA
 from sa_patch.patterns.permutation import permutation_order
 
-DECODED_TOKENS = 64
 MIN_ROUNDS, MAX_ROUNDS = 2, 10
 QUICK = 2.0  # seconds below which a first pass, which warms up, is not looked at
 DRAWS = 20

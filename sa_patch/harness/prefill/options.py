@@ -22,7 +22,7 @@ SMALL_PATTERNS = ("sa:32", "swa:32", "moba:16,2", "sinks:4+swa:14+sa:14", "full"
 GPU_BACKENDS = ("triton", "flash")
 GPU_LENGTHS = (2048, 8192, 32768, 65536, 131072)
 CPU_LENGTHS, SMALL_LENGTHS = (8192,), (256, 512)
-# Under the 10 minutes that a run may take: building the models is not in it.
+# Building the models is not in it.
 GPU_BUDGET, CPU_BUDGET, SMALL_BUDGET = 480.0, 600.0, 60.0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.harness.atomic_write import write_whole
+from sa_patch.harness.benchmark.goals import Goal
 
 SCHEMA = 1
 KIND = "sa_patch prefill benchmark"
@@ -92,7 +93,7 @@ class PrefillBench:
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     prefills: list[Prefill] = field(default_factory=list)
-    goals: list[dict[str, Any]] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
     complete: bool = False
 
     def at(self, model: str, n: int) -> list[Prefill]:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-import gc
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.harness.atomic_write import write_whole
 from sa_patch.harness.benchmark.clock import quiet_process
+from sa_patch.harness.benchmark.goal_lines import goal_lines
+from sa_patch.harness.benchmark.optional_figure import drawn
 from sa_patch.harness.benchmark.options import prepare_folder
 from sa_patch.harness.benchmark.plan import length_share
 from sa_patch.harness.benchmark.run import provenance
+from sa_patch.harness.free_memory import free_memory
 from sa_patch.harness.prefill.goals import judge_goals
 from sa_patch.harness.prefill.measure import Measurer
 from sa_patch.harness.prefill.models import PUBLISHED, make_model
 from sa_patch.harness.prefill.options import PrefillOptions
 from sa_patch.harness.prefill.record import PrefillBench, write_json
 from sa_patch.harness.prefill.setups import gather
-from sa_patch.harness.prefill.tables import cell_line, goal_lines, markdown, verdict_line
+from sa_patch.harness.prefill.tables import cell_line, markdown, verdict_line
 from sa_patch.harness.prefill.verify import verify
 from sa_patch.harness.provenance import now
 from sa_patch.patching import attention_layers
@@ -63,7 +63,7 @@ def run_prefill(options: PrefillOptions, say: Say = print) -> PrefillBench:
                 _measure_model(options, bench, name, model, began + share, say)
                 left -= time.monotonic() - began
                 del model
-                _give_back_memory(options.device)
+                free_memory()
             bench.complete = True
         finally:
             bench.provenance["ended"] = now()
@@ -105,7 +105,7 @@ def _measure_model(
         for one in bench.at(name, n):
             say(cell_line(bench.at(name, n), one))
     if options.device == "cuda" and name in PUBLISHED and not options.small:
-        goals = [dataclasses.asdict(goal) for goal in judge_goals(bench, name)]
+        goals = judge_goals(bench, name)
         bench.goals += goals
         for line in goal_lines(goals):
             say(line)
@@ -130,19 +130,13 @@ def _longest(name: str, model: PreTrainedModel) -> int | None:
     return None if name in PUBLISHED else int(model.config.max_position_embeddings)
 
 
-def _give_back_memory(device: str) -> None:
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
-
-
 def _write(options: PrefillOptions, bench: PrefillBench) -> None:
     try:
         write_json(options.out / f"{STEM}.json", bench)
         write_whole(options.out / f"{STEM}.md", markdown(bench).encode())
-        drawn = _figure(bench)
-        if drawn is not None:
-            write_whole(options.out / f"{STEM}.png", drawn)
+        image = _figure(bench)
+        if image is not None:
+            write_whole(options.out / f"{STEM}.png", image)
     except OSError as error:
         raise UserError(f"cannot write into {options.out}: {error.strerror}") from error
 
@@ -151,10 +145,10 @@ def _figure(bench: PrefillBench) -> bytes | None:
     # A line needs two points.
     if len({one.n for one in bench.prefills if one.seconds}) < 2:
         return None
-    try:
+
+    def draw() -> bytes:
         from sa_patch.harness.prefill.figure import figure_bytes
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        return None
-    return figure_bytes(bench)
+
+        return figure_bytes(bench)
+
+    return drawn(draw)

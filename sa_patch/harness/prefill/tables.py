@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from sa_patch.harness.benchmark.goals import UNMEASURED
+from sa_patch.harness.benchmark.goal_lines import goals_markdown
 from sa_patch.harness.benchmark.tables import number
 from sa_patch.harness.prefill.parts import PARTS
 from sa_patch.harness.prefill.record import Prefill, PrefillBench, Verdict, best_full
@@ -37,7 +37,7 @@ def markdown(bench: PrefillBench) -> str:
     if not bench.complete:
         parts.append("**Not finished: what was measured until it stopped.**")
     if bench.goals:
-        parts += ["## Goals", _goals(bench.goals)]
+        parts += ["## Goals", goals_markdown(bench.goals)]
     for name, facts in bench.models.items():
         parts += [f"## {name}", _facts(facts)]
         verdicts = [one for one in bench.verdicts if one.model == name]
@@ -79,27 +79,6 @@ def verdict_line(one: Verdict) -> str:
     """One check in one line."""
     word = "ok" if one.passed else "WRONG"
     return f"  {word:5s} {one.check}, {one.label}: {one.error:.2g} (allowed {one.allowed:.2g})"
-
-
-def goal_lines(goals: list[dict[str, Any]]) -> list[str]:
-    """Every goal with what it came to."""
-    found = []
-    for goal in goals:
-        value = "-" if goal["value"] is None else number(goal["value"])
-        found.append(f"{goal['status'].upper()}: {goal['name']}: {value}, target {goal['target']}")
-        found.append(f"    {goal['detail']}")
-    return found
-
-
-def _goals(goals: list[dict[str, Any]]) -> str:
-    lines = ["| goal | target | measured | status | detail |", "| --- | ---: | ---: | --- | --- |"]
-    for goal in goals:
-        value = "-" if goal["status"] == UNMEASURED else number(goal["value"])
-        lines.append(
-            f"| {goal['name']} | {goal['target']:g} | {value} | {goal['status']} "
-            f"| {goal['detail']} |"
-        )
-    return "\n".join(lines)
 
 
 def _facts(facts: dict[str, Any]) -> str:

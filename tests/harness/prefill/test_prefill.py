@@ -9,6 +9,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from sa_patch.harness.prefill.run import run_prefill
 from sa_patch.harness.prefill.setups import Setup, applied, gather
 from sa_patch.harness.prefill.verify import verify
 from sa_patch.kernels import BACKENDS
-from sa_patch.patterns import SA, SWA, Full, MoBA
+from sa_patch.patterns import SA, SWA, Full, MoBA, permutation
 from tests.mistakes import refusal
 
 BANDED = [Setup(pattern, "banded") for pattern in (SA(16), SWA(16), MoBA(8, 2), Full())]
@@ -130,7 +131,7 @@ def test_parts_are_each_times_of_their_own(
     # A second passes whenever the watch is read.
     monkeypatch.setattr(Stopwatch, "_mark", lambda self: next(ticks))
     tokens = torch.randint(512, (1, 64))
-    function, calls = ALL_ATTENTION_FUNCTIONS["sdpa"], 0
+    function, backends, calls = ALL_ATTENTION_FUNCTIONS["sdpa"], dict(BACKENDS), 0
 
     def forward() -> Tensor:
         nonlocal calls
@@ -147,6 +148,7 @@ def test_parts_are_each_times_of_their_own(
     assert calls == 3
     assert sum(counted.values()) == (0 if setup.pattern is None else 3 * 2)
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is function
+    assert backends == BACKENDS
 
 
 def options(out: Path, **given: Any) -> PrefillOptions:
@@ -288,3 +290,31 @@ def test_rounds_that_are_owed_keep_their_time(
     measurer.measure(64, 0.5, cells)
     assert [cell.status for cell in cells] == [TIMED, SKIPPED]
     assert "a pass would take about 4.0 s" in cells[1].reason
+
+
+def test_permutations_and_plans_are_made_anew_in_every_pass(
+    dense_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    fresh = permutation._draw_fresh
+
+    def counted(seq_len: int, *rest: Any) -> Any:
+        drawn.append(seq_len)
+        return fresh(seq_len, *rest)
+
+    monkeypatch.setattr(permutation, "_draw_cached", lru_cache(counted))
+    setup, passes = Setup(SA(16), "banded"), 0
+
+    def forward(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    with dense_model.register_forward_pre_hook(forward):
+        deadline = time.monotonic() + 20
+        measurer = measure.Measurer(
+            dense_model, "it", [setup], deadline, 0, None, lambda line: None, lambda: None
+        )
+        measurer.measure(64, 0.01, [])
+    # Every pass draws for both layers; drawing alone is timed as well.
+    assert passes >= 5
+    assert len(drawn) == 2 * passes + 1 + measure.DRAWS
