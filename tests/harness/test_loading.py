@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 
 import sa_patch
 from sa_patch.errors import UserError
+from sa_patch.harness.lm_eval_model import SAPatchLM
 from sa_patch.harness.loading import load_pretrained
 
 
@@ -63,3 +65,20 @@ def test_the_embedded_models_file_is_read_once(monkeypatch: pytest.MonkeyPatch) 
         tensor = stored[f"{name}.weight"]
         expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
         assert torch.equal(held[f"model.{own}.weight"], expected)
+
+
+def test_lm_evals_model_reads_a_file_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader
+
+    class Reached(Exception):
+        pass
+
+    def load(self: Any, **options: Any) -> None:
+        assert gguf.GGUFReader is not reader and gguf.GGUFReader.cache_info().maxsize
+        raise Reached
+
+    monkeypatch.setattr(HFLM, "__init__", load)
+    with pytest.raises(Reached):
+        SAPatchLM("smollm2-135m", method="full")
+    assert gguf.GGUFReader is reader

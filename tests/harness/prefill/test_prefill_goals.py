@@ -3,14 +3,18 @@
 Seen red when the slowest rival or our slowest backend was taken, and when a goal was always met.
 """
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sa_patch.harness.benchmark.goal_lines import goal_lines
 from sa_patch.harness.benchmark.goals import MET, MISSED, UNMEASURED
 from sa_patch.harness.prefill.goals import JUDGED, judge_goals
 from sa_patch.harness.prefill.parts import CORE
-from sa_patch.harness.prefill.record import TIMED, Prefill, PrefillBench
+from sa_patch.harness.prefill.record import TIMED, Prefill, PrefillBench, write_json
+from sa_patch.harness.prefill.tables import markdown
 
 
 def cell(n: int, label: str, backend: str, seconds: float | None, **rest: Any) -> Prefill:
@@ -56,3 +60,24 @@ def test_nothing_measured_meets_nothing() -> None:
     skipped = cell(32768, JUDGED, "triton", None, reason="no time left")
     goals = judge_goals(PrefillBench({}, {}, prefills=[skipped]), "qwen3-8b")
     assert goals[0].detail == "no time left"
+
+
+def test_goals_are_in_the_files_as_they_were_judged(tmp_path: Path) -> None:
+    hardware = {"gpus": ["a GPU"], "cpu": "a CPU"}
+    provenance = {"hardware": hardware, "versions": {"torch": "2", "transformers": "5"}}
+    options = {"device": "cuda", "small": False, "threads": 1, "dtype": "bfloat16"}
+    cells = [cell(32768, "stock", "", 3.0), cell(32768, JUDGED, "triton", 1.5)]
+    bench = PrefillBench(provenance, options, prefills=cells)
+    bench.goals = judge_goals(bench, "qwen3-8b")
+    write_json(tmp_path / "prefill.json", bench)
+    (met, far, *_) = json.loads((tmp_path / "prefill.json").read_text())["goals"]
+    assert (met["status"], met["value"], far["status"]) == (MET, 2.0, UNMEASURED)
+    assert met["detail"] == "1.50 s on triton, 3.00 s stock"
+    row = f"| {met['name']} | 1.4 | 2.00 | met | {met['detail']} |"
+    assert row in markdown(bench).splitlines()
+    assert f"| {far['name']} | 3 | - | {UNMEASURED} | {far['detail']} |" in markdown(bench)
+    assert goal_lines(bench.goals)[:3] == [
+        f"MET: {met['name']}: 2.00, target 1.4",
+        f"    {met['detail']}",
+        f"COULD NOT BE MEASURED: {far['name']}: -, target 3",
+    ]
