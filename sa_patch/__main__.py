@@ -2,7 +2,7 @@
 
 import sys
 
-from sa_patch.cli import main
+from sa_patch.cli.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

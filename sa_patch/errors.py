@@ -1,4 +1,9 @@
-"""The one exception class for mistakes a user can mend."""
+"""Mistakes a user can mend, and how any error is told in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+REASON_LENGTH = 300
 
 
 class UserError(ValueError):
@@ -7,3 +12,16 @@ class UserError(ValueError):
     The message says what was wrong, what is allowed and what to do. The command line prints it
     without a traceback and exits with status 2; in a notebook it is an ordinary ``ValueError``.
     """
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A "; did you mean ..." clause for a misspelt word, empty where nothing is near."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ";"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's kind and message as one line of at most `REASON_LENGTH` characters."""
+    text = " ".join(str(error).split())
+    line = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return line if len(line) <= REASON_LENGTH else f"{line[: REASON_LENGTH - 1]}…"

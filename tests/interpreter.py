@@ -4,7 +4,7 @@ A launch puts interpreted functions in the place of those of `triton.language`. 
 interpreter does so again at every call of a device function, thousands of times in a launch, by
 going through all members of the language, and finds each replaced already. Here every launch does
 it once for each language module. Also, the table of numpy's types is not built anew for every
-tensor. What kernels compute is not touched: tests/kernels/test_interpreter.py compares bits.
+tensor. What kernels compute is not touched: tests/kernels/triton/test_interpreter.py compares bits.
 """
 
 from __future__ import annotations

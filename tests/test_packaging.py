@@ -40,7 +40,7 @@ def test_wheel_holds_package_configs_and_tasks_and_nothing_else(wheel: Path) -> 
 
 def test_wheel_finds_its_own_data(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    script = "from sa_patch.resources import *; print(configs_dir()); print(tasks_dir())"
+    script = "from sa_patch.files.packaged import *; print(configs_dir()); print(tasks_dir())"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
@@ -56,4 +56,4 @@ def test_wheel_finds_its_own_data(wheel: Path, tmp_path: Path) -> None:
 def test_wheel_declares_the_command(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
-    assert "sa-patch = sa_patch.cli:main" in archive.read(name).decode()
+    assert "sa-patch = sa_patch.cli.command:main" in archive.read(name).decode()

@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sa_patch.resources import tasks_dir
-from tests.models import tiny_model
+from sa_patch.files.packaged import tasks_dir
+from tests.small_models import tiny_model
 
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sa_patch.analysis.weight_graph import WeightGraph
+from sa_patch.analysis.graphs.weight_graph import WeightGraph
 from sa_patch.errors import UserError
 from sa_patch.patching import patched
 from sa_patch.patching.layers import attention_layers, base_model, format_layers

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse, stats
 
-from sa_patch.analysis import reach
-from sa_patch.analysis.stack import differs_by_layer, layer_matrix
-from sa_patch.analysis.visibility import check_visibility
+from sa_patch.analysis.graphs import reach
+from sa_patch.analysis.graphs.stack import differs_by_layer, layer_matrix
+from sa_patch.analysis.graphs.visibility import check_visibility
 from sa_patch.errors import UserError
 from sa_patch.patterns import Pattern
 from sa_patch.patterns.base import whole_number
@@ -103,7 +103,7 @@ def measure_receptive_field(
         pattern: the pattern of every layer, drawn anew in each where it is random.
         seq_len: number of tokens n.
         depth: layers to go down at most; no further once every query of the sample sees everything.
-        causal: see `sa_patch.analysis.visibility.visibility`.
+        causal: see `sa_patch.analysis.graphs.visibility.visibility`.
         queries: how many to sample, the last one always among them; None for all.
         seed: of the sample, and of the random queries and keys of patterns that choose by content.
 

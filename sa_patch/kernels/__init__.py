@@ -1,6 +1,7 @@
 """HOW is attention over a pattern computed: one file per backend, one shared signature."""
 
 from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.caches import forget_plans
 from sa_patch.kernels.dispatch import (
     BACKENDS,
     attend,
@@ -8,7 +9,6 @@ from sa_patch.kernels.dispatch import (
     choose_backend,
     sparse_attention,
 )
-from sa_patch.kernels.remembered import forget_plans
 
 __all__ = [
     "BACKENDS",

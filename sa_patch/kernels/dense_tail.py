@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.backend import Backend, Spans
-from sa_patch.kernels.rows import needs_gradients
+from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.patterns import Full, Pattern, split_tail
 
 

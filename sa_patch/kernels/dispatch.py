@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sa_patch.errors import UserError
-from sa_patch.kernels import banded, flash, flex, reference, triton_backend
+from sa_patch.errors import UserError, suggest
+from sa_patch.kernels import reference
 from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
+from sa_patch.kernels.flash import backend as flash
+from sa_patch.kernels.flex import backend as flex
+from sa_patch.kernels.triton import backend as triton_backend
 from sa_patch.patterns import Pattern
-from sa_patch.patterns.registry import suggest
 
 BACKENDS: dict[str, Backend] = {
     # `reference` takes every pattern by its definition, and is what the others are held against.

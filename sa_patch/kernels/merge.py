@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.rows import needs_gradients
+from sa_patch.kernels.tiling import needs_gradients
 
 # Below this a log-sum-exp holds nothing but hidden scores.
 _NOTHING_SEEN = -(2.0**90)

@@ -5,11 +5,11 @@ from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.budget import fit_budget, flops_share, split_budget
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
-from sa_patch.patterns.psa import PSA
+from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.registry import PATTERNS, make_pattern, parse_pattern
-from sa_patch.patterns.sa import SA
 from sa_patch.patterns.sinks import Sinks
-from sa_patch.patterns.swa import SWA
+from sa_patch.patterns.sliding_window import SWA
+from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 from sa_patch.patterns.union import Union, seed_of, split_tail, unite, with_seed
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, whole_number
-from sa_patch.patterns.block_tree import best_leaves, scored_nodes
+from sa_patch.patterns.block_selection.tree import best_leaves, scored_nodes
 
 
 @dataclass(frozen=True)

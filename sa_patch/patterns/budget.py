@@ -9,7 +9,7 @@ from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, whole_number
 from sa_patch.patterns.registry import make_pattern, parse_pattern
 from sa_patch.patterns.sinks import Sinks
-from sa_patch.patterns.swa import SWA
+from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.union import unite
 
 # Numbers in a row for which a family may have no pattern, such as those no multiple of a block.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, whole_number
-from sa_patch.patterns.choice import first_best
+from sa_patch.patterns.block_selection.top_candidates import first_best
 
 
 def block_means(k: Tensor, block_size: int) -> Tensor:

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from typing import Any
 
-from sa_patch.errors import UserError
+from sa_patch.errors import UserError, suggest
 from sa_patch.patterns.base import Pattern
 from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
-from sa_patch.patterns.psa import PSA
-from sa_patch.patterns.sa import SA
+from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.sinks import Sinks
-from sa_patch.patterns.swa import SWA
+from sa_patch.patterns.sliding_window import SWA
+from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 from sa_patch.patterns.union import unite
 
 PATTERNS: dict[str, type[Pattern]] = {
     cls.name: cls for cls in (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK, Tail)
 }
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """A "; did you mean ..." clause for a misspelt word, empty where nothing is near."""
-    near = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ";"
 
 
 def pattern_class(name: str) -> type[Pattern]:

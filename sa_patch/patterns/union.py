@@ -14,10 +14,10 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, Rule
 from sa_patch.patterns.full import Full
-from sa_patch.patterns.psa import PSA
-from sa_patch.patterns.sa import SA
+from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.sinks import Sinks
-from sa_patch.patterns.swa import SWA
+from sa_patch.patterns.sliding_window import SWA
+from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 
 # Queries whose mask is built at once when counting.

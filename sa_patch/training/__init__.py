@@ -4,15 +4,15 @@ Importing it makes the gated and the fractional models known to transformers'
 ``AutoModelForCausalLM``.
 """
 
-from sa_patch.training.fractional import fractional_attention
-from sa_patch.training.fractional_models import (
+from sa_patch.training.fractional.attention import fractional_attention
+from sa_patch.training.fractional.models import (
     FractionalLlamaConfig,
     FractionalLlamaForCausalLM,
     fractional_model,
 )
-from sa_patch.training.fractional_module import FractionalAttention
-from sa_patch.training.gated_attention import GatedSA
-from sa_patch.training.gated_models import (
+from sa_patch.training.fractional.module import FractionalAttention
+from sa_patch.training.gated.attention import GatedSA
+from sa_patch.training.gated.models import (
     GatedLlamaConfig,
     GatedLlamaForCausalLM,
     GatedQwen3Config,

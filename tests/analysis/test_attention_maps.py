@@ -9,7 +9,7 @@ from sa_patch import unpatch_model
 from sa_patch.analysis.attention_maps import attention_maps, head_inputs
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Sinks
-from tests.models import random_tokens, tiny_model
+from tests.small_models import random_tokens, tiny_model
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "qwen2"])

@@ -8,13 +8,13 @@ import torch
 from scipy import stats
 from transformers import PreTrainedModel
 
+from sa_patch.analysis.graphs.weight_graph import WeightGraph
 from sa_patch.analysis.model_graph import measure_head_graphs
-from sa_patch.analysis.model_graph_report import model_graph_report
-from sa_patch.analysis.weight_graph import WeightGraph
-from sa_patch.cli import main
+from sa_patch.analysis.reports.model_graph import model_graph_report
+from sa_patch.cli.command import main
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
-from tests.models import tiny_model
+from tests.small_models import tiny_model
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 TOKENS = torch.arange(3, 23)[None]
@@ -106,6 +106,6 @@ def test_the_command_writes_numbers_and_a_figure(
         assert main([*words, *wrong, "--out", str(out)]) == 2
         assert says in capsys.readouterr().err
     # A configuration without a number of layers: the model itself says which it has.
-    monkeypatch.setattr("sa_patch.harness.layer_check.layer_count", lambda source: None)
+    monkeypatch.setattr("sa_patch.models.layer_check.layer_count", lambda source: None)
     assert main([*words, "--layers", "30", "--out", str(out)]) == 2
     assert "no layers [30] to measure; the model has 0-2" in capsys.readouterr().err

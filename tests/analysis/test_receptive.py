@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_patch.analysis import reach
-from sa_patch.analysis.content import random_content
+from sa_patch.analysis.graphs import reach
+from sa_patch.analysis.graphs.content import random_content
 from sa_patch.analysis.receptive import ReceptiveField, measure_receptive_field
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, Full, Pattern, Sinks

@@ -1,4 +1,4 @@
-"""Reports hold what was measured as JSON does; tests/test_cli_analyze.py draws their figures."""
+"""Reports hold what was measured as JSON does; tests/cli/test_analyze.py draws their figures."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from sa_patch.analysis.attention_maps import HeadInputs
-from sa_patch.analysis.attention_report import attention_report
-from sa_patch.analysis.content import random_content
-from sa_patch.analysis.cost_report import cost_report
-from sa_patch.analysis.figure_style import colours_of
-from sa_patch.analysis.graph_report import graph_report
-from sa_patch.analysis.propositions_report import propositions_report
-from sa_patch.analysis.receptive_report import receptive_report
-from sa_patch.analysis.report import Report, as_json, short, shown
+from sa_patch.analysis.graphs.content import random_content
+from sa_patch.analysis.reports.attention import attention_report
+from sa_patch.analysis.reports.cost import cost_report
+from sa_patch.analysis.reports.figure_style import colours_of
+from sa_patch.analysis.reports.graph import graph_report
+from sa_patch.analysis.reports.propositions import propositions_report
+from sa_patch.analysis.reports.receptive import receptive_report
+from sa_patch.analysis.reports.report import Report, as_json, short, shown
 from sa_patch.errors import UserError
 from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Sinks, parse_pattern
 from tests.laws.drawn import METHODS, patterns

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_patch.analysis import spectrum
-from sa_patch.analysis.spectrum import measure_mixing, ring_contraction
+from sa_patch.analysis.graphs import spectrum
+from sa_patch.analysis.graphs.spectrum import measure_mixing, ring_contraction
 from sa_patch.errors import UserError
 from sa_patch.patterns import PSA, SA, SWA, Full, Pattern, Sinks
 

@@ -8,10 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_patch.analysis.content import random_content
-from sa_patch.analysis.visibility import check_visibility, expected_pairs, undirected, visibility
+from sa_patch.analysis.graphs.content import random_content
+from sa_patch.analysis.graphs.visibility import (
+    check_visibility,
+    expected_pairs,
+    undirected,
+    visibility,
+)
 from sa_patch.errors import UserError
-from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks, Tail, pairs
+from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks, Tail
+from sa_patch.patterns import visible_pairs as pairs
 from tests.laws.drawn import METHODS, grid_patterns, patterns
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_patch.analysis.weight_graph import WeightGraph
+from sa_patch.analysis.graphs.weight_graph import WeightGraph
 
 
 def random_attention(n: int, seed: int, causal: bool = False) -> np.ndarray:

@@ -23,7 +23,7 @@ from sa_patch.patterns import (
     unite,
 )
 from sa_patch.patterns.permutation import permutation_slots
-from sa_patch.patterns.psa import RING_SIZE
+from sa_patch.patterns.prefix_stable import RING_SIZE
 
 METHODS: tuple[str, ...] = (*PATTERNS, "union")
 SPARSE_METHODS: tuple[str, ...] = tuple(name for name in METHODS if name != "full")

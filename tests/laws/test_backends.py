@@ -80,7 +80,7 @@ HEAD_DIMS = [60, 64, 100, 128]
     [
         *((8, 2, backend) for backend in BACKEND_NAMES if backend not in SLOW_BACKENDS),
         *((9, 3, backend) for backend in BACKEND_NAMES if backend != "flex"),
-        # Other shapes of flex are in tests/kernels/test_flex.py.
+        # Other shapes of flex are in tests/kernels/flex/test_flex.py.
         (4, 2, "flex"),
     ],
 )
@@ -173,7 +173,7 @@ def test_bfloat16_error_is_at_most_twice_that_of_sdpa(
         grid = in_turns(grid_patterns(method, n), backend, turn)
         if backend == "flex" and method == "union":
             # Every mix of rings and choices is compiled anew, and compared in fp32 above. Here are
-            # chosen blocks merged with a ring; tests/kernels/test_flex_unions.py has a window.
+            # chosen blocks merged with a ring; tests/kernels/flex/test_unions.py has a window.
             grid = [narrow_pattern(method)]
         for pattern in grid:
             if not serves(backend, pattern, case):

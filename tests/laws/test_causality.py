@@ -23,7 +23,14 @@ from tests.laws.strategies import (
     make_case,
     serves,
 )
-from tests.models import FAMILIES, FIRST_WORD, MOE_FAMILIES, VOCAB_SIZE, random_tokens, tiny_model
+from tests.small_models import (
+    FAMILIES,
+    FIRST_WORD,
+    MOE_FAMILIES,
+    VOCAB_SIZE,
+    random_tokens,
+    tiny_model,
+)
 
 MOE_TOLERANCE = 1e-5
 

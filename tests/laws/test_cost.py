@@ -20,7 +20,7 @@ from sa_patch import patch_model
 from sa_patch.kernels import BACKENDS
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Tail
 from tests.laws.strategies import SLOW_BACKENDS, make_case, serves
-from tests.models import random_tokens, tiny_model
+from tests.small_models import random_tokens, tiny_model
 
 N = 4096
 # FlashAttention runs on GPUs only.

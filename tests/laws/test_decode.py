@@ -22,7 +22,7 @@ from sa_patch.errors import UserError
 from sa_patch.patterns import SA
 from tests.laws.drawn import MODEL_METHODS, MODEL_PREFIX_STABLE, narrow_pattern, patterns
 from tests.laws.strategies import MODEL_BACKENDS
-from tests.models import FAMILIES, PAD, random_tokens, tiny_model
+from tests.small_models import FAMILIES, PAD, random_tokens, tiny_model
 
 TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": PAD}

@@ -23,7 +23,7 @@ from tests.laws.strategies import (
     serves,
     visible_sets,
 )
-from tests.models import EOS, FAMILIES, PAD, random_tokens, tiny_model
+from tests.small_models import EOS, FAMILIES, PAD, random_tokens, tiny_model
 
 KERNEL_TOLERANCE = 1e-5  # absolute, float32
 LOGIT_TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10

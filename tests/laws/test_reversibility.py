@@ -21,7 +21,7 @@ from sa_patch import patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, MoBA, Pattern
 from tests.laws.drawn import MODEL_METHODS, MODEL_SPARSE_METHODS, narrow_pattern
-from tests.models import FAMILIES, build, random_tokens, tiny_config, tiny_model
+from tests.small_models import FAMILIES, build, random_tokens, tiny_config, tiny_model
 
 TOKENS = random_tokens(2, 30)
 MASK = torch.ones_like(TOKENS).index_fill_(1, torch.arange(4), 0)

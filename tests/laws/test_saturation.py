@@ -31,7 +31,7 @@ from tests.laws.strategies import (
     make_case,
     serves,
 )
-from tests.models import FAMILIES, random_tokens, tiny_model
+from tests.small_models import FAMILIES, random_tokens, tiny_model
 
 KERNEL_TOLERANCE = 1e-5  # absolute, float32
 LOGIT_TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10 after up to three layers

@@ -23,7 +23,7 @@ from sa_patch import SA, SWA, Full, MoBA, patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patching import layer_patterns
 from sa_patch.patterns import Pattern, Sinks
-from tests.models import PAD, random_tokens, tiny_model
+from tests.small_models import PAD, random_tokens, tiny_model
 
 TOKENS = random_tokens(2, 20)
 MASK = torch.ones_like(TOKENS)

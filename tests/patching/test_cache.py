@@ -19,7 +19,7 @@ from sa_patch.errors import UserError
 from sa_patch.patching import attention_layers
 from sa_patch.patching.cache import SPARE_TOKENS, ReachLayer
 from sa_patch.patterns import Pattern
-from tests.models import FAMILIES, PAD, random_tokens, tiny_model
+from tests.small_models import FAMILIES, PAD, random_tokens, tiny_model
 
 TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10
 REACHES: list[tuple[Pattern, int]] = [

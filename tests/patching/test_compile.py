@@ -15,7 +15,7 @@ import sa_patch
 from sa_patch import SA, SWA, MoBA, patch_model, patched, unpatch_model
 from sa_patch.patching import layer_patterns
 from sa_patch.patterns import Pattern, Sinks
-from tests.models import PAD, random_tokens, tiny_model
+from tests.small_models import PAD, random_tokens, tiny_model
 
 TOKENS = random_tokens(2, 20)
 MASK = torch.ones_like(TOKENS).index_fill_(1, torch.arange(6), 0)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TextStreamer
 from sa_patch import SA, SWA, Full, MoBA, patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import PSA, Pattern, Sinks, Tail
-from tests.models import PAD, random_tokens, tiny_model
+from tests.small_models import PAD, random_tokens, tiny_model
 
 STABLE: list[Pattern] = [Sinks(2) | SWA(4), MoBA(4, 2), PSA(4)]
 UNSTABLE: list[Pattern] = [SA(3), Tail(4) | SWA(3)]

@@ -10,7 +10,7 @@ import torch
 from sa_patch import patch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, MoBA, Pattern
-from tests.models import random_tokens, tiny_model
+from tests.small_models import random_tokens, tiny_model
 
 LOGIT_TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10
 PATTERNS = [SWA(4), SA(3), MoBA(3, 2)]

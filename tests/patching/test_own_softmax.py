@@ -14,7 +14,7 @@ from transformers import (
 
 from sa_patch import SWA, Full, patch_model, unpatch_model
 from sa_patch.errors import UserError
-from tests.models import random_tokens
+from tests.small_models import random_tokens
 
 COMMON = {
     "vocab_size": 64,

@@ -21,7 +21,7 @@ from sa_patch import SA, SWA, Full, MoBA, patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patching import attention_layers, format_layers, parse_layers
 from sa_patch.patching.plan import get_plan
-from tests.models import FAMILIES, random_tokens, tiny_config, tiny_model
+from tests.small_models import FAMILIES, random_tokens, tiny_config, tiny_model
 
 
 def logits(model: nn.Module, tokens: torch.Tensor, **arguments: object) -> torch.Tensor:

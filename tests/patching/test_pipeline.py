@@ -17,7 +17,7 @@ from transformers import (
 
 from sa_patch import SA, SWA, MoBA, patch_model, unpatch_model
 from sa_patch.patterns import Pattern, Sinks
-from tests.models import tiny_model
+from tests.small_models import tiny_model
 from tests.tiny_checkpoint import tiny_tokenizer
 
 PROMPTS = [

@@ -17,7 +17,7 @@ from sa_patch import SA, SWA, Full, MoBA, Sinks, patch_model, patched, unpatch_m
 from sa_patch.errors import UserError
 from sa_patch.patching import Schedule, layer_patterns, observe_layers
 from sa_patch.patterns import Pattern
-from tests.models import random_tokens, tiny_model
+from tests.small_models import random_tokens, tiny_model
 
 PATTERNS = [None, SWA(3), SA(4, seed=2), Sinks(2) | SWA(3)]
 

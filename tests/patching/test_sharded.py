@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from sa_patch import SA, SWA, patch_model, unpatch_model
 from sa_patch.patching.mask import SparseMask, sparse_mask
 from sa_patch.patterns import Pattern
-from tests.models import PAD, random_tokens, tiny_model
+from tests.small_models import PAD, random_tokens, tiny_model
 
 
 @pytest.mark.parametrize("spread", ["cpu", "disk"])

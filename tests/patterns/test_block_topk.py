@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.patterns import BlockTopK, block_tree
+from sa_patch.patterns import BlockTopK
+from sa_patch.patterns.block_selection import tree as block_tree
 
 
 def blocks_and_dots(pattern: BlockTopK, query: np.ndarray, keys: np.ndarray, i: int) -> tuple:

@@ -13,7 +13,7 @@ from scipy import stats
 
 from sa_patch import PSA, SA
 from sa_patch.errors import UserError
-from sa_patch.patterns.psa import RING_SIZE
+from sa_patch.patterns.prefix_stable import RING_SIZE
 from tests.laws.drawn import patterns
 
 P_VALUE = 1e-4

@@ -8,7 +8,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from sa_patch.harness.token_scores import REQUEST_TYPE
+from sa_patch.evaluation.token_scores import REQUEST_TYPE
 
 # Positions before this one (in shorter windows: the first half) are left out of the main score: a
 # few hundred keys still hold nearly all of their past, so they say little about long context.

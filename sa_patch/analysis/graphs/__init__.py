@@ -1,0 +1,1 @@
+"""Attention as graphs: visible pairs, path lengths, clustering and spectra."""

@@ -1,0 +1,1 @@
+"""What ``sa-patch analyze`` shows of each analysis: numbers, a figure and rows."""

@@ -1,0 +1,1 @@
+"""HOW FAST: attention layers and whole models, beside their rivals."""

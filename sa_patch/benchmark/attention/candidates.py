@@ -1,0 +1,196 @@
+"""Who is measured: every method on every backend, and the rivals beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sa_patch.errors import UserError
+from sa_patch.kernels import BACKENDS, choose_backend, sparse_attention
+from sa_patch.kernels.flash import backend as flash
+from sa_patch.kernels.triton.backend import interpreting
+from sa_patch.patterns import SA, SWA, Full, Pattern
+
+BASELINE = "SDPA full"
+
+
+class Visibility(Protocol):
+    """What the gate and the count of FLOPs need to know of a pattern."""
+
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor: ...
+
+    def keys_per_query(self, seq_len: int) -> Tensor: ...
+
+    def selection_dots(self, seq_len: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TwoSidedBand:
+    """Keys with ``|i - j| < window``: stochastic attention's band before causality.
+
+    No pattern of this package, for it looks into the future: a rival's task, on which fused
+    kernels show what the hardware gives for a band of this width.
+    """
+
+    window: int
+
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor:
+        keys = torch.arange(seq_len, device=query_positions.device)
+        return ((query_positions[:, None] - keys).abs() < self.window)[None]
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        positions = torch.arange(seq_len, dtype=torch.float64)
+        before = positions.clamp(max=self.window - 1)
+        return 1 + before + before.flip(0)
+
+    def selection_dots(self, seq_len: int) -> Tensor:
+        return torch.zeros(seq_len, dtype=torch.float64)
+
+
+class Call(Protocol):
+    """q ``[batch, heads, n, head_dim]``, k and v ``[batch, kv_heads, n, head_dim]``."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One thing that is measured.
+
+    Args:
+        label: what is computed: a pattern's text form, or a rival's name.
+        method: the pattern's short name; of a rival "full", "swa" or "band".
+        backend: who computes it: a backend's name, "torch" or FlashAttention's version.
+        shown: which keys are visible.
+        dense: whether its time and memory grow as n squared whatever the pattern.
+        rival: whether it is no backend of this package.
+    """
+
+    label: str
+    method: str
+    backend: str
+    shown: Visibility
+    call: Call
+    dense: bool = False
+    rival: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.label} | {self.backend}"
+
+
+@dataclass(frozen=True)
+class NotServed:
+    """A method that a backend refuses, in the backend's own words."""
+
+    label: str
+    backend: str
+    reason: str
+
+
+def gather(
+    patterns: Sequence[Pattern], backends: Sequence[str], q: Tensor, k: Tensor
+) -> tuple[list[Contestant], list[NotServed]]:
+    """The contestants for inputs like q and k, the baseline first, and who could not take part."""
+    found = [_baseline()]
+    refused = []
+    for pattern in patterns:
+        for name in backends:
+            ok, reason = BACKENDS[name].supports(pattern, q, k)
+            if ok and interpreted(name, q):
+                ok, reason = False, "interpreted kernels run for correctness, never for time"
+            if ok:
+                found.append(_on_backend(pattern, name))
+            else:
+                refused.append(NotServed(str(pattern), name, reason))
+    served = {(one.label, one.backend) for one in found}
+    windows = [p.window for p in patterns if isinstance(p, (SA, SWA))]
+    rivals, absent = _flash_rivals(list(dict.fromkeys(windows)), q, k)
+    found += [one for one in rivals if (one.label, "flash") not in served]
+    return found, refused + absent
+
+
+def interpreted(backend: str, q: Tensor) -> bool:
+    """Whether this backend's kernels would run in Triton's interpreter."""
+    return backend == "triton" and (q.device.type == "cpu" or interpreting())
+
+
+def automatic(pattern: Pattern, q: Tensor, k: Tensor) -> str:
+    """The backend that `auto` takes."""
+    return choose_backend(pattern, q, k).name
+
+
+def _on_backend(pattern: Pattern, backend: str) -> Contestant:
+    def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        return sparse_attention(q, k, v, pattern, layer=layer, backend=backend)
+
+    return Contestant(
+        str(pattern), pattern.name, backend, pattern, call, dense=backend == "reference"
+    )
+
+
+def _baseline() -> Contestant:
+    def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        return scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+        )
+
+    return Contestant(BASELINE, "full", "torch", Full(), call, rival=True)
+
+
+def _flash_rivals(
+    windows: Sequence[int], q: Tensor, k: Tensor
+) -> tuple[list[Contestant], list[NotServed]]:
+    """FlashAttention on full attention and on bands; or why it takes no part."""
+    found: list[Contestant] = []
+    refused: list[NotServed] = []
+    try:
+        library = flash.serving(q, k, windowed=False)
+        found.append(Contestant(str(Full()), "full", library, Full(), _flash_full, rival=True))
+    except UserError as error:
+        refused.append(NotServed("rival: full", "FlashAttention", str(error)))
+    try:
+        library = flash.serving(q, k, windowed=True)
+    except UserError as error:
+        return found, [*refused, NotServed("rival: bands", "FlashAttention", str(error))]
+    for w in windows:
+        label, both = f"two-sided band ({w - 1}, {w - 1})", _flash_band(w - 1, w - 1)
+        found.append(Contestant(label, "band", library, TwoSidedBand(w), both, rival=True))
+        behind = _flash_band(w - 1, 0)
+        found.append(Contestant(str(SWA(w)), "swa", library, SWA(w), behind, rival=True))
+    return found, refused
+
+
+def _flash_full(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+    return flash.full(q, k, v, 1 / math.sqrt(q.shape[3]))
+
+
+def _flash_band(left: int, right: int) -> Call:
+    def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        return flash.banded(q, k, v, left, right, 1 / math.sqrt(q.shape[3]))
+
+    return call

@@ -1,0 +1,180 @@
+"""Are the backends right? Each against the float64 oracle over a grid of shapes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sa_patch.benchmark.attention.correctness import expect, judge, merge
+from sa_patch.benchmark.attention.options import DTYPES
+from sa_patch.errors import one_line
+from sa_patch.kernels import BACKENDS, sparse_attention
+from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
+
+PASSED, WRONG, REFUSED, FAILED = "passed", "wrong", "refused", "failed"
+LAYER = 3
+# dtype, head_dim, query heads, KV heads; what is used most comes first, for time may run out.
+FIRST_FAMILIES = (
+    ("bfloat16", 128, 8, 2),
+    ("float32", 64, 8, 2),
+    ("bfloat16", 64, 9, 3),
+    ("float16", 128, 9, 3),
+    ("bfloat16", 96, 8, 2),
+)
+# Each family costs `flex` minutes of compilation: two of them, and after the others' first two.
+FLEX_FAMILIES = FIRST_FAMILIES[:2]
+Family = tuple[str, int, int, int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: rows of `lengths` real tokens, padded on the right to the longest."""
+
+    backend: str
+    pattern: Pattern
+    dtype: str
+    head_dim: int
+    heads: int
+    kv_heads: int
+    lengths: tuple[int, ...]
+
+    def __str__(self) -> str:
+        rows = "+".join(str(length) for length in self.lengths)
+        heads = f"{self.heads}:{self.kv_heads} heads of {self.head_dim}"
+        return f"{self.backend} {self.pattern} {self.dtype} {heads}, n = {rows}"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of a case; `reason` where it did not pass."""
+
+    case: Case
+    status: str
+    error: float | None = None
+    tolerance: float | None = None
+    reason: str = ""
+
+
+def families() -> list[Family]:
+    """Every dtype, head_dim and grouping, the most used first."""
+    every = [
+        (dtype, head_dim, heads, kv_heads)
+        for head_dim in (64, 96, 128)
+        for dtype in DTYPES
+        for heads, kv_heads in ((8, 2), (9, 3))
+    ]
+    return list(dict.fromkeys([*FIRST_FAMILIES, *every]))
+
+
+def grid(backends: Iterable[str], *, small: bool) -> list[Case]:
+    """All cases, the most important first.
+
+    Args:
+        small: lengths of up to 128 and four families, for a rehearsal.
+    """
+    rows = [(1,), (63, 21), (1000, 333), (4096,), (4096, 1500)]
+    chosen = families()
+    if small:
+        rows, chosen = [(1,), (63, 21), (128,)], chosen[:4]
+    names = list(backends)
+    others = [name for name in names if name != "flex"]
+    early, late = list(FLEX_FAMILIES), [f for f in chosen if f not in FLEX_FAMILIES]
+    cases = _cases(others, early, rows)
+    if "flex" in names:
+        cases += _cases(["flex"], early, rows)
+    return cases + _cases(others, late, rows)
+
+
+def _cases(
+    backends: Sequence[str], chosen: Sequence[Family], rows: Sequence[tuple[int, ...]]
+) -> list[Case]:
+    return [
+        Case(backend, pattern, dtype, head_dim, heads, kv_heads, lengths)
+        for dtype, head_dim, heads, kv_heads in chosen
+        for lengths in rows
+        for backend in backends
+        for pattern in _patterns(max(lengths))
+    ]
+
+
+def run_checks(
+    cases: Iterator[Case], device: str, deadline: float, say: Callable[[str], None]
+) -> list[Checked]:
+    """Check cases until they or the time of `time.monotonic` run out; what is wrong is said."""
+    found = []
+    for case in cases:
+        found.append(check(case, device))
+        if found[-1].status in (WRONG, FAILED):
+            say(f"{found[-1].status}: {case}: {found[-1].reason}")
+        if time.monotonic() > deadline:
+            break
+    return found
+
+
+@torch.no_grad()
+def check(case: Case, device: str) -> Checked:
+    """Run one case and compare every row with the oracle; padding holds NaN."""
+    q, k, v = _inputs(case, device)
+    ok, reason = BACKENDS[case.backend].supports(case.pattern, q, k)
+    if not ok:
+        return Checked(case, REFUSED, reason=reason)
+    lengths = torch.tensor(case.lengths)
+    try:
+        out = sparse_attention(
+            q, k, v, case.pattern, layer=LAYER, lengths=lengths, backend=case.backend
+        )
+        verdict = merge(
+            [
+                judge(out, expect(case.pattern, q, k, v, layer=LAYER, row=row, length=length))
+                for row, length in enumerate(case.lengths)
+            ]
+        )
+    except Exception as error:
+        return Checked(case, FAILED, reason=one_line(error))
+    if any(bool(out[row, :, length:].any()) for row, length in enumerate(case.lengths)):
+        return Checked(case, WRONG, reason="the result at padding is not zero")
+    worst = verdict.error if math.isfinite(verdict.error) else None
+    status = PASSED if verdict.passed else WRONG
+    return Checked(case, status, worst, verdict.tolerance, verdict.reason)
+
+
+def tally(checks: Sequence[Checked]) -> dict[str, dict[str, int]]:
+    """How many cases of each backend have each status."""
+    found: dict[str, dict[str, int]] = {}
+    for one in checks:
+        counts = found.setdefault(one.case.backend, {})
+        counts[one.status] = counts.get(one.status, 0) + 1
+    return found
+
+
+def _patterns(n: int) -> list[Pattern]:
+    """Every kind of pattern, sparse at n tokens wherever that is possible."""
+    window = max(1, min(256, n // 8))
+    block = max(1, window // 2)
+    return [
+        Full(),
+        SWA(window),
+        SA(window),
+        SA(window, seed=1, circular=False),
+        SA(max(1, window // 4), seed=2, per_head=True),
+        MoBA(block, 2),
+        MoBA(block, 4),
+    ]
+
+
+def _inputs(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator(device).manual_seed(max(case.lengths))
+    tensors = []
+    for heads in (case.heads, case.kv_heads, case.kv_heads):
+        size = (len(case.lengths), max(case.lengths), heads, case.head_dim)
+        drawn = torch.randn(size, generator=generator, device=device).to(DTYPES[case.dtype])
+        for row, length in enumerate(case.lengths):
+            drawn[row, length:] = torch.nan
+        # As models hand it over: heads and positions transposed.
+        tensors.append(drawn.transpose(1, 2))
+    return tensors[0], tensors[1], tensors[2]

@@ -1,0 +1,159 @@
+"""The goals that the GPU kernels are held to, judged from what a benchmark measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sa_patch.benchmark.attention.record import TIMED, Bench, Cell
+from sa_patch.benchmark.attention.tables import number
+from sa_patch.patterns import SA, MoBA
+
+MET, MISSED, UNMEASURED = "met", "missed", "could not be measured"
+WINDOW = 256
+BLOCK_MOBA = MoBA(block_size=512, topk=3)
+MOBA_FROM = 8192
+LINEAR = 1.1  # largest exponent of n that still counts as linear growth
+FLASH_3 = "FlashAttention-3"
+Choice = Callable[[Cell], bool]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One goal; `value` is None where it could not be measured, and `detail` says why.
+
+    Where a goal covers several lengths, `value` is the worst of them.
+    """
+
+    name: str
+    target: float
+    value: float | None
+    status: str
+    detail: str
+
+
+def judge_goals(bench: Bench, window: int = WINDOW) -> list[Goal]:
+    """All goals, in the order of their importance."""
+    sa, full = _stochastic(window), _is_full
+    moba = _labelled(str(BLOCK_MOBA))
+    return [
+        _flash_goal(bench, window, sa),
+        _ratio_goal(
+            bench,
+            "SA over compiled FlexAttention, same window (times faster, worst n)",
+            1.5,
+            lambda cell: cell.backend == "flex" and cell.label == str(SA(window)),
+            sa,
+        ),
+        _ratio_goal(bench, "SA over the best full attention at 32K", 10, full, sa, only=32768),
+        _ratio_goal(bench, "SA over the best full attention at 128K", 40, full, sa, only=131072),
+        _ratio_goal(
+            bench,
+            f"{BLOCK_MOBA} over the best full attention from 8K up (worst n)",
+            1.0,
+            full,
+            moba,
+            at_least=MOBA_FROM,
+        ),
+        _memory_goal(bench),
+    ]
+
+
+def fastest(bench: Bench, n: int, choice: Choice) -> Cell | None:
+    """The cell with the least median time among those chosen."""
+    timed = [cell for cell in bench.at(n) if cell.status == TIMED and choice(cell)]
+    return min(timed, key=lambda cell: cell.median_ms or math.inf, default=None)
+
+
+def growth_exponent(points: Sequence[tuple[int, float]]) -> float:
+    """Slope of log bytes over log n, by least squares."""
+    logs = [(math.log(n), math.log(size)) for n, size in points]
+    mean_x = sum(x for x, _ in logs) / len(logs)
+    mean_y = sum(y for _, y in logs) / len(logs)
+    spread = sum((x - mean_x) ** 2 for x, _ in logs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+
+
+def _stochastic(window: int) -> Choice:
+    """SA on our own kernels: what FlexAttention computes is a rival here."""
+    label = str(SA(window))
+    return lambda cell: cell.label == label and not cell.rival and cell.backend != "flex"
+
+
+def _labelled(label: str) -> Choice:
+    return lambda cell: cell.label == label and not cell.rival
+
+
+def _is_full(cell: Cell) -> bool:
+    return cell.method == "full"
+
+
+def _flash_goal(bench: Bench, window: int, sa: Choice) -> Goal:
+    """Both spend a time on the same ``n (2 w - 1)`` pairs of the band, so rates are times."""
+    name = "rate of SA over FlashAttention-3 on the two-sided band (w-1, w-1) (worst n)"
+
+    def band(cell: Cell) -> bool:
+        return cell.method == "band" and cell.window == window
+
+    goal = _ratio_goal(bench, name, 0.8, band, sa)
+    versions = {cell.backend for cell in bench.cells if band(cell)}
+    if goal.value is not None and not all(version.startswith(FLASH_3) for version in versions):
+        detail = f"no FlashAttention-3 here; against {', '.join(sorted(versions))}: {goal.detail}"
+        return Goal(name, 0.8, None, UNMEASURED, detail)
+    return goal
+
+
+def _ratio_goal(
+    bench: Bench,
+    name: str,
+    target: float,
+    rival: Choice,
+    ours: Choice,
+    *,
+    only: int | None = None,
+    at_least: int = 0,
+) -> Goal:
+    """Time of the fastest rival over ours, at every length or at one."""
+    ratios: list[tuple[float, str]] = []
+    missing = ""
+    lengths = [n for n in bench.lengths() if n >= at_least and only in (None, n)]
+    for n in lengths:
+        theirs, own = fastest(bench, n, rival), fastest(bench, n, ours)
+        if theirs is None or own is None:
+            missing = f"{'no rival' if theirs is None else 'none of ours'} was timed at n = {n}"
+            continue
+        ratio = (theirs.median_ms or math.nan) / (own.median_ms or math.nan)
+        text = f"{n // 1024 or n}{'K' if n >= 1024 else ''} {number(ratio)} ({own.backend}"
+        ratios.append((ratio, f"{text} over {theirs.backend})"))
+    if not ratios:
+        why = missing or f"n = {only or f'{at_least} and more'} was not reached"
+        return Goal(name, target, None, UNMEASURED, why)
+    worst = min(ratio for ratio, _ in ratios)
+    detail = "; ".join(text for _, text in ratios) + (f"; {missing}" if missing else "")
+    # A length at which one side gave no time must not turn into a goal met by what is left.
+    status = MISSED if worst < target else UNMEASURED if missing else MET
+    return Goal(name, target, worst, status, detail)
+
+
+def _memory_goal(bench: Bench) -> Goal:
+    """The growth of what is held beside inputs and result, of every backend but `reference`."""
+    name = "memory: exponent of n by which the peak beside inputs and result grows (largest)"
+    found: list[tuple[float, str]] = []
+    own = [c for c in bench.cells if not c.rival and c.backend != "reference"]
+    for label, backend in dict.fromkeys((c.label, c.backend) for c in own):
+        points = [
+            (c.n, float(c.extra_bytes))
+            for c in own
+            if (c.label, c.backend) == (label, backend)
+            and c.extra_bytes
+            and c.gate_error is not None
+        ]
+        if len(points) >= 3:
+            exponent = growth_exponent(points)
+            found.append((exponent, f"{label} on {backend} {exponent:.2f}"))
+    if not found:
+        return Goal(name, LINEAR, None, UNMEASURED, "fewer than three lengths were measured")
+    worst = max(exponent for exponent, _ in found)
+    detail = "; ".join(text for _, text in sorted(found, reverse=True))
+    return Goal(name, LINEAR, worst, MET if worst <= LINEAR else MISSED, detail)

@@ -1,0 +1,154 @@
+"""Runs a prefill benchmark: build, check, measure, judge and write, model by model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sa_patch.benchmark.attention.options import prepare_folder
+from sa_patch.benchmark.attention.run import provenance
+from sa_patch.benchmark.attention.time_plan import length_share
+from sa_patch.benchmark.clock import quiet_process
+from sa_patch.benchmark.goal_lines import goal_lines
+from sa_patch.benchmark.optional_figure import drawn
+from sa_patch.benchmark.prefill.correctness import verify
+from sa_patch.benchmark.prefill.goals import judge_goals
+from sa_patch.benchmark.prefill.measure import Measurer
+from sa_patch.benchmark.prefill.models import PUBLISHED, make_model
+from sa_patch.benchmark.prefill.options import PrefillOptions
+from sa_patch.benchmark.prefill.record import PrefillBench, write_json
+from sa_patch.benchmark.prefill.setups import gather
+from sa_patch.benchmark.prefill.tables import cell_line, markdown, verdict_line
+from sa_patch.errors import UserError
+from sa_patch.files.atomic_write import write_whole
+from sa_patch.files.provenance import now
+from sa_patch.models.free_memory import free_memory
+from sa_patch.patching import attention_layers
+
+Say = Callable[[str], None]
+STEM = "prefill"
+
+
+def run_prefill(options: PrefillOptions, say: Say = print) -> PrefillBench:
+    """Measure, print, and write ``prefill.json``, ``.md`` and, of several lengths, ``.png``.
+
+    The files are rewritten after each length; an interrupt keeps what was measured.
+
+    Raises:
+        UserError: if a model cannot be loaded, a prompt is longer than it was made for, or the
+            folder cannot be written.
+    """
+    prepare_folder(options.out)
+    bench = PrefillBench(provenance(sys.argv), options.described())
+    left = options.budget
+    with quiet_process(options.threads):
+        try:
+            for index, name in enumerate(options.models):
+                say(f"{name}: building it")
+                model = make_model(
+                    name, device=options.device, dtype=options.dtype, small=options.small
+                )
+                longest = _longest(name, model)
+                if longest is not None and max(options.n) > longest:
+                    raise UserError(
+                        f"a prompt of {max(options.n)} tokens is longer than the {longest} that "
+                        f"{name} was made for; give a smaller --n"
+                    )
+                began = time.monotonic()
+                share = left / (len(options.models) - index)
+                _measure_model(options, bench, name, model, began + share, say)
+                left -= time.monotonic() - began
+                del model
+                free_memory()
+            bench.complete = True
+        finally:
+            bench.provenance["ended"] = now()
+            _write(options, bench)
+    return bench
+
+
+def _measure_model(
+    options: PrefillOptions,
+    bench: PrefillBench,
+    name: str,
+    model: PreTrainedModel,
+    deadline: float,
+    say: Say,
+) -> None:
+    bench.models[name] = _facts(name, model)
+    setups, bench.refused[name] = gather(
+        model, options.parsed(), options.backends, rehearsal=options.small
+    )
+    for verdict in verify(model, name, setups, options.checked):
+        bench.verdicts.append(verdict)
+        say(verdict_line(verdict))
+    # What computes something else has no time worth printing.
+    wrong = {one.label for one in bench.verdicts if one.model == name and not one.passed}
+    right = [setup for setup in setups if setup.key not in wrong]
+    measurer = Measurer(
+        model,
+        name,
+        right,
+        deadline,
+        options.decoded,
+        _longest(name, model),
+        say,
+        lambda: _write(options, bench),
+    )
+    for index, n in enumerate(options.n):
+        measurer.measure(n, length_share(n, options.n[index:]), bench.prefills)
+        say(f"{name}, n = {n}")
+        for one in bench.at(name, n):
+            say(cell_line(bench.at(name, n), one))
+    if options.device == "cuda" and name in PUBLISHED and not options.small:
+        goals = judge_goals(bench, name)
+        bench.goals += goals
+        for line in goal_lines(goals):
+            say(line)
+
+
+def _facts(name: str, model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return {
+        "parameters": sum(each.numel() for each in model.parameters()),
+        "layers": len(attention_layers(model)),
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": width,
+        "stock_attention": config._attn_implementation,
+        "random_weights": name in PUBLISHED,
+    }
+
+
+def _longest(name: str, model: PreTrainedModel) -> int | None:
+    """Tokens that a model was made for; random weights know no positions."""
+    return None if name in PUBLISHED else int(model.config.max_position_embeddings)
+
+
+def _write(options: PrefillOptions, bench: PrefillBench) -> None:
+    try:
+        write_json(options.out / f"{STEM}.json", bench)
+        write_whole(options.out / f"{STEM}.md", markdown(bench).encode())
+        image = _figure(bench)
+        if image is not None:
+            write_whole(options.out / f"{STEM}.png", image)
+    except OSError as error:
+        raise UserError(f"cannot write into {options.out}: {error.strerror}") from error
+
+
+def _figure(bench: PrefillBench) -> bytes | None:
+    # A line needs two points.
+    if len({one.n for one in bench.prefills if one.seconds}) < 2:
+        return None
+
+    def draw() -> bytes:
+        from sa_patch.benchmark.prefill.figure import figure_bytes
+
+        return figure_bytes(bench)
+
+    return drawn(draw)

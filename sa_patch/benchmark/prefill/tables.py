@@ -1,0 +1,130 @@
+"""A prefill benchmark as text: Markdown, and lines for the terminal."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from sa_patch.benchmark.attention.tables import number
+from sa_patch.benchmark.goal_lines import goals_markdown
+from sa_patch.benchmark.prefill.parts import PARTS
+from sa_patch.benchmark.prefill.record import Prefill, PrefillBench, Verdict, best_full
+
+REHEARSAL = "a rehearsal with shrunken models: no result"
+COLUMNS = (
+    *("what", "backend", "s", "range", "rounds", "tokens/s", "x best full", "GiB"),
+    *PARTS,
+    "decode ms",
+)
+NOTES = """\
+- **s**: median seconds of one prefill: from token ids to the last token's logits and a filled
+  cache, one prompt of random tokens. Permutations and plans are made anew each time. The rows of a
+  length take turns, in a new random order each round.
+- **x best full**: time of the fastest full attention at this length over the row's.
+- **GiB**: peak of memory beside the weights, in one pass.
+- **attention** (scores, softmax, values, and all that choosing keys takes), **projections** (the
+  rest of the attention modules, rotary embeddings and cache too), **mlp**, **rest** (embedding,
+  norms, masks, logits): share of one more pass.
+- **decode ms**: median of the tokens written after the prompt, which see all keys
+  (`decode="full"`)."""
+
+
+def markdown(bench: PrefillBench) -> str:
+    """The whole run as Markdown."""
+    parts = ["# Prefill benchmark", machine_line(bench)]
+    if bench.options["small"]:
+        parts.append(f"**This is {REHEARSAL}.**")
+    if not bench.complete:
+        parts.append("**Not finished: what was measured until it stopped.**")
+    if bench.goals:
+        parts += ["## Goals", goals_markdown(bench.goals)]
+    for name, facts in bench.models.items():
+        parts += [f"## {name}", _facts(facts)]
+        verdicts = [one for one in bench.verdicts if one.model == name]
+        parts.append(_verdicts(verdicts))
+        for n in bench.lengths(name):
+            parts += [f"### {name}, n = {n:,}", _table(bench.at(name, n))]
+        if refused := bench.refused.get(name):
+            lines = [f"- {key}: {reason}" for key, reason in refused.items()]
+            parts += ["Could not take part:", "\n".join(lines)]
+    if bad := bench.wrong():
+        parts += ["## Wrong or failed", "\n".join(f"- {line}" for line in bad)]
+    return "\n\n".join([*parts, "## How to read it", NOTES]) + "\n"
+
+
+def machine_line(bench: PrefillBench) -> str:
+    """Machine and versions in one line."""
+    hardware, versions = bench.provenance["hardware"], bench.provenance["versions"]
+    on_gpu = bench.options["device"] == "cuda"
+    count = bench.options["threads"]
+    threads = f"{count} thread{'s' if count > 1 else ''}"
+    machine = hardware["gpus"][0] if on_gpu else f"{hardware['cpu']}, {threads}"
+    kernels = [f"{key} {found}" for key, found in versions.items() if found and "fla" in key]
+    packages = [f"{key} {versions[key]}" for key in ("torch", "transformers")]
+    packages += [f"triton {versions.get('triton')}", *kernels] if on_gpu else []
+    return f"{machine}; {bench.options['dtype']}; {', '.join(packages)}."
+
+
+def cell_line(cells: list[Prefill], one: Prefill) -> str:
+    """One finished cell in one line."""
+    longest = max(len(cell.label) for cell in cells)
+    name = f"  {one.label:{longest}s} {one.backend:9s}"
+    if one.median is None:
+        return f"{name} {one.status}: {one.reason}"
+    spread = f"({number(min(one.seconds))} to {number(max(one.seconds))}, {len(one.seconds)} times)"
+    return f"{name} {number(one.median):>8s} s {spread:32s} {_ratio(cells, one)}x best full"
+
+
+def verdict_line(one: Verdict) -> str:
+    """One check in one line."""
+    word = "ok" if one.passed else "WRONG"
+    return f"  {word:5s} {one.check}, {one.label}: {one.error:.2g} (allowed {one.allowed:.2g})"
+
+
+def _facts(facts: dict[str, Any]) -> str:
+    weights = "random weights" if facts["random_weights"] else "its own weights"
+    heads = f"{facts['heads']} query and {facts['kv_heads']} KV heads of {facts['head_dim']}"
+    return f"{facts['parameters']:,} parameters ({weights}), {facts['layers']} layers, {heads}."
+
+
+def _verdicts(verdicts: list[Verdict]) -> str:
+    lines = ["| check | what | error | allowed | |", "| --- | --- | ---: | ---: | --- |"]
+    for one in verdicts:
+        word = "ok" if one.passed else "**wrong**"
+        lines.append(
+            f"| {one.check} | {one.label.replace('|', 'on')} | {one.error:.2g} "
+            f"| {one.allowed:.2g} | {word} {one.detail} |"
+        )
+    return "\n".join(lines) if verdicts else "Not checked."
+
+
+def _table(cells: list[Prefill]) -> str:
+    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
+    for one in sorted(cells, key=lambda cell: (cell.median is None, cell.median or 0.0)):
+        if one.median is None:
+            lines.append(f"| {one.label} | {one.backend} | {one.status}: {one.reason} |")
+            continue
+        whole = sum(one.parts.values()) or 1.0
+        memory = "-" if one.peak_bytes is None else number(one.peak_bytes / 2**30)
+        decode = 1e3 * statistics.median(one.decode_seconds) if one.decode_seconds else None
+        row = [
+            *(one.label, _taken(one), number(one.median)),
+            f"{number(min(one.seconds))} to {number(max(one.seconds))}",
+            *(str(len(one.seconds)), number(one.n / one.median), _ratio(cells, one), memory),
+            *(f"{100 * one.parts.get(part, 0.0) / whole:.0f}%" for part in PARTS),
+            "" if decode is None else number(decode),
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _taken(one: Prefill) -> str:
+    """The backend, and for "auto" what it took."""
+    return f"auto: {', '.join(one.calls)}" if one.backend == "auto" else one.backend
+
+
+def _ratio(cells: list[Prefill], one: Prefill) -> str:
+    best = best_full(cells)
+    if best is None or best.median is None or one.median is None:
+        return "-"
+    return number(best.median / one.median)

@@ -1,0 +1,1 @@
+"""The ``sa-patch`` command: parse, call, print."""

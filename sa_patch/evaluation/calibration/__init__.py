@@ -1,0 +1,1 @@
+"""``sa-patch calibrate``: which layers to leave full."""

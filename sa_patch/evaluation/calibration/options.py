@@ -1,0 +1,126 @@
+"""What a calibration is asked for, checked before a model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sa_patch.errors import UserError
+from sa_patch.evaluation.calibration.files import check_schedule_file
+from sa_patch.evaluation.calibration.schedules import check_budget
+from sa_patch.files.yaml_values import choice
+from sa_patch.kernels import check_backend
+from sa_patch.models.embedded import ModelSource, resolve_model
+from sa_patch.models.layer_check import (
+    check_context,
+    check_layers,
+    check_own_windows,
+    usual_layers,
+)
+from sa_patch.models.loading import DTYPES
+from sa_patch.patching import Schedule
+from sa_patch.patterns import Full, Pattern, parse_pattern, seed_of, with_seed
+from sa_patch.patterns.base import whole_number
+
+DEFAULT_METHOD = "sinks:4+swa:60+sa:64"
+SHORTEST_DOCUMENT = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a calibration is asked for.
+
+    Args:
+        model: hub id, folder, or ``smollm2-135m``.
+        method: text form of the sparse layers' pattern.
+        full_layers: how many of the candidates stay full; None for one in five.
+        n: tokens of a document.
+        documents: of each kind.
+        text: a file to take documents from; None for generated ones and Python's own sources.
+        seeds: of a random pattern, as text such as ``"0,1,2"``, over which losses are averaged;
+            None for the method's own.
+        layers: the candidates, as text; None for all. Other layers stay full beside the budget.
+        compare: also measure rival schedules, on documents of their own.
+        out: the schedule file; the measurements lie beside it, as JSON.
+    """
+
+    model: str
+    method: str = DEFAULT_METHOD
+    full_layers: int | None = None
+    n: int = 1024
+    documents: int = 4
+    text: Path | None = None
+    seeds: str | None = None
+    layers: str | None = None
+    compare: bool = False
+    out: Path | None = None
+    dtype: str = "auto"
+    device_map: str | None = None
+    backend: str = "auto"
+    gguf_file: str | None = None
+    revision: str | None = None
+
+    @property
+    def pattern(self) -> Pattern:
+        return parse_pattern(self.method)
+
+    @property
+    def candidates(self) -> list[int] | None:
+        """The layers that may go sparse, None for all."""
+        return None if self.layers is None else list(Schedule.read(self.layers).named)
+
+    @property
+    def patterns(self) -> list[Pattern]:
+        """The pattern with every seed, equal seeds once."""
+        if self.seeds is None:
+            return [self.pattern]
+        parts = [part.strip() for part in self.seeds.split(",") if part.strip()]
+        if not parts or not all(part.removeprefix("-").isdecimal() for part in parts):
+            raise UserError(f"--seeds are whole numbers such as 0,1,2; got {self.seeds!r}")
+        if seed_of(self.pattern) is None:
+            raise UserError(f"{self.pattern} draws nothing at random, so leave --seeds out")
+        return [with_seed(self.pattern, seed) for seed in dict.fromkeys(map(int, parts))]
+
+    @property
+    def schedule_file(self) -> Path:
+        if self.out is None:
+            # A folder may be named "." or "..".
+            return Path("runs") / f"schedule-{Path(self.model).expanduser().resolve().name}.yaml"
+        if self.out.suffix not in (".yaml", ".yml"):
+            raise UserError(
+                f"--out {self.out} must end in .yaml, so that it is taken for a schedule"
+            )
+        return self.out
+
+    def check(self) -> ModelSource:
+        """Check all that can be checked without the model.
+
+        Returns:
+            Where the model is.
+
+        Raises:
+            UserError: for anything that is not allowed.
+        """
+        if isinstance(self.pattern, Full):
+            raise UserError("--method full leaves nothing to calibrate; name a sparse pattern")
+        whole_number(self.n, "--n", SHORTEST_DOCUMENT)
+        whole_number(self.documents, "--documents", 1)
+        choice(self.dtype, "dtype", DTYPES)
+        check_backend(self.backend)
+        if self.text is not None and not self.text.is_file():
+            raise UserError(f"no text file {self.text}; give the path of a UTF-8 text")
+        if all(pattern.saturated(self.n) for pattern in self.patterns):
+            raise UserError(
+                f"--method {self.pattern} leaves nothing out of {self.n} tokens, so that no layer "
+                "would be harmed; give a larger --n or a sparser --method"
+            )
+        check_schedule_file(self.schedule_file)
+        candidates = self.candidates
+        source = resolve_model(self.model, self.gguf_file, self.revision)
+        check_layers(source, candidates)
+        check_context(source, self.n)
+        check_own_windows(source, candidates or (), self.n)
+        known = candidates or usual_layers(source)
+        if known:
+            check_budget(self.full_layers, known)
+        return source

@@ -1,0 +1,310 @@
+"""The lm-eval model `sa-patch`: a Hugging Face causal LM with a patched prefill attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sa_patch.errors import UserError
+from sa_patch.evaluation.calibration.schedule_file import read_layers
+from sa_patch.evaluation.metering import HeadShape, PatternMeter, padding_lengths
+from sa_patch.evaluation.token_scores import token_loglikelihoods
+from sa_patch.kernels import Spans, check_backend
+from sa_patch.models.embedded import resolve_model
+from sa_patch.models.gguf_once import reading_gguf_once
+from sa_patch.models.layer_check import check_layers
+from sa_patch.patching import (
+    Layers,
+    Schedule,
+    check_decode,
+    layer_branches,
+    layer_patterns,
+    observe_layers,
+    patch_model,
+)
+from sa_patch.patching.layers import base_model
+from sa_patch.patterns import Pattern, make_pattern, parse_pattern, with_seed
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+_CACHE_OWNER = "sa_patch:owner"
+
+
+@register_model("sa-patch")
+class SAPatchLM(HFLM):
+    """lm-eval's `hf` model with a sparse prefill attention.
+
+    Scores do not depend on the batch size. lm-eval pads log-likelihood batches on the right and
+    passes no mask; causality alone makes that harmless for prefix-stable patterns, and for the
+    others (SA draws its permutation for the sequence's own length), and where visible keys are
+    counted as they are chosen, each batch is made of sequences of one length, so that there is no
+    padding at all.
+
+    Args:
+        pretrained: hub id, local folder, a .gguf file, "smollm2-135m" for the embedded model, or
+            a model object. One with gated attention (`sa_patch.training`) is used as it was
+            trained, and takes no method but full.
+        method: name of a pattern; its parameters are the arguments up to `grouped`.
+        window, seed, topk, block_size, circular, per_head, sinks, local, branch, beam, grouped:
+            see `sa_patch.patterns`.
+        pattern: a pattern, or its text form, instead of `method` and its parameters; `seed` may
+            stand beside it, and is that of all its random parts. In ``--model_args``, where commas
+            separate arguments, semicolons separate its parameters
+            (``pattern=sinks:4+moba:block_size=16;topk=4``).
+        layers: see `sa_patch.patch_model`; or the path of a schedule file (``.yaml``). In
+            ``--model_args`` ``layers=0-3+7`` means layers 0 to 3, and 7.
+        decode, backend: see `sa_patch.patch_model`.
+        hf_arguments: everything that lm-eval's `hf` model takes (``batch_size``, ``dtype``,
+            ``device``, ``gguf_file``, ``device_map``, ...).
+
+    Raises:
+        UserError: for a bad argument, before the model is loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | PreTrainedModel = "smollm2-135m",
+        *,
+        method: str | None = None,
+        window: int | None = None,
+        seed: int | None = None,
+        topk: int | None = None,
+        block_size: int | None = None,
+        circular: bool | None = None,
+        per_head: bool | None = None,
+        sinks: int | None = None,
+        local: int | None = None,
+        branch: int | None = None,
+        beam: int | None = None,
+        grouped: bool | None = None,
+        pattern: Pattern | str | None = None,
+        layers: Layers = None,
+        decode: str = "full",
+        backend: str = "auto",
+        **hf_arguments: Any,
+    ) -> None:
+        params = {
+            "window": window,
+            "seed": seed,
+            "topk": topk,
+            "block_size": block_size,
+            "circular": circular,
+            "per_head": per_head,
+            "sinks": sinks,
+            "local": local,
+            "branch": branch,
+            "beam": beam,
+            "grouped": grouped,
+        }
+        chosen = _read_pattern(pattern, method, params)
+        check_backend(backend)
+        check_decode(decode)
+        schedule = read_layers(layers)
+        if isinstance(pretrained, str):
+            source = resolve_model(
+                pretrained, hf_arguments.pop("gguf_file", None), hf_arguments.get("revision")
+            )
+            check_layers(source, schedule.named)
+            pretrained = source.pretrained
+            if source.gguf_file is not None:
+                hf_arguments["gguf_file"] = source.gguf_file
+            if source.revision is not None:
+                hf_arguments["revision"] = source.revision
+        # lm-eval's own default is "cuda", there or not.
+        if hf_arguments.get("device") is None:
+            hf_arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        # Under the same name lm-eval has an option of its own: which of its code paths to take.
+        with reading_gguf_once():
+            super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
+        self._share_work()
+        self.use_pattern(chosen, layers=schedule, decode=decode, backend=backend)
+
+    # Set while lm-eval tries batch sizes.
+    _probing = False
+
+    def use_pattern(
+        self,
+        pattern: Pattern,
+        *,
+        layers: Layers = None,
+        decode: str = "full",
+        backend: str = "auto",
+    ) -> None:
+        """Patch the loaded model with another pattern and start a new meter.
+
+        Raises:
+            UserError: see `sa_patch.patch_model`.
+        """
+        model = base_model(self.model)
+        schedule = Schedule.read(layers)
+        patch_model(model, pattern, layers=schedule, decode=decode, backend=backend)
+        self.pattern = pattern
+        self._identity = f"{pattern} layers={schedule.to_plain()} decode={decode}"
+        patterns = layer_patterns(model)
+        branches = layer_branches(model)
+        each = [*patterns.values(), *(part for own in branches.values() for part in own)]
+        self._unstable = next((p for p in each if p and not p.prefix_stable), None)
+        self._check_distributed()
+        if getattr(self, "cache_hook", None) is not None:
+            self._own_cache(self.cache_hook)
+        self.meter = PatternMeter({**patterns, **branches}, HeadShape.of(model.config))
+        observe_layers(model, self._observe, self.meter.observed_layers)
+
+    def _observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+        if not self._probing:
+            with self.meter.clock.paused():
+                self.meter.observe(layer, q, k, spans)
+
+    def _model_call(self, *arguments: Any, **named: Any) -> Tensor:
+        if self._probing:
+            logits: Tensor = super()._model_call(*arguments, **named)
+            return logits
+        with self.meter.clock.running():
+            logits = super()._model_call(*arguments, **named)
+        return logits
+
+    def _detect_batch_size(self, *arguments: Any, **named: Any) -> int:
+        """lm-eval's trial of batch sizes, which must not enter the measurements."""
+        self._probing = True
+        try:
+            return int(super()._detect_batch_size(*arguments, **named))
+        finally:
+            self._probing = False
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Take lm-eval's request cache, if it holds no answers of another pattern or model.
+
+        Raises:
+            UserError: otherwise; the cache is keyed by the request alone.
+        """
+        self._own_cache(cache_hook)
+        super().set_cache_hook(cache_hook)
+
+    def _own_cache(self, cache_hook: CacheHook) -> None:
+        answers = cache_hook.dbdict
+        if answers is None:
+            return
+        name = self.pretrained if isinstance(self.pretrained, str) else type(self.model).__name__
+        mine = f"{name} {self._identity}"
+        owner = answers.get(_CACHE_OWNER, None if len(answers) else mine)
+        if owner != mine:
+            raise UserError(
+                f"the request cache was filled by {owner or 'another model'!r}, not by {mine!r}; "
+                "give each pattern a --use_cache of its own"
+            )
+        answers[_CACHE_OWNER] = mine
+
+    def _share_work(self) -> None:
+        """Take this process's share of the requests under `accelerate launch` on CPUs too.
+
+        lm-eval splits them only where a machine has several GPUs; elsewhere every process would
+        do all the work.
+        """
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1:
+            self._rank: int = accelerator.process_index
+            self._world_size: int = accelerator.num_processes
+
+    def _check_distributed(self) -> None:
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is None or self._unstable is None:
+            return
+        if accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError(
+                f"{self._unstable.name} cannot be evaluated under FSDP, whose processes must run "
+                "equally many batches; use data-parallel processes or device_map='auto'"
+            )
+
+    def _input_length(self, request: Request) -> int:
+        """Tokens of a request that enter the model, cut as lm-eval cuts them."""
+        _, context, continuation = request
+        return min(len(context) + len(continuation) - 1, self.max_length)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        self._meter_requests(requests)
+        padding_is_harmless = self._unstable is None and not self.meter.observed_layers
+        if padding_is_harmless or not requests:
+            return self._run(requests, disable_tqdm, override_bs, **kwargs)
+        by_length: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_length.setdefault(self._input_length(request), []).append(index)
+        lengths = sorted(by_length, reverse=True)
+        if self.batch_size == "auto" and override_bs is None:
+            longest = [requests[by_length[lengths[0]][0]]]
+            override_bs = self._detect_batch_size(longest, 0)
+        answers: dict[int, tuple[float, bool]] = {}
+        for length in lengths:
+            members = by_length[length]
+            part = self._run([requests[i] for i in members], True, override_bs, **kwargs)
+            answers.update(zip(members, part, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool,
+        override_bs: int | None,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        result: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+            list(requests), disable_tqdm=disable_tqdm, override_bs=override_bs, **kwargs
+        )
+        return result
+
+    def _meter_requests(self, requests: Sequence[Request]) -> None:
+        """Count the prefills that lm-eval will run: one for all requests of one input."""
+        if not self.logits_cache:
+            self.meter.add(self._input_length(request) for request in requests)
+            return
+        inputs = {(*request[1], *request[2][:-1]) for request in requests}
+        self.meter.add(min(len(tokens), self.max_length) for tokens in inputs)
+
+    def token_loglikelihoods(self, requests: Sequence[Instance]) -> list[list[float]]:
+        """Every token's log-likelihood; see `sa_patch.evaluation.token_scores`."""
+        return token_loglikelihoods(self, requests)
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        mask = generation_kwargs.get("attention_mask")
+        self.meter.add([context.shape[1]] * len(context) if mask is None else padding_lengths(mask))
+        with self.meter.clock.running():
+            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """lm-eval's description of the model, with the pattern in it."""
+        info: dict[str, Any] = super().get_model_info()
+        return info | {"sa_patch_pattern": self._identity}
+
+
+def _read_pattern(
+    pattern: Pattern | str | None, method: str | None, params: dict[str, Any]
+) -> Pattern:
+    given = [name for name, value in params.items() if value is not None]
+    if pattern is None:
+        if method is None:
+            method = "sa" if given else "full"
+        return make_pattern(method, **params)
+    if method is not None or given not in ([], ["seed"]):
+        raise UserError(
+            "give either pattern= or method= with its parameters, not both "
+            f"(got pattern={str(pattern)!r} and {', '.join(given) or 'method'}); within pattern= "
+            "parameters are separated by semicolons, and only seed= may stand beside it"
+        )
+    chosen = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    return with_seed(chosen, params["seed"]) if given else chosen

@@ -1,0 +1,1 @@
+"""What every figure of the package shares: colours, layout and axes."""

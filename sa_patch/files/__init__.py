@@ -1,0 +1,1 @@
+"""What is read and written: settings, whole files, provenance, numbers beside their figures."""

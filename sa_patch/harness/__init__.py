@@ -1,1 +1,0 @@
-"""WHAT is measured: the lm-eval model, sweeps, results and reports."""

@@ -1,0 +1,103 @@
+"""Backend `banded`: pure torch on any device, O(n w) time, O(n) memory, differentiable.
+
+Tiles of queries meet the keys that some of them see, many tiles to a call of torch's own fused
+attention or of its matrix products: bands of keys for first tokens and windows (`banded_window`),
+bands of slots for stochastic attention (`banded_ring`), ranges of a ring for its prefix-stable kin
+and in unions (`banded_ranges`), chosen blocks (`banded_blocks`). Unions are made of disjoint pieces
+(`banded_union`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.banded.chosen_blocks import attend_blocks
+from sa_patch.kernels.banded.decode import gather_blocks
+from sa_patch.kernels.banded.sliding_window import attend_near
+from sa_patch.kernels.banded.slots import attend_ring
+from sa_patch.kernels.banded.union import attend_pieces, parts_of
+from sa_patch.kernels.local_window import Near, joined, near_of
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
+
+_PARTS = (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK)
+
+
+def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
+    for part in parts_of(pattern):
+        if not isinstance(part, _PARTS):
+            return False, f"banded has no rule for the pattern {part.name!r}"
+    return True, ""
+
+
+def attend(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+) -> Tensor:
+    prefill = q.shape[2] == k.shape[2] and not any(spans.starts)
+    if prefill and pattern.saturated(max(spans.lengths)):
+        # Causality alone hides right padding from every real query.
+        return scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=_grouped(q, k)
+        )
+    if prefill and pattern.bounded_reach is not None:
+        return _attend_near(pattern, q, k, v, start=0, scale=scale)
+    if prefill and min(spans.lengths) == q.shape[2]:
+        return _attend_rows(pattern, q, k, v, layer=layer, start=0, scale=scale)
+    out = q.new_zeros(*q.shape[:3], v.shape[3])
+    for (length, start), members in spans.groups().items():
+        count = min(q.shape[2], length - start)
+        if count <= 0:
+            continue
+        rows = torch.tensor(members, device=q.device)
+        part = _attend_rows(
+            pattern,
+            q[rows, :, :count],
+            k[rows, :, :length],
+            v[rows, :, :length],
+            layer=layer,
+            start=start,
+            scale=scale,
+        )
+        padded = torch.nn.functional.pad(part, (0, 0, 0, q.shape[2] - count))
+        out = out.index_copy(0, rows, padded)
+    return out
+
+
+def _attend_rows(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, start: int, scale: float
+) -> Tensor:
+    """Rows of one length n: queries at ``start .. start + nq - 1``, keys at ``0 .. n - 1``."""
+    seq_len, queries = k.shape[2], q.shape[2]
+    if pattern.saturated(seq_len):
+        return _attend_near(SWA(seq_len), q, k, v, start=start, scale=scale)
+    if pattern.bounded_reach is not None:
+        return _attend_near(pattern, q, k, v, start=start, scale=scale)
+    if isinstance(pattern, MoBA):
+        if queries < pattern.block_size:
+            return gather_blocks(pattern, q, k, v, start=start, scale=scale)
+        return attend_blocks(pattern, q, k, v, start=start, scale=scale)
+    if isinstance(pattern, SA) and queries == seq_len:
+        return attend_ring(pattern, q, k, v, layer=layer, scale=scale)
+    return attend_pieces(pattern, q, k, v, layer=layer, start=start, scale=scale)
+
+
+def _attend_near(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float
+) -> Tensor:
+    """First tokens and windows alone."""
+    near: Near = joined([near_of(part) for part in parts_of(pattern)])
+    return attend_near(near, q, k, v, start=start, scale=scale, sums=False)[0]
+
+
+def _grouped(q: Tensor, k: Tensor) -> bool:
+    return q.shape[1] != k.shape[1]
+
+
+BACKEND = Backend(
+    name="banded",
+    summary="pure torch, any device: tiles of queries against the keys they may see, O(n w)",
+    supports=supports,
+    attend=attend,
+)

@@ -1,0 +1,129 @@
+"""Patterns in disjoint pieces, merged: what is near, what is drawn, what is chosen by content.
+
+Each piece hides what the pieces before it show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.banded.chosen_blocks import attend_chosen, choose, chosen_rule
+from sa_patch.kernels.banded.ring import RingPiece, attend_ranges
+from sa_patch.kernels.banded.sliding_window import attend_near
+from sa_patch.kernels.local_window import Near, joined, near_of
+from sa_patch.kernels.merge import merge
+from sa_patch.patterns import PSA, SA, BlockTopK, MoBA, Pattern, Union
+from sa_patch.patterns.base import Rule
+
+
+def parts_of(pattern: Pattern) -> tuple[Pattern, ...]:
+    """The parts of a union; of any other pattern the pattern itself."""
+    return pattern.parts if isinstance(pattern, Union) else (pattern,)
+
+
+def attend_pieces(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, start: int, scale: float
+) -> Tensor:
+    """Attention of queries at ``start .. start + nq - 1`` over what the parts of a pattern show.
+
+    Args:
+        q: ``[batch, q_heads, nq, head_dim]``; rows of one length.
+        k, v: ``[batch, kv_heads, n, head_dim]``, ``n = start + nq``.
+
+    Returns:
+        ``[batch, q_heads, nq, head_dim]``. Memory O(n): an output for every piece, besides what
+        the kernels of pieces hold.
+    """
+    parts = parts_of(pattern)
+    near = joined([near_of(part) for part in parts])
+    drawn = [part for part in parts if isinstance(part, (SA, PSA))]
+    chosen = [part for part in parts if isinstance(part, (MoBA, BlockTopK)) and _chooses(part)]
+    is_near = near.sinks > 0 or near.reach >= 0
+    sums = is_near + len(drawn) + len(chosen) > 1
+    pieces: list[tuple[Tensor, Tensor | None]] = []
+    hidden: list[Rule] = []
+    if is_near:
+        pieces.append(attend_near(near, q, k, v, start=start, scale=scale, sums=sums))
+    for part in drawn:
+        piece = _ring_piece(part, near, k.shape[2], layer, q, hidden)
+        pieces.append(attend_ranges(piece, q, k, v, start=start, scale=scale, sums=sums))
+        hidden.append(piece.ring.rule())
+    if chosen:
+        # What a choice shows by itself, it does not choose as well.
+        if near != near_of(chosen[0]) or len(chosen) > 1:
+            hidden.insert(0, near.sees)
+        pieces += _chosen_pieces(chosen, q, k, v, start=start, scale=scale, hidden=hidden)
+    if not sums:
+        return pieces[0][0]
+    return merge([(out, lse) for out, lse in pieces if lse is not None]).to(q.dtype)
+
+
+def _chooses(part: MoBA | BlockTopK) -> bool:
+    return part.topk > (1 if isinstance(part, MoBA) else 0)
+
+
+def _ring_piece(
+    part: SA | PSA, near: Near, seq_len: int, layer: int, q: Tensor, hidden: list[Rule]
+) -> RingPiece:
+    """What a ring shows beyond what is near and what `hidden` names."""
+    positions = torch.arange(seq_len, device=q.device)
+    return RingPiece(
+        ring=part.ring(seq_len, layer, q.shape[1], q.device),
+        sinks=near.sinks,
+        latest=torch.minimum(positions, near.first(positions) - 1),
+        unless=_any_of(hidden),
+        dense=part.window if isinstance(part, PSA) else 0,
+    )
+
+
+def _chosen_pieces(
+    chosen: Sequence[MoBA | BlockTopK],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    start: int,
+    scale: float,
+    hidden: list[Rule],
+) -> list[tuple[Tensor, Tensor]]:
+    """The chosen blocks of each part, without what `hidden` names or an earlier part chose."""
+    if len(chosen) == 1:
+        unless = _any_of(hidden)
+        return [attend_chosen(chosen[0], q, k, v, start=start, scale=scale, unless=unless)]
+    rows = []
+    for row in range(len(q)):
+        one = slice(row, row + 1)
+        named = list(hidden)
+        pieces = []
+        for part in chosen:
+            picks = choose(part, q[row], k[row], start)
+            pieces.append(
+                attend_chosen(
+                    part,
+                    q[one],
+                    k[one],
+                    v[one],
+                    start=start,
+                    scale=scale,
+                    unless=_any_of(named),
+                    picks=picks[None],
+                )
+            )
+            named.append(chosen_rule(part, picks, start))
+        rows.append(pieces)
+    return [
+        (torch.cat([out for out, _ in same]), torch.cat([lse for _, lse in same]))
+        for same in zip(*rows, strict=True)
+    ]
+
+
+def _any_of(rules: list[Rule]) -> Rule | None:
+    """Whether any of them names a pair; None for none."""
+    kept = tuple(rules)
+    if len(kept) < 2:
+        return kept[0] if kept else None
+    return lambda i, j: reduce(torch.logical_or, (rule(i, j) for rule in kept))

@@ -1,0 +1,1 @@
+"""Backend `flash`: FlashAttention's kernels, whichever of its libraries is installed."""

@@ -1,0 +1,1 @@
+"""Backend `flex`: torch's FlexAttention, compiled, over lists of key blocks."""

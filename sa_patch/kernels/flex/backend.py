@@ -1,0 +1,129 @@
+"""Backend `flex`: torch's FlexAttention, compiled, over lists of blocks built from the band.
+
+One call serves a batch whatever its lengths where the pattern is prefix-stable, since causality
+hides padding at the right; stochastic attention is one call for each length that occurs. How a
+pattern is divided into calls of FlexAttention is told in `flex_pieces`.
+
+Run on CPUs only so far. There the first call of a family of shapes compiles C++ for some seconds.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import sysconfig
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Union
+
+# `flex_pieces` is imported where it is used: it loads torch's compiler, which takes seconds.
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of FlexAttention's GPU kernels.
+_SMALLEST_GPU_HEAD_DIM = 16
+# On CPUs, narrower heads are widened with zeros. FlexAttention hands its products memory that was
+# never written, to be overwritten; on an AMD CPU with AVX2, torch 2.13's library read it instead
+# for some key counts of 8 to 56 at a head_dim of 8 and 16 (NaN and garbage), and at none of the
+# head_dims from 17 to 128 that were tried.
+_SMALLEST_CPU_HEAD_DIM = 32
+
+
+def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
+    reason = _refusal(pattern, q, k)
+    return not reason, reason
+
+
+def _refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:
+    """Why flex cannot serve a call; empty where it can."""
+    for part in pattern.parts if isinstance(pattern, Union) else (pattern,):
+        if not isinstance(part, (Full, Sinks, SWA, SA, PSA, MoBA, BlockTopK)):
+            return f"flex has no rule for the pattern {part.name!r}"
+    if q.shape[2] != k.shape[2]:
+        return "flex serves prefill only: as many queries as keys"
+    if q.dtype not in _DTYPES:
+        return f"flex takes float32, bfloat16 and float16, not {str(q.dtype).split('.')[-1]}"
+    if q.device.type == "cpu":
+        if _needs_gradients(q, k):
+            return "FlexAttention computes no gradients on the CPU"
+        return _cpu_refusal()
+    if q.device.type != "cuda":
+        return f"flex runs on CPUs and CUDA GPUs, not on {q.device.type!r}"
+    if q.shape[3] < _SMALLEST_GPU_HEAD_DIM:
+        return f"FlexAttention needs a head_dim of at least {_SMALLEST_GPU_HEAD_DIM} on GPUs"
+    if importlib.util.find_spec("triton") is None:
+        return "flex needs Triton on GPUs, and it is not installed"
+    return ""
+
+
+def _needs_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+@lru_cache(maxsize=1)
+def _cpu_refusal() -> str:
+    """What this machine lacks to compile FlexAttention for its CPU; empty where nothing."""
+    if sys.platform != "linux":
+        return "flex on CPUs was made for Linux only"
+    if not torch.cpu._is_avx2_supported():
+        return "FlexAttention needs an x86 CPU with AVX2"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"flex compiles C++ on CPUs, and the compiler {compiler!r} is not installed"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "flex compiles C++ on CPUs, and Python's own headers (Python.h) are not installed"
+    return ""
+
+
+def attend(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+) -> Tensor:
+    if q.device.type == "cpu" and _needs_gradients(q, k, v):
+        raise UserError("FlexAttention computes no gradients on the CPU")
+    narrower = _SMALLEST_CPU_HEAD_DIM - q.shape[3] if q.device.type == "cpu" else 0
+    if narrower > 0:
+        q, k, v = (torch.nn.functional.pad(x, (0, narrower)) for x in (q, k, v))
+    out = _attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    return out[..., : out.shape[3] - narrower] if narrower > 0 else out
+
+
+def _attend(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+) -> Tensor:
+    from sa_patch.kernels.flex.parts import attend_rows
+
+    seq_len, longest = q.shape[2], max(spans.lengths)
+    if pattern.prefix_stable or pattern.saturated(longest):
+        # What a query sees depends on nothing behind it: padding at the right included.
+        shown = Full() if pattern.saturated(longest) else pattern
+        return attend_rows(shown, q, k, v, layer=layer, scale=scale)
+    groups = spans.groups()
+    if list(groups) == [(seq_len, 0)]:
+        return attend_rows(pattern, q, k, v, layer=layer, scale=scale)
+    out = q.new_zeros(q.shape)
+    for (length, _), members in groups.items():
+        if not length:
+            continue
+        rows = torch.tensor(members, device=q.device)
+        shown = Full() if pattern.saturated(length) else pattern
+        part = attend_rows(
+            shown, *(x[rows, :, :length] for x in (q, k, v)), layer=layer, scale=scale
+        )
+        padded = torch.nn.functional.pad(part, (0, 0, 0, seq_len - length))
+        out = out.index_copy(0, rows, padded)
+    return out
+
+
+BACKEND = Backend(
+    name="flex",
+    summary="torch's FlexAttention over block lists from the band, compiled; CPU and CUDA",
+    supports=supports,
+    attend=attend,
+)

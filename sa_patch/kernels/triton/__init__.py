@@ -1,0 +1,1 @@
+"""Backend `triton`: fused forward kernels on CUDA GPUs, tested on CPUs in Triton's interpreter."""

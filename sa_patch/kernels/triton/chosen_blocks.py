@@ -1,0 +1,244 @@
+"""Triton kernels of blocks chosen by content: choose them, and attend to whole blocks.
+
+`choose_kernel` ranks the earlier blocks of each query by its fp32 dot product with their means.
+Choices are then sorted by block, so that `chosen_kernel` meets the keys of one block with tiles of
+queries that chose it, whichever of its KV head's query heads they belong to. The near kernel takes
+the partial results in.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sa_patch.kernels.triton.exclusion import shown_elsewhere
+from sa_patch.kernels.triton.softmax import (
+    finish_softmax,
+    load_rows,
+    query_tile,
+    softmax_step,
+    start_softmax,
+    store_rows,
+)
+
+# A rank is an int64: the score as an ordered integer above, the block counted down below. These
+# lie below and above every real one.
+NO_RANK = tl.constexpr(-(2**63))
+TOP_RANK = tl.constexpr(2**63 - 1)
+
+
+@triton.jit
+def rank(scores: tl.tensor, blocks: tl.tensor) -> tl.tensor:
+    """int64 that orders (score, then earlier block); a NaN counts as the largest score."""
+    # A sum that begins at zero is never -0, which would rank below 0.
+    bits = scores.to(tl.int32, bitcast=True)
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    ordered = tl.where(scores != scores, 0x7FFFFFFF, ordered)
+    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - blocks).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["query_len", "block_size", "blocks", "count"])
+def choose_kernel(
+    q: tl.tensor,
+    means: tl.tensor,
+    picks: tl.tensor,
+    table: tl.tensor,
+    query_len: tl.tensor,
+    block_size: tl.tensor,
+    blocks: tl.tensor,
+    count: tl.tensor,
+    q_batch: tl.tensor,
+    q_head: tl.tensor,
+    q_row: tl.tensor,
+    HEADS: tl.constexpr,
+    KV_GROUP: tl.constexpr,
+    PACK: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PICKS: tl.constexpr,
+) -> None:
+    """Write the best `count` earlier blocks of each query, in any order, -1 where there are fewer.
+
+    Each sweep over the blocks finds PICKS of them, those that come after the picks before.
+
+    Args:
+        means: fp32 ``[batch, kv_heads, blocks, HEAD_DIM]``.
+        picks: int32 ``[batch, HEADS, query_len, count]``.
+    """
+    batch, head, members, rows, positions, real, first, last = query_tile(
+        table, HEADS, query_len, PACK, BLOCK_M
+    )
+    q_tile = load_rows(q + batch * q_batch, members * q_head + rows * q_row, HEAD_DIM, BLOCK_D)
+    q_tile = q_tile.to(tl.float32)
+    kv_head = batch * (HEADS // KV_GROUP) + head // KV_GROUP
+    means += kv_head * blocks * HEAD_DIM
+    own = positions // block_size
+    places = ((batch * HEADS + members) * query_len + rows) * count
+    listed = tl.arange(0, PICKS)
+    columns = tl.arange(0, BLOCK_N)
+    limit = tl.full([BLOCK_M], TOP_RANK, tl.int64)
+    for done in range(0, count, PICKS):
+        # Surplus places hold the top rank, which nothing displaces.
+        wanted = listed < count - done
+        empty = tl.where(wanted, listed.to(tl.int64) + NO_RANK, TOP_RANK)
+        best = tl.zeros([BLOCK_M, PICKS], tl.int64) + empty[None, :]
+        for begin in range(0, last // block_size, BLOCK_N):
+            block = begin + columns
+            near = tl.minimum(block, blocks - 1).to(tl.int64)
+            mean = load_rows(means, near * HEAD_DIM, HEAD_DIM, BLOCK_D)
+            scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            scores = tl.dot(q_tile, tl.trans(mean), scores, input_precision="ieee")
+            ranks = rank(scores, block[None, :])
+            allowed = (block[None, :] < own[:, None]) & (ranks < limit[:, None])
+            ranks = tl.where(allowed, ranks, NO_RANK)
+            for _ in tl.static_range(PICKS):
+                found = tl.max(ranks, 1)
+                worst = tl.min(best, 1)
+                enters = (best == worst[:, None]) & (found > worst)[:, None]
+                best = tl.where(enters, found[:, None], best)
+                ranks = tl.where(ranks == found[:, None], NO_RANK, ranks)
+        limit = tl.min(best, 1)
+        pick = tl.where(best < NO_RANK + PICKS, -1, 0x7FFFFFFF - best.to(tl.int32))
+        here = places[:, None] + done + listed[None, :]
+        tl.store(picks + here, pick, mask=real[:, None] & wanted[None, :])
+
+
+@triton.jit(
+    do_not_specialize=[
+        "groups",
+        "query_len",
+        "origin",
+        "block_size",
+        "blocks",
+        "count",
+        "sinks",
+        "padded_len",
+    ]
+)
+def chosen_kernel(
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    partial: tl.tensor,
+    partial_lse: tl.tensor,
+    order: tl.tensor,
+    group_first: tl.tensor,
+    tile_first: tl.tensor,
+    tile_group: tl.tensor,
+    about: tl.tensor,
+    lows: tl.tensor,
+    groups: tl.tensor,
+    query_len: tl.tensor,
+    origin: tl.tensor,
+    block_size: tl.tensor,
+    blocks: tl.tensor,
+    count: tl.tensor,
+    sinks: tl.tensor,
+    scale: tl.tensor,
+    q_batch: tl.tensor,
+    q_head: tl.tensor,
+    q_row: tl.tensor,
+    k_batch: tl.tensor,
+    k_head: tl.tensor,
+    k_row: tl.tensor,
+    v_batch: tl.tensor,
+    v_head: tl.tensor,
+    v_row: tl.tensor,
+    rings: tl.tensor,
+    sizes: tl.tensor,
+    padded_len: tl.tensor,
+    starts: tl.tensor,
+    extents: tl.tensor,
+    HEADS: tl.constexpr,
+    KV_GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    EVEN: tl.constexpr,
+    LIMITED: tl.constexpr,
+    RINGS: tl.constexpr,
+    DRAWS: tl.constexpr,
+    SPANS: tl.constexpr,
+    WIDEN: tl.constexpr,
+) -> None:
+    """A tile of choices of one block: their softmax over its keys alone.
+
+    Args:
+        partial, partial_lse: fp32 ``[choices, HEAD_DIM]`` and ``[choices]`` (base 2); choices are
+            numbered by batch row, query, head and pick.
+        order: int64 ``[choices]``: numbers of the choices, sorted by group.
+        group_first, tile_first: int64 ``[groups + 1]``, of sorted choices and of tiles. A group is
+            a batch row, KV head and block.
+        tile_group: int64, the group of each tile, `groups` for tiles that do not exist.
+        about, lows, sinks: of `row_table` and `near_kernel`; LIMITED leaves near keys out.
+        origin: first token of block 0.
+        rings ... SPANS: of `shown_elsewhere`; read where LIMITED.
+    """
+    tile = tl.program_id(0)
+    group = tl.load(tile_group + tile)
+    if group < groups:
+        begin = tl.load(group_first + group) + (tile - tl.load(tile_first + group)) * BLOCK_M
+        number = begin + tl.arange(0, BLOCK_M)
+        real = number < tl.load(group_first + group + 1)
+        choice = tl.load(order + number, mask=real, other=0)
+        head = choice // count % HEADS
+        row = choice // count // HEADS % query_len
+        batch = group // blocks // (HEADS // KV_GROUP)
+        kv_head = group // blocks % (HEADS // KV_GROUP)
+        # Rows that are no choice read choice 0, which may be another head's; they write nothing.
+        q_tile = load_rows(q + batch * q_batch, head * q_head + row * q_row, HEAD_DIM, BLOCK_D)
+        key = origin + group % blocks * block_size
+        k_base = k + batch * k_batch + kv_head * k_head + key * k_row
+        v_base = v + batch * v_batch + kv_head * v_head + key * v_row
+        columns = tl.arange(0, BLOCK_N)
+        if LIMITED:
+            positions = tl.load(about + batch * 2) + row.to(tl.int32)
+            low = tl.load(lows + positions)
+        acc, top, total = start_softmax(BLOCK_M, BLOCK_D)
+        for first in range(0, block_size, BLOCK_N):
+            inside = first + columns < block_size
+            near = columns if EVEN else tl.where(inside, columns, 0)
+            visible = inside[None, :]
+            if LIMITED:
+                keys = (key + first + near).to(tl.int32)[None, :]
+                visible = visible & (keys >= sinks) & (keys < low[:, None])
+                if RINGS + SPANS:
+                    shown = shown_elsewhere(
+                        keys,
+                        positions,
+                        head,
+                        (batch * HEADS + head) * query_len + row,
+                        tl.load(about + batch * 2 + 1),
+                        rings,
+                        sizes,
+                        padded_len,
+                        starts,
+                        extents,
+                        BLOCK_M,
+                        BLOCK_N,
+                        RINGS,
+                        DRAWS,
+                        SPANS,
+                    )
+                    visible = visible & (shown == 0)
+            place = tl.cast(first, tl.int64)
+            k_tile = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
+            v_tile = load_rows(v_base + place * v_row, near * v_row, HEAD_DIM, BLOCK_D)
+            acc, top, total = softmax_step(
+                acc,
+                top,
+                total,
+                q_tile,
+                k_tile,
+                v_tile,
+                visible,
+                scale,
+                LIMITED or not EVEN,
+                WIDEN,
+            )
+        result, log_total = finish_softmax(acc, top, total, scale)
+        store_rows(partial, choice * HEAD_DIM, result, real, HEAD_DIM, BLOCK_D, WIDEN)
+        tl.store(partial_lse + choice, log_total, mask=real)

@@ -1,0 +1,246 @@
+"""Launches of the Triton kernels of blocks chosen by content: choose, sort, attend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.triton.chosen_blocks import choose_kernel, chosen_kernel
+from sa_patch.kernels.triton.launch import (
+    LOG2_E,
+    Call,
+    Choices,
+    Elsewhere,
+    launch_near,
+    shape,
+    strides,
+)
+from sa_patch.kernels.triton.launch_table import (
+    Launch,
+    LeavesConfig,
+    MobaConfig,
+    next_power_of_2,
+    packed_heads,
+)
+from sa_patch.kernels.triton.parts import Near
+from sa_patch.kernels.triton.small_blocks import leaves_kernel
+from sa_patch.kernels.triton.softmax import INTERPRETED
+from sa_patch.kernels.triton.tiles import row_table
+from sa_patch.patterns import BlockTopK, MoBA
+from sa_patch.patterns.moba import block_means
+
+# Picks that one sweep of the choice holds in registers.
+_PICKS = 4
+# Partial results held at once; KV heads are served in turns beyond.
+PARTIAL_BYTES = 1 << 30
+# First key of a block that is not there: beyond every position, whatever is added to it.
+_NO_KEY = 1 << 30
+
+
+def origin_of(pattern: MoBA | BlockTopK) -> int:
+    """The first token of block 0."""
+    return pattern.sinks if isinstance(pattern, BlockTopK) else 0
+
+
+def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
+    """The blocks that each query chooses, in any order.
+
+    Args:
+        launch: of the choice of mixture of block attention.
+
+    Returns:
+        int32 ``[batch, q_heads, nq, count]``, -1 where fewer can be chosen and at padding.
+    """
+    if isinstance(pattern, BlockTopK):
+        return _searched(call, pattern)
+    count = min(pattern.topk - 1, call.k.shape[2] // pattern.block_size)
+    return _ranked(call, pattern, count, launch)
+
+
+def _searched(call: Call, pattern: BlockTopK) -> Tensor:
+    q, k = call.q, call.k
+    picks = torch.full((*q.shape[:3], pattern.topk), -1, dtype=torch.int32, device=q.device)
+    for row in call.rows:
+        end = min(call.query_len, row.length - row.start)
+        positions = torch.arange(row.start, row.start + end, device=q.device)
+        found = pattern.picks(q[row.batch, :, :end], k[row.batch, :, : row.length], positions)
+        shared = q.shape[1] // len(found)
+        picks[row.batch, :, :end] = found.to(torch.int32).repeat_interleave(shared, 0)
+    return picks
+
+
+def _ranked(call: Call, pattern: MoBA, count: int, launch: Launch) -> Tensor:
+    q, k = call.q, call.k
+    picks = torch.full((*q.shape[:3], count), -1, dtype=torch.int32, device=q.device)
+    means = block_means(k, pattern.block_size).contiguous()
+    pack = packed_heads(call.group, launch.block_m)
+    table = call.table(launch.block_m // pack)
+    if len(table) and count:
+        choose_kernel[(len(table) * (q.shape[1] // pack),)](
+            q,
+            means,
+            picks,
+            table,
+            q.shape[2],
+            pattern.block_size,
+            means.shape[2],
+            count,
+            *strides(q),
+            PACK=pack,
+            PICKS=min(_PICKS, next_power_of_2(count)),
+            **shape(q, k, launch),
+        )
+    return picks
+
+
+def first_keys(pattern: MoBA | BlockTopK, picks: Tensor) -> Tensor:
+    """First key of each pick: int32, like `picks`, beyond every position where there is none."""
+    keys = picks * pattern.block_size + origin_of(pattern)
+    return keys.masked_fill_(picks < 0, _NO_KEY)
+
+
+def attend_choices(
+    call: Call,
+    pattern: MoBA | BlockTopK,
+    picks: Tensor,
+    near: Near | None,
+    shown: Elsewhere,
+    launch: Launch,
+) -> Choices:
+    """Attention of every query over each of its picks alone.
+
+    Args:
+        picks: int32 ``[batch, q_heads, nq, count]``, `count` at least 1.
+        near: keys to leave out; None where no chosen block has any of them.
+        shown: keys to leave out as well.
+    """
+    q, k = call.q, call.k
+    batch, heads, queries, count = picks.shape
+    kv_heads = k.shape[1]
+    blocks = max(0, k.shape[2] - origin_of(pattern)) // pattern.block_size
+    groups, size = batch * kv_heads * blocks, launch.block_m
+    # By query before head: a choice's place in its tile then hangs on no later query, and neither
+    # does the rounding of its products.
+    problem = torch.arange(batch * heads, dtype=torch.int32, device=q.device)
+    offset = (problem // (heads // kv_heads) * blocks).view(batch, heads, 1, 1)
+    group = torch.where(picks < 0, groups, picks + offset).transpose(1, 2).flatten()
+    ordered, order = group.sort(stable=True)
+    numbers = torch.arange(groups + 1, dtype=torch.int32, device=q.device)
+    group_first = torch.searchsorted(ordered, numbers)
+    tile_first = torch.zeros_like(group_first)
+    torch.cumsum((group_first.diff() + size - 1) // size, 0, out=tile_first[1:])
+    # Each group fills whole tiles and at most one in part: no need to ask the device how many.
+    tiles = group.numel() // size + min(groups, group.numel())
+    tile_numbers = torch.arange(tiles, device=q.device)
+    tile_group = torch.searchsorted(tile_first[1:], tile_numbers, right=True)
+    order_shape = (batch, queries, heads, count)
+    partial = torch.empty(*order_shape, q.shape[3], dtype=torch.float32, device=q.device)
+    partial_lse = torch.empty(order_shape, dtype=torch.float32, device=q.device)
+    if tiles:
+        chosen_kernel[(tiles,)](
+            q,
+            k,
+            call.v,
+            partial,
+            partial_lse,
+            order,
+            group_first,
+            tile_first,
+            tile_group,
+            row_table(call.rows, batch, q.device, call.stream),
+            None if near is None else call.lows(near),
+            groups,
+            queries,
+            origin_of(pattern),
+            pattern.block_size,
+            blocks,
+            count,
+            0 if near is None else near.sinks,
+            call.scale * LOG2_E,
+            *strides(q, k, call.v),
+            EVEN=pattern.block_size % launch.block_n == 0,
+            LIMITED=near is not None,
+            WIDEN=INTERPRETED,
+            **shown.arguments(),
+            **shape(q, k, launch),
+        )
+    return Choices(picks, partial, partial_lse)
+
+
+def launch_sorted(
+    call: Call,
+    pattern: MoBA | BlockTopK,
+    picks: Tensor | None,
+    near: Near,
+    hidden: Near | None,
+    shown: Elsewhere,
+    config: MobaConfig,
+) -> None:
+    """Chosen blocks by sorting, and the near keys in the same launch.
+
+    Args:
+        picks: of `choose`; made here where they are not given.
+        near: keys to attend to beside the blocks.
+        hidden, shown: keys to leave out of the blocks, as `attend_choices` takes them.
+    """
+    batch, heads, queries, head_dim = call.q.shape
+    kv_heads, group = call.k.shape[1], call.group
+    count = pattern.topk - isinstance(pattern, MoBA)
+    step = max(1, PARTIAL_BYTES // max(1, batch * group * queries * count * head_dim * 4))
+    for first in range(0, kv_heads, step):
+        kv, own = slice(first, first + step), slice(first * group, (first + step) * group)
+        part = call._replace(
+            q=call.q[:, own],
+            k=call.k[:, kv],
+            v=call.v[:, kv],
+            out=call.out[:, own],
+            lse=None if call.lse is None else call.lse[:, own].contiguous(),
+        )
+        found = choose(part, pattern, config.choose) if picks is None else picks[:, own]
+        choices = None
+        if found.shape[3]:
+            choices = attend_choices(
+                part, pattern, found.contiguous(), hidden, shown.of_heads(own), config.chosen
+            )
+        launch_near(part, near, config.own, choices)
+        if call.lse is not None and part.lse is not None:
+            call.lse[:, own] = part.lse
+
+
+def launch_gathered(
+    call: Call,
+    pattern: MoBA | BlockTopK,
+    picks: Tensor,
+    hidden: Near,
+    shown: Elsewhere,
+    config: LeavesConfig,
+) -> None:
+    """Chosen blocks alone, each query gathering its own; arguments as of `launch_sorted`."""
+    launch = config.launch
+    # Heads gain by sharing a tile where they share the keys; then all that fit may fill it.
+    shared = isinstance(pattern, BlockTopK) and pattern.grouped
+    pack = packed_heads(call.group, 4 * launch.block_m) if shared else 1
+    table = call.table(launch.block_m // pack)
+    if not len(table) or not picks.shape[3]:
+        return
+    leaves_kernel[(len(table) * (call.q.shape[1] // pack),)](
+        call.q,
+        call.k,
+        call.v,
+        call.out,
+        call.lse,
+        table,
+        call.lows(hidden),
+        first_keys(pattern, picks),
+        call.query_len,
+        pattern.block_size,
+        picks.shape[3],
+        hidden.sinks,
+        call.scale * LOG2_E,
+        *call.strides(),
+        PACK=pack,
+        WIDEN=INTERPRETED,
+        **shown.arguments(),
+        **call.results(),
+        **shape(call.q, call.k, launch),
+    )

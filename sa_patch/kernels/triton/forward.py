@@ -1,0 +1,126 @@
+"""A call taken apart into launches: near keys, rings, chosen blocks, each joined to those before.
+
+Imports the kernels, so it is imported at the first call.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+
+from sa_patch.kernels.triton import launch_table as triton_configs
+from sa_patch.kernels.triton.chosen_blocks_launch import (
+    choose,
+    first_keys,
+    launch_gathered,
+    launch_sorted,
+)
+from sa_patch.kernels.triton.launch import Call, elsewhere, launch_near, launch_ring
+from sa_patch.kernels.triton.launch_table import (
+    BandConfig,
+    Config,
+    LeavesConfig,
+    MobaConfig,
+    band_config,
+    leaves_config,
+    moba_config,
+)
+from sa_patch.kernels.triton.parts import EVERYTHING, NOTHING, Pieces, pieces, sorts_choices
+from sa_patch.kernels.triton.softmax import INTERPRETED
+from sa_patch.patterns import Pattern
+
+Kind = TypeVar("Kind", BandConfig, MobaConfig, LeavesConfig)
+
+
+class Configs:
+    """Launch parameters: those that were given, and the table's for other kinds."""
+
+    def __init__(self, call: Call, given: tuple[Config, ...]) -> None:
+        self._q = call.q
+        self._longest = max(row.length for row in call.rows)
+        self._given = given
+        self._device = triton_configs.device_class(call.q.device, interpreted=INTERPRETED)
+
+    def _find(self, kind: type[Kind]) -> Kind | None:
+        return next((config for config in self._given if isinstance(config, kind)), None)
+
+    def band(self, *, compared: bool = False) -> BandConfig:
+        return self._find(BandConfig) or band_config(
+            self._q, self._longest, self._device, compared=compared
+        )
+
+    def moba(self, block_size: int, *, compared: bool) -> MobaConfig:
+        return self._find(MobaConfig) or moba_config(
+            self._q, self._longest, block_size, self._device, compared=compared
+        )
+
+    def leaves(self) -> LeavesConfig:
+        return self._find(LeavesConfig) or leaves_config(self._q, self._device)
+
+
+def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
+    """Write the attention of all rows of a call that does not join anything.
+
+    Raises:
+        ValueError: for a pattern that `pieces` does not know.
+    """
+    parts = pieces(pattern)
+    if parts is None:
+        raise ValueError(f"no pieces for {pattern}")
+    configs = Configs(call, given)
+    dense = tuple(row for row in call.rows if pattern.saturated(row.length))
+    sparse = tuple(row for row in call.rows if not pattern.saturated(row.length))
+    if dense:
+        launch_near(call._replace(rows=dense), EVERYTHING, configs.band().launch)
+    if not sparse:
+        return
+    fused = any(map(sorts_choices, parts.chosen))
+    launches = len(parts.rings) + len(parts.chosen) + (parts.near.everywhere and not fused)
+    part = call._replace(rows=sparse)
+    if launches == 1:
+        _serve_sparse(parts, part, configs, fused)
+        return
+    # Half precision would be rounded at every piece.
+    out = torch.zeros_like(call.q, dtype=torch.float32)
+    lse = torch.full(call.q.shape[:3], -torch.inf, dtype=torch.float32, device=call.q.device)
+    _serve_sparse(parts, part._replace(out=out, lse=lse, join=True), configs, fused)
+    for served in [row.batch for row in sparse] if dense else [slice(None)]:
+        call.out[served] = out[served].to(call.out.dtype)
+        if call.lse is not None:
+            call.lse[served] = lse[served]
+
+
+def _serve_sparse(parts: Pieces, call: Call, configs: Configs, fused: bool) -> None:
+    """Rows that the pattern does not saturate.
+
+    Args:
+        fused: the near keys are served with the first chosen blocks.
+    """
+    near, rings = parts.near, parts.rings
+    if near.everywhere and not fused:
+        launch_near(call, near, configs.band().launch)
+    elif near.dense and not fused:
+        early = [row._replace(length=min(row.length, near.dense)) for row in call.rows]
+        rows = tuple(row for row in early if row.start < row.length)
+        if rows:
+            launch_near(call._replace(rows=rows), near, configs.band().launch)
+    for number, ring in enumerate(rings):
+        launch_ring(call, ring, near, rings[:number], configs.band(compared=number > 0))
+    shown = elsewhere(call, rings if parts.chosen else ())
+    # What stands near goes with the first of them.
+    chosen = sorted(parts.chosen, key=sorts_choices, reverse=True)
+    # What a pattern itself keeps near is never among the blocks that it chooses.
+    alone = len(chosen) == 1 and pieces(chosen[0]) == parts
+    for number, pattern in enumerate(chosen):
+        config = configs.moba(pattern.block_size, compared=not alone)
+        picks = None if alone else choose(call, pattern, config.choose)
+        if sorts_choices(pattern):
+            own = near if number == 0 else NOTHING
+            hidden = None if alone else near
+            launch_sorted(call, pattern, picks, own, hidden, shown, config)
+        else:
+            picks = choose(call, pattern, config.choose) if picks is None else picks
+            launch_gathered(call, pattern, picks, near, shown, configs.leaves())
+        if number + 1 < len(chosen) and picks is not None:
+            shown = shown.with_spans(first_keys(pattern, picks), pattern.block_size)

@@ -1,0 +1,255 @@
+"""Launches of the Triton kernels of near keys and of rings: from tensors to grids and arguments.
+
+Kernels are decorated when this module is imported, so it is imported at the first call.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.triton.launch_table import (
+    BandConfig,
+    Launch,
+    packed_heads,
+    padded_head_dim,
+)
+from sa_patch.kernels.triton.local_window import near_kernel
+from sa_patch.kernels.triton.parts import Near
+from sa_patch.kernels.triton.ring import ring_kernel
+from sa_patch.kernels.triton.ring_tiles import ring_plan, ring_table
+from sa_patch.kernels.triton.softmax import INTERPRETED
+from sa_patch.kernels.triton.tiles import (
+    Row,
+    band_table,
+    current_stream,
+    ring_tables,
+    slot_ordered,
+)
+from sa_patch.patterns import PSA, SA
+
+LOG2_E = 1.4426950408889634
+
+Rows = tuple[Row, ...]
+
+
+class Call(NamedTuple):
+    """What every launch is given.
+
+    Args:
+        q, out: ``[batch, q_heads, nq, head_dim]``; k, v: ``[batch, kv_heads, n, head_dim]``; all
+            with contiguous last dimensions.
+        lse: fp32 ``[batch, q_heads, nq]``, contiguous, or None where it is not asked for.
+        rows: what is served; nothing else of `out` and `lse` is written.
+        layer: index of the layer.
+        scale: of the scores, above 0.
+        join: take in what `out`, in fp32, and `lse` hold: attention over other keys, or zero and
+            -inf.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    lse: Tensor | None
+    rows: Rows
+    layer: int
+    scale: float
+    join: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+    @property
+    def query_len(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def stream(self) -> int:
+        return current_stream(self.q.device)
+
+    def lows(self, near: Near) -> Tensor:
+        return near.lows(max(row.length for row in self.rows), self.q.device, self.stream)
+
+    def table(self, slots: int) -> Tensor:
+        return band_table(self.rows, self.query_len, slots, self.q.device, self.stream)
+
+    def strides(self) -> list[int]:
+        return strides(self.q, self.k, self.v, self.out)
+
+    def results(self) -> dict[str, bool]:
+        """Compile-time parameters of the kernels that write `out`."""
+        return {"WITH_LSE": self.lse is not None, "JOIN": self.join}
+
+
+class Elsewhere(NamedTuple):
+    """Keys beside near ones that a piece leaves out, as `shown_elsewhere` takes them."""
+
+    rings: Tensor | None = None
+    sizes: Tensor | None = None
+    starts: Tensor | None = None
+    """int32 ``[batch, q_heads, nq, spans]``"""
+    extents: Tensor | None = None
+
+    def with_spans(self, starts: Tensor, extent: int) -> Elsewhere:
+        """And spans of `extent` keys from ``starts [batch, q_heads, nq, spans]`` on."""
+        extents = torch.full_like(starts[0, 0, 0], extent)
+        if self.starts is not None and self.extents is not None:
+            starts = torch.cat([self.starts, starts], -1)
+            extents = torch.cat([self.extents, extents])
+        return self._replace(starts=starts, extents=extents)
+
+    def of_heads(self, heads: slice) -> Elsewhere:
+        """For some of the query heads."""
+        rings, starts = self.rings, self.starts
+        if rings is not None and rings.shape[2] > 2:
+            rings = torch.cat([rings[:, :, :1], rings[:, :, 1:][:, :, heads]], 2)
+        if starts is not None:
+            starts = starts[:, heads].contiguous()
+        return self._replace(rings=rings, starts=starts)
+
+    def arguments(self) -> dict[str, Any]:
+        """Of a kernel, by name."""
+        return {
+            "rings": self.rings,
+            "sizes": self.sizes,
+            "padded_len": 0 if self.rings is None else self.rings.shape[3],
+            "starts": self.starts,
+            "extents": self.extents,
+            "RINGS": 0 if self.rings is None else self.rings.shape[1],
+            "DRAWS": 1 if self.rings is None else self.rings.shape[2] - 1,
+            "SPANS": 0 if self.starts is None else self.starts.shape[3],
+        }
+
+
+def elsewhere(call: Call, rings: tuple[SA | PSA, ...]) -> Elsewhere:
+    """The keys within reach on `rings`."""
+    if not rings:
+        return Elsewhere()
+    tables, sizes = ring_tables(
+        rings, call.rows, layer=call.layer, heads=call.q.shape[1], device=call.q.device
+    )
+    return Elsewhere(tables, sizes)
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def shape(q: Tensor, k: Tensor, launch: Launch) -> dict[str, int | bool]:
+    """Compile-time parameters that every kernel takes."""
+    return {
+        "HEADS": q.shape[1],
+        "KV_GROUP": q.shape[1] // k.shape[1],
+        "HEAD_DIM": q.shape[3],
+        "BLOCK_D": padded_head_dim(q.shape[3]),
+        "BLOCK_M": launch.block_m,
+        "BLOCK_N": launch.block_n,
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+    }
+
+
+class Choices(NamedTuple):
+    """Chosen blocks, and the attention of each query over each of them alone.
+
+    Args:
+        picks: int32 ``[batch, q_heads, nq, count]``, -1 for none.
+        partial, partial_lse: fp32 ``[batch, nq, q_heads, count, head_dim]`` and, in base 2,
+            ``[batch, nq, q_heads, count]``; anything where there is no pick.
+    """
+
+    picks: Tensor
+    partial: Tensor
+    partial_lse: Tensor
+
+
+def launch_near(call: Call, near: Near, launch: Launch, choices: Choices | None = None) -> None:
+    """Attention over the near keys, and over chosen blocks where their results are given."""
+    pack = packed_heads(call.group, launch.block_m)
+    table = call.table(launch.block_m // pack)
+    if not len(table):
+        return
+    near_kernel[(len(table) * (call.q.shape[1] // pack),)](
+        call.q,
+        call.k,
+        call.v,
+        call.out,
+        call.lse,
+        table,
+        call.lows(near),
+        None if choices is None else choices.partial,
+        None if choices is None else choices.partial_lse,
+        None if choices is None else choices.picks,
+        call.query_len,
+        near.sinks,
+        0 if choices is None else choices.picks.shape[3],
+        call.scale * LOG2_E,
+        *call.strides(),
+        PACK=pack,
+        CHOSEN=choices is not None,
+        WIDEN=INTERPRETED,
+        **call.results(),
+        **shape(call.q, call.k, launch),
+    )
+
+
+def launch_ring(
+    call: Call, pattern: SA | PSA, near: Near, before: tuple[SA | PSA, ...], config: BandConfig
+) -> None:
+    """Attention over the keys of a ring that neither `near` nor the rings `before` show.
+
+    Of PSA those of `near.dense` on; of SA whole sequences, none of which it saturates.
+    """
+    q, k, v, launch = call.q, call.k, call.v, config.launch
+    pack = 1 if pattern.per_head else packed_heads(call.group, launch.block_m)
+    block = launch.block_m // pack * config.tiles
+    heads = q.shape[1]
+    draws = len(pattern.draws(heads))
+    table = ring_table(pattern, call.rows, call.query_len, block, draws, q.device, call.stream)
+    if not len(table):
+        return
+    plan = ring_plan(
+        pattern,
+        call.rows,
+        call.query_len,
+        near,
+        layer=call.layer,
+        heads=heads,
+        block=block,
+        device=q.device,
+    )
+    ordered = config.permute_once and isinstance(pattern, SA) and not (pattern.per_head or before)
+    if ordered and isinstance(pattern, SA):
+        k, v = (slot_ordered(x, pattern, call.rows, call.layer) for x in (k, v))
+    arguments = elsewhere(call, before).arguments()
+    ring_kernel[(len(table) * config.tiles * (heads // pack),)](
+        q,
+        k,
+        v,
+        call.out,
+        call.lse,
+        table,
+        *plan,
+        arguments["rings"],
+        arguments["sizes"],
+        len(table),
+        call.query_len,
+        plan.keys.shape[1],
+        arguments["padded_len"],
+        call.scale * LOG2_E,
+        *strides(q, k, v, call.out),
+        PACK=pack,
+        TILES=config.tiles,
+        PER_HEAD=pattern.per_head,
+        SLOT_ORDER=ordered,
+        RINGS=arguments["RINGS"],
+        DRAWS=arguments["DRAWS"],
+        WIDEN=INTERPRETED,
+        **call.results(),
+        **shape(q, k, launch),
+    )

@@ -1,0 +1,109 @@
+"""Patterns as the pieces that the Triton kernels serve, no key of a query in two of them.
+
+What stands near comes first, then rings, then chosen blocks; each leaves out what those before it
+show. The first two tell that by position, from one table of where the near keys begin.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.triton.launch_table import UNLIMITED
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Union
+
+# Smaller blocks fill too little of a matrix product to be worth sorting queries for.
+_SORTED_BLOCK = 16
+
+
+class Near(NamedTuple):
+    """The keys of a query that depend on its position alone."""
+
+    sinks: int = 0
+    """first tokens in view"""
+    edges: tuple[tuple[int, int, int], ...] = ()
+    """(origin, block, behind): tokens from `origin` on are cut into blocks of `block`; in view are
+    the query's own and the `behind` before it, later keys left out. The widest view counts."""
+    dense: int = 0
+    """queries at earlier positions than this see every key"""
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether later queries than the dense ones may see something."""
+        return bool(self.sinks or self.edges)
+
+    def lows(self, seq_len: int, device: torch.device, stream: int) -> Tensor:
+        """The first key beyond the sinks that each query sees, never decreasing.
+
+        Args:
+            stream: of `current_stream`; the table is filled by work queued there.
+
+        Returns:
+            int32, at least `seq_len`: ``i + 1`` where query i sees none.
+        """
+        # Lengths that follow each other, as in decoding, share a table.
+        return _lows(self, 1 << seq_len.bit_length(), device, stream)
+
+
+EVERYTHING = Near(dense=UNLIMITED)
+NOTHING = Near()
+
+
+@lru_cache(maxsize=64)
+def _lows(near: Near, size: int, device: torch.device, stream: int) -> Tensor:
+    i = torch.arange(size, device=device)
+    low = i + 1
+    for origin, block, behind in near.edges:
+        # A block that holds all, however large, is as good as another.
+        block, behind = min(block, UNLIMITED), min(behind, UNLIMITED)
+        own = torch.div(i - origin, block, rounding_mode="floor")
+        low = torch.minimum(low, origin + (own - behind).clamp(min=0) * block)
+    return low.masked_fill(i < near.dense, 0).to(torch.int32)
+
+
+class Pieces(NamedTuple):
+    """A pattern, taken apart."""
+
+    near: Near
+    rings: tuple[SA | PSA, ...]
+    chosen: tuple[MoBA | BlockTopK, ...]
+
+
+def sorts_choices(pattern: MoBA | BlockTopK) -> bool:
+    """Whether queries are sorted by the blocks they chose; else each gathers its keys."""
+    return isinstance(pattern, MoBA) or pattern.block_size >= _SORTED_BLOCK
+
+
+def pieces(pattern: Pattern) -> Pieces | None:
+    """The pieces of a pattern; None for one that has a part unknown here."""
+    rings: list[SA | PSA] = []
+    chosen: list[MoBA | BlockTopK] = []
+    edges: list[tuple[int, int, int]] = []
+    sinks = dense = 0
+    for part in pattern.parts if isinstance(pattern, Union) else (pattern,):
+        if isinstance(part, Full):
+            dense = UNLIMITED
+        elif isinstance(part, Sinks):
+            sinks = max(sinks, part.size)
+        elif isinstance(part, SWA):
+            edges.append((0, 1, part.window - 1))
+        elif isinstance(part, SA):
+            rings.append(part)
+        elif isinstance(part, PSA):
+            rings.append(part)
+            # Their reach is half the ring: nothing is beyond it.
+            dense = max(dense, part.window)
+        elif isinstance(part, MoBA):
+            chosen.append(part)
+            edges.append((0, part.block_size, 0))
+        elif isinstance(part, BlockTopK):
+            chosen.append(part)
+            sinks = max(sinks, part.sinks)
+            edges.append((part.sinks, part.block_size, part.local // part.block_size))
+        else:
+            return None
+    near = Near(min(sinks, UNLIMITED), tuple(sorted(edges)), min(dense, UNLIMITED))
+    return Pieces(near, tuple(rings), tuple(chosen))

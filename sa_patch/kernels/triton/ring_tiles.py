@@ -1,0 +1,244 @@
+"""Tokens on a ring as the blocks that the Triton kernel of rings walks.
+
+Everything is computed on the device, once for a pattern, layer and length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.slot_tiles import ring_tiles
+from sa_patch.kernels.triton import tiles as triton_plans
+from sa_patch.kernels.triton.launch_table import UNLIMITED
+from sa_patch.kernels.triton.parts import Near
+from sa_patch.kernels.triton.tiles import Row, current_stream, lengths_of, on_device
+from sa_patch.patterns import PSA, SA
+from sa_patch.patterns.prefix_stable import RING_SIZE
+
+
+class RingPlan(NamedTuple):
+    """Blocks of neighbours on the ring, of one or several spans one after the other.
+
+    Padding lies at positions beyond every real one.
+
+    Args:
+        queries: int32 ``[blocks, block]``, positions of each block's queries, ascending.
+        query_steps: int32, like `queries`: where each query's reach begins on the ring, counted
+            from where the block's does.
+        windows: int32, like `queries`: points within its reach.
+        keys: int32 ``[blocks, width]``, positions of each band's keys, ascending.
+        key_steps: int32, like `keys`. A query sees keys of
+            ``0 <= key_step - query_step < window``,
+        counts: int32, like `queries`: and of them those among so many leading keys of the band,
+            which near queries do not see otherwise,
+        skips: int32 ``[blocks]``: and after so many, which are sinks.
+    """
+
+    queries: Tensor
+    query_steps: Tensor
+    windows: Tensor
+    keys: Tensor
+    key_steps: Tensor
+    counts: Tensor
+    skips: Tensor
+
+
+class Span(NamedTuple):
+    """Queries of one sequence: those at ``start .. end - 1`` of a ring of `length` tokens."""
+
+    start: int
+    end: int
+    length: int
+
+
+def span_of(row: Row, query_len: int) -> Span:
+    return Span(row.start, min(row.length, row.start + query_len), row.length)
+
+
+def _segments(pattern: PSA, span: Span) -> Iterator[tuple[int, int]]:
+    """Queries ``first .. last - 1`` that share a search among the keys below `last`: up to the
+    next power of two, so that reaches differ by a factor of two at most."""
+    first = max(span.start, pattern.window)
+    while first < span.end:
+        last = min(span.end, 1 << first.bit_length())
+        yield first, last
+        first = last
+
+
+def _block_count(pattern: SA | PSA, span: Span, block: int) -> int:
+    if isinstance(pattern, SA):
+        return -(-span.length // block)
+    return sum(-(-(last - first) // block) for first, last in _segments(pattern, span))
+
+
+@lru_cache(maxsize=128)
+def ring_table(
+    pattern: SA | PSA,
+    rows: tuple[Row, ...],
+    query_len: int,
+    block: int,
+    draws: int,
+    device: torch.device,
+    stream: int,
+) -> Tensor:
+    """Blocks of `block` queries of every row: int32 ``[blocks, 7]``.
+
+    Columns: row of the batch, block of the concatenated plans of `ring_plan`, blocks of one draw,
+    length, slot at which the block's band begins (of SA), position of the row's first query, which
+    of the lengths this is.
+    """
+    begins, total = {}, 0
+    for span in _spans(rows, query_len):
+        begins[span] = total
+        total += draws * _block_count(pattern, span, block)
+    parts = []
+    for row in rows:
+        span = span_of(row, query_len)
+        number = torch.arange(_block_count(pattern, span, block))
+        same = torch.ones_like(number)
+        columns = [
+            same * row.batch,
+            number + begins[span],
+            same * len(number),
+            same * row.length,
+            # Of no meaning for PSA.
+            (number * block - (pattern.window - 1)).clamp(min=-UNLIMITED),
+            same * row.start,
+            same * lengths_of(rows).index(row.length),
+        ]
+        parts.append(torch.stack(columns, 1))
+    return on_device(torch.cat(parts).to(torch.int32), device)
+
+
+def _spans(rows: tuple[Row, ...], query_len: int) -> list[Span]:
+    """The different spans of `rows`, in the order of their plans."""
+    return sorted({span_of(row, query_len) for row in rows})
+
+
+def ring_plan(
+    pattern: SA | PSA,
+    rows: tuple[Row, ...],
+    query_len: int,
+    near: Near,
+    *,
+    layer: int,
+    heads: int,
+    block: int,
+    device: torch.device,
+) -> RingPlan:
+    """The plans of all spans of `rows`, concatenated in the order of `ring_table`.
+
+    Args:
+        near: keys that a query sees without the ring, which its plan leaves out.
+        heads: query heads, each of which has a draw of its own where `pattern.per_head`.
+        block: queries of a block.
+    """
+    draws = len(pattern.draws(heads))
+    stream = current_stream(device)
+
+    def plan(span: Span) -> RingPlan:
+        def build() -> RingPlan:
+            lows = near.lows(span.length, device, stream)
+            blocks = _sa_blocks if isinstance(pattern, SA) else _psa_blocks
+            parts = blocks(pattern, span, layer, heads, block, device)  # type: ignore[arg-type]
+            return _limited(parts, lows, near.sinks)
+
+        key = (pattern, span, near, layer, draws, block, device, stream)
+        return RingPlan(*triton_plans.PLANS.get(key, build))
+
+    plans = [plan(span) for span in _spans(rows, query_len)]
+    return plans[0] if len(plans) == 1 else RingPlan(*map(_joined, zip(*plans, strict=True)))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Blocks one after the other, bands padded to the widest."""
+    if parts[0].ndim == 1:
+        return torch.cat(list(parts))
+    width = max(part.shape[-1] for part in parts)
+    return torch.cat(
+        [
+            torch.nn.functional.pad(part, (0, width - part.shape[-1]), value=UNLIMITED)
+            for part in parts
+        ],
+        dim=-2,
+    )
+
+
+# queries, query_steps, windows, keys and key_steps of a plan, with draws as first dimension.
+_Blocks = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _limited(parts: _Blocks, lows: Tensor, sinks: int) -> RingPlan:
+    queries, query_steps, windows, keys, key_steps = (part.flatten(0, 1) for part in parts)
+    limits = lows[queries.clamp(max=len(lows) - 1)]
+    counts = torch.searchsorted(keys, limits, out_int32=True)
+    skips = (keys < sinks).sum(-1, dtype=torch.int32)
+    return RingPlan(queries, query_steps, windows, keys, key_steps, counts, skips)
+
+
+def _sa_blocks(
+    pattern: SA, span: Span, layer: int, heads: int, block: int, device: torch.device
+) -> _Blocks:
+    tiles = ring_tiles(pattern, span.length, layer=layer, heads=heads, block=block, device=device)
+    windows = torch.full_like(tiles.queries, 2 * pattern.window - 1)
+    return tiles.queries, tiles.query_steps, windows, tiles.keys, tiles.key_steps
+
+
+def _psa_blocks(
+    pattern: PSA, span: Span, layer: int, heads: int, block: int, device: torch.device
+) -> _Blocks:
+    ring = pattern.ring(span.end, layer, heads, device)
+    parts = [
+        _segment(ring.points, ring.reach, first, last, block)
+        for first, last in _segments(pattern, span)
+    ]
+    if not parts:
+        empty = torch.zeros(len(ring.points), 0, block, dtype=torch.int32, device=device)
+        return empty, empty, empty, empty, empty
+    queries, query_steps, windows, keys, key_steps = map(_joined, zip(*parts, strict=True))
+    return queries, query_steps, windows, keys, key_steps
+
+
+def _segment(points: Tensor, reach: Tensor, first: int, last: int, block: int) -> _Blocks:
+    """Blocks of the queries ``first .. last - 1`` over the keys below `last`.
+
+    Args:
+        points: int64 ``[draws, n]``; reach: int64 ``[n]``, less than half the ring.
+    """
+    ordered, order = points[:, :last].sort(dim=1, stable=True)
+    # Once around to either side: a band never has a seam.
+    ordered = torch.cat([ordered - RING_SIZE, ordered, ordered + RING_SIZE], dim=1)
+    positions = order.repeat(1, 3)
+    queries = points[:, first:last].argsort(dim=1, stable=True) + first
+    blocks = -(-(last - first) // block)
+    missing = blocks * block - (last - first)
+    # The last query stands in for those that are missing, until the bands are known.
+    queries = torch.cat([queries, queries[:, -1:].expand(-1, missing)], dim=1)
+    reaches = reach[queries].unflatten(1, (blocks, block))
+    begins = points.gather(1, queries).unflatten(1, (blocks, block)) - reaches
+    low, high = begins.amin(-1), (begins + 2 * reaches).amax(-1)
+    from_key = torch.searchsorted(ordered, low)
+    key_count = torch.searchsorted(ordered, high, right=True) - from_key
+    columns = torch.arange(int(key_count.max()), device=points.device)
+    places = (from_key[..., None] + columns).clamp(max=ordered.shape[1] - 1).flatten(1)
+    shape = (*from_key.shape, len(columns))
+    keys = positions.gather(1, places).view(shape)
+    key_steps = ordered.gather(1, places).view(shape) - low[..., None]
+    keys, key_order = keys.masked_fill_(columns >= key_count[..., None], UNLIMITED).sort(
+        dim=-1, stable=True
+    )
+    if missing:
+        queries[:, -missing:] = UNLIMITED
+    queries, query_order = queries.unflatten(1, (blocks, block)).sort(dim=-1, stable=True)
+    return (
+        queries.to(torch.int32),
+        (begins - low[..., None]).gather(-1, query_order).to(torch.int32),
+        (2 * reaches + 1).gather(-1, query_order).to(torch.int32),
+        keys.to(torch.int32),
+        key_steps.gather(-1, key_order).to(torch.int32),
+    )

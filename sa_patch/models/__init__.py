@@ -1,0 +1,1 @@
+"""Loading: hub ids, folders, GGUF files and the embedded model."""

@@ -1,0 +1,1 @@
+"""Choosing blocks of keys by content, for the patterns that do."""

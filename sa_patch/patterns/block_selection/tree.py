@@ -1,0 +1,183 @@
+"""The best leaves of a tree of blocks for every query: a beam search over mean keys.
+
+Level 0 are blocks of keys; a node of level l + 1 joins `branch` complete neighbours of level l.
+Query i may choose among the first ``eligible[i]`` leaves. On a level it knows the nodes that are
+made of eligible leaves alone; what is left over of the level below, fewer than `branch` nodes, has
+no node yet and enters the search one level further down. The search starts where a query has at
+most `beam` nodes, so that it does not depend on n.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sa_patch.patterns.block_selection.pair_dots import pair_dots
+from sa_patch.patterns.block_selection.top_candidates import first_best
+from sa_patch.patterns.moba import block_means
+
+# Scores that are held at once: on CPUs few enough to stay in the caches.
+_HELD_CPU = 1 << 18
+_HELD = 1 << 22
+# A product with all nodes of a level is this many times cheaper for each than with candidates only.
+_PRODUCT_GAIN_CPU = 8
+_PRODUCT_GAIN = 16
+
+
+def level_means(k: Tensor, block_size: int, branch: int, levels: int) -> list[Tensor]:
+    """Mean keys of the complete nodes of every level, leaves first.
+
+    Args:
+        k: ``[kv_heads, n, head_dim]``.
+
+    Returns:
+        `levels` tensors, fp32 ``[kv_heads, nodes, head_dim]``.
+    """
+    means = [block_means(k, block_size)]
+    while len(means) < levels:
+        means.append(block_means(means[-1], branch))
+    return means
+
+
+def level_count(most: int, branch: int, beam: int) -> int:
+    """Levels with more than `beam` nodes for a query with `most` eligible leaves; at least 1."""
+    levels = 1
+    while branch and most // branch**levels > beam:
+        levels += 1
+    return levels
+
+
+@torch.no_grad()
+def best_leaves(
+    q: Tensor,
+    k: Tensor,
+    eligible: Tensor,
+    *,
+    block_size: int,
+    topk: int,
+    branch: int,
+    beam: int,
+) -> Tensor:
+    """The chosen leaves of every query.
+
+    Args:
+        q: fp32 ``[kv_heads, group, nq, head_dim]``.
+        k: ``[kv_heads, n, head_dim]``, the keys that the leaves are made of.
+        eligible: int64 ``[nq]``.
+
+    Returns:
+        int64 ``[kv_heads, group, nq, topk]``, in any order, -1 where fewer leaves are eligible.
+    """
+    shape = (*q.shape[:3], topk)
+    most = int(eligible.max()) if eligible.numel() else 0
+    if not topk or not most:
+        return torch.full(shape, -1, device=q.device)
+    if most <= topk:
+        return _all_of(eligible, topk).expand(shape)
+    means = level_means(k, block_size, branch, level_count(most, branch, beam))
+    # Nodes of zeros stand for those that would follow, up to two families of them.
+    means = [torch.nn.functional.pad(level, (0, 0, 0, 2 * branch)) for level in means]
+    width = (beam + 1) * branch if branch else most
+    held = _HELD_CPU if q.device.type == "cpu" else _HELD
+    step = max(1, held // (q.shape[0] * q.shape[1] * width))
+    chosen = [
+        _search(q[:, :, low : low + step], means, eligible[low : low + step], topk, branch, beam)
+        for low in range(0, q.shape[2], step)
+    ]
+    return torch.cat(chosen, dim=2)
+
+
+def _all_of(known: Tensor, width: int) -> Tensor:
+    """The first nodes of a level: int64 ``[nq, width]``, -1 beyond `known`."""
+    nodes = torch.arange(width, device=known.device)
+    return nodes.where(nodes < known[:, None], -1)
+
+
+def _search(
+    q: Tensor, means: list[Tensor], eligible: Tensor, topk: int, branch: int, beam: int
+) -> Tensor:
+    """`best_leaves` for a few queries."""
+    # Levels of which these queries know `beam` nodes at most leave nothing to choose.
+    most = int(eligible.max())
+    top = level_count(most, branch, beam) - 1
+    kept = None
+    for level in range(top, -1, -1):
+        known = eligible // branch**level
+        count = most // branch**level
+        limit = beam if level else topk
+        if count <= limit:
+            kept = _all_of(known, limit).expand(*q.shape[:3], limit)
+        elif kept is None:
+            scores = _with_all(q, means[level][:, :count])
+            absent = torch.arange(count, device=q.device) >= known[:, None]
+            best = _best(scores, absent, limit)
+            ranks = torch.arange(limit, device=q.device)
+            kept = best.where(ranks < known[:, None], -1)
+        else:
+            kept = _best_children(q, means[level], count, kept, known, branch, limit)
+    assert kept is not None
+    return kept
+
+
+def _best_children(
+    q: Tensor, means: Tensor, count: int, kept: Tensor, known: Tensor, branch: int, limit: int
+) -> Tensor:
+    """The best nodes of a level among the children of nodes and those that have no parent yet.
+
+    Args:
+        means: fp32 ``[kv_heads, nodes, head_dim]`` of the level, zeros beyond those there are.
+        count: nodes of the level that any of these queries knows.
+        kept: int64 ``[kv_heads, group, nq, beam]``, nodes of the level above, -1 for none.
+        known: int64 ``[nq]``, nodes of the level itself that each query knows.
+
+    Returns:
+        int64 ``[kv_heads, group, nq, limit]``, -1 for none.
+    """
+    # The nodes without a parent are what there is of the next one's children. Of equal scores the
+    # earlier node is to win, so that all stand in order; what is absent comes last.
+    above = (known // branch)[:, None]
+    parents = torch.cat([kept.where(kept >= 0, above + 1), above.expand(*kept.shape[:3], 1)], -1)
+    steps = torch.arange(branch, device=q.device)
+    nodes = (parents.sort(dim=-1).values[..., None] * branch + steps).flatten(-2)
+    gain = _PRODUCT_GAIN_CPU if q.device.type == "cpu" else _PRODUCT_GAIN
+    if count <= nodes.shape[-1] * gain:
+        scores = _with_all(q, means[:, : count + 2 * branch]).gather(-1, nodes)
+    else:
+        # One table of all heads' nodes.
+        first = torch.arange(len(means), device=q.device)[:, None, None, None] * means.shape[1]
+        flat = (nodes + first).flatten(0, 2)
+        scores = pair_dots(q.flatten(0, 2), means.flatten(0, 1), flat).view(nodes.shape)
+    best = _best(scores, nodes >= known[:, None], limit)
+    found = (above.clamp(max=kept.shape[-1]) - above) * branch + known[:, None]
+    return nodes.gather(-1, best).where(torch.arange(limit, device=q.device) < found, -1)
+
+
+def _with_all(q: Tensor, nodes: Tensor) -> Tensor:
+    """Dot products of all queries and nodes: ``[kv_heads, group, nq, nodes]``."""
+    return (q.flatten(1, 2) @ nodes.transpose(1, 2)).unflatten(1, q.shape[1:3])
+
+
+def _best(scores: Tensor, absent: Tensor, limit: int) -> Tensor:
+    """Places of the `limit` best scores, those of absent nodes last; scores are overwritten."""
+    lowest = torch.finfo(scores.dtype).min
+    # A real score stays above what marks the absent, however low it is, NaN or not.
+    scores.nan_to_num_(nan=lowest, neginf=lowest).masked_fill_(absent, -torch.inf)
+    return first_best(scores, limit)
+
+
+def scored_nodes(eligible: Tensor, *, topk: int, branch: int, beam: int) -> Tensor:
+    """Dot products that each query spends on its search: int64, like `eligible`.
+
+    Candidates of which all are kept need none.
+    """
+    if not topk:
+        return torch.zeros_like(eligible)
+    if not branch:
+        return eligible.where(eligible > topk, 0)
+    most = int(eligible.max()) if eligible.numel() else 0
+    total = torch.zeros_like(eligible)
+    for level in range(level_count(most, branch, beam)):
+        above = eligible // branch ** (level + 1)
+        candidates = above.clamp(max=beam) * branch + eligible // branch**level - above * branch
+        total += candidates.where(candidates > (beam if level else topk), 0)
+    return total

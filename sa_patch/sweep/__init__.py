@@ -1,0 +1,1 @@
+"""WHAT is measured: grids of cells, run folders, local and Ray execution."""

@@ -1,0 +1,184 @@
+"""One loaded model that computes its cells, in whichever process that is."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sa_patch.errors import UserError, one_line
+from sa_patch.evaluation.tasks import Catalogue
+from sa_patch.files.provenance import hardware, now
+from sa_patch.models.embedded import resolve_model
+from sa_patch.models.free_memory import free_memory
+from sa_patch.models.layer_check import check_layers
+from sa_patch.models.quiet_output import Noise, silenced
+from sa_patch.sweep.cells import SCHEMA
+from sa_patch.sweep.config import ModelSpec, SweepConfig
+from sa_patch.sweep.plan import PlannedCell
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A cell's file content, done or failed, and what was printed and logged meanwhile."""
+
+    content: dict[str, Any]
+    log: str
+
+
+class CellRunner:
+    """Loads a model once and computes cells of it; writes no files and shows nothing.
+
+    Args:
+        benchmarks: folder of local data sets, or None for the hub's.
+
+    Raises:
+        UserError: if the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        model: ModelSpec,
+        catalogue: Catalogue,
+        benchmarks: Path | None,
+        run_code: bool,
+    ) -> None:
+        self._config, self._run_code = config, run_code
+        self._catalogue, self._benchmarks = catalogue, benchmarks
+        self._lm = load_model(model, config.batch_size)
+        self._hardware = hardware()
+        # The data of the last task: its cells come one after another.
+        self._task: tuple[Any, str] | None = None
+        self._loaded: Mapping[str, Any] = {}
+
+    def try_patterns(self, cells: Iterable[PlannedCell]) -> None:
+        """Patch the model as each of the cells asks, computing nothing.
+
+        Raises:
+            UserError: for what the model cannot take at all (layers, a backend).
+        """
+        for cell in one_of_each_pattern(cells):
+            self._use(cell)
+
+    def compute(self, cell: PlannedCell) -> Computed:
+        """Evaluate a cell; an exception makes it a failed one, with its reason."""
+        with silenced() as noise:
+            content = self._attempt(cell, noise)
+        if content["status"] == "failed":
+            free_memory()
+        return Computed(content, noise.text())
+
+    def _attempt(self, cell: PlannedCell, noise: Noise) -> dict[str, Any]:
+        from sa_patch.evaluation import scoring
+
+        content = failed_content(cell, None) | {"hardware": self._hardware}
+        start = time.perf_counter()
+        try:
+            loaded = self._data(cell)
+            self._use(cell)
+            self._lm.meter.reset()
+            results = scoring.score(self._lm, loaded, cell.task.limit, self._run_code)
+            scores = scoring.plain_scores(results, cell.info.name)
+            content["primary"] = scoring.primary_score(results, cell.info, scores)
+            content["scores"] = scores
+            content["samples"] = scoring.sample_count(results, cell.info.name)
+            content["items"] = scoring.item_scores(results, content["primary"]["metric"])
+            content["measured"] = self._lm.meter.summary()
+            content["status"] = "done"
+        except Exception as error:
+            content.update(scores=None, primary=None, samples=None, items=None, measured=None)
+            content["error"] = one_line(error)
+            noise.write(f"\n{traceback.format_exc()}")
+        content["seconds"] = round(time.perf_counter() - start, 3)
+        return content
+
+    def _data(self, cell: PlannedCell) -> Mapping[str, Any]:
+        from sa_patch.evaluation import scoring
+
+        wanted = (cell.task, cell.info.name)
+        if self._task != wanted:
+            self._task, self._loaded = None, {}
+            fresh = self._catalogue.load(cell.info.name, self._benchmarks)
+            scoring.prepare(fresh, cell.task.num_fewshot, cell.task.gen_kwargs)
+            self._task, self._loaded = wanted, fresh
+        return self._loaded
+
+    def _use(self, cell: PlannedCell) -> None:
+        self._lm.use_pattern(
+            cell.pattern,
+            layers=cell.layers,
+            decode=self._config.decode,
+            backend=self._config.backend,
+        )
+
+
+def failed_content(cell: PlannedCell, error: str | None) -> dict[str, Any]:
+    """The file content of a cell that has no result (yet)."""
+    return {
+        "schema": SCHEMA,
+        "id": cell.id,
+        "cell": dict(cell.cell),
+        "status": "failed",
+        "error": error,
+        "scores": None,
+        "primary": None,
+        "samples": None,
+        "items": None,
+        "measured": None,
+        "hardware": None,
+        "started": now(),
+        "seconds": 0.0,
+    }
+
+
+def one_of_each_pattern(cells: Iterable[PlannedCell]) -> list[PlannedCell]:
+    """A cell for every pattern and choice of layers among `cells`."""
+    return list({(cell.pattern, cell.layers): cell for cell in cells}.values())
+
+
+def check_model(model: ModelSpec, cells: Iterable[PlannedCell]) -> None:
+    """Find a model's files and whether it has the layers that its cells name; loads nothing.
+
+    Raises:
+        UserError: if not.
+    """
+    source = resolve_model(model.pretrained, model.gguf_file, model.revision)
+    for layers in {cell.layers: None for cell in cells}:
+        check_layers(source, layers.named)
+
+
+def load_model(spec: ModelSpec, batch_size: int) -> Any:
+    """Load a model once, as an `SAPatchLM` that attends in full until told otherwise.
+
+    Raises:
+        UserError: if it cannot be loaded, with the loader's own reason.
+    """
+    from sa_patch.evaluation.lm_eval_model import SAPatchLM
+
+    options: dict[str, Any] = {
+        "gguf_file": spec.gguf_file,
+        "revision": spec.revision,
+        "device_map": spec.device_map,
+    }
+    with silenced() as noise:
+        try:
+            return SAPatchLM(
+                pretrained=spec.pretrained,
+                method="full",
+                dtype=spec.dtype,
+                batch_size=batch_size,
+                # lm-eval's own default is "cuda", None takes what there is.
+                device=spec.device,
+                **{key: value for key, value in options.items() if value is not None},
+            )
+        except UserError:
+            raise
+        except Exception as error:
+            noise.write(f"\n{traceback.format_exc()}")
+            raise UserError(
+                f"the model {spec.pretrained!r} could not be loaded: {one_line(error)}"
+            ) from error

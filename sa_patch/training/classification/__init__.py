@@ -1,0 +1,1 @@
+"""Small text classifiers, trained with fractional or dot-product attention."""

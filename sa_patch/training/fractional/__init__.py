@@ -1,0 +1,1 @@
+"""Fractional neural attention: weights that fall as a power law of distance."""

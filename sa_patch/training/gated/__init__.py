@@ -1,0 +1,1 @@
+"""Gated SA + SWA: two sparse branches over one q, k and v."""

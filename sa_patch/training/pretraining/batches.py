@@ -1,0 +1,109 @@
+"""Which sequences a step trains on: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.training.pretraining.corpus import Corpus
+from sa_patch.training.pretraining.recall import (
+    KEY_TOKENS,
+    START_TOKEN,
+    VALUE_TOKENS,
+    RecallTokens,
+    recall_document,
+)
+from sa_patch.training.pretraining.settings import Settings
+
+# Streams of random numbers that must not coincide.
+_ORDER, _RECALL, _HELD_OUT = 0, 1, 2
+
+
+class Batches:
+    """Training and held-out sequences of a run.
+
+    Nothing is remembered from step to step, so that a resumed run needs the step alone. Text
+    sequences are the corpus cut into pieces of `sequence` tokens, each once per epoch in an order
+    drawn anew; a fixed share of the sequences, spread evenly, are recall documents, in which only
+    the answers are learnt, each with the weight that the settings give it.
+
+    Args:
+        seed: of the order and of the recall documents.
+
+    Raises:
+        UserError: if the corpus is shorter than one sequence.
+    """
+
+    def __init__(self, corpus: Corpus, settings: Settings, seed: int) -> None:
+        self._corpus, self._settings, self._seed = corpus, settings, seed
+        self._pieces = len(corpus.train) // settings.sequence
+        if not self._pieces or len(corpus.validation) < settings.sequence:
+            raise UserError(
+                f"the text has {len(corpus.train)} training and {len(corpus.validation)} held-out "
+                f"tokens, less than one sequence of {settings.sequence}"
+            )
+        self.recall_tokens = _recall_tokens(corpus)
+        self._order = lru_cache(maxsize=2)(self._draw_order)
+
+    def step(self, step: int, process: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
+        """Tokens of a step, and the weights of their losses: int64 and float32 ``[batch, n]``.
+
+        Those of one process among several. Tokens of weight 0 are not learnt.
+        """
+        batch = self._settings.batch
+        rows = [self._sequence(step * batch + index) for index in range(process, batch, processes)]
+        tokens, weights = (np.stack(part) for part in zip(*rows, strict=True))
+        return torch.from_numpy(tokens), torch.from_numpy(weights)
+
+    def validation(self) -> Tensor:
+        """The held-out text: ``[sequences, n]``, the last incomplete one left out."""
+        length = self._settings.sequence
+        count = len(self._corpus.validation) // length
+        held_out = self._corpus.validation[: count * length].astype(np.int64)
+        return torch.from_numpy(held_out.reshape(count, length))
+
+    def recall(self) -> tuple[Tensor, Tensor]:
+        """Held-out recall documents, alike for every seed: tokens and distances ``[count, n]``."""
+        found = []
+        for index in range(self._settings.recall.documents):
+            generator = np.random.default_rng([_HELD_OUT, index])
+            found.append(
+                recall_document(
+                    generator,
+                    self._settings.sequence,
+                    self.recall_tokens,
+                    self._corpus.validation,
+                )
+            )
+        return tuple(  # type: ignore[return-value]
+            torch.from_numpy(np.stack([getattr(each, part) for each in found]))
+            for part in ("tokens", "distance")
+        )
+
+    def _sequence(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        share = self._settings.recall.share
+        before = int(index * share)
+        if int((index + 1) * share) > before:
+            generator = np.random.default_rng([_RECALL, self._seed, before])
+            document = recall_document(
+                generator, self._settings.sequence, self.recall_tokens, self._corpus.train
+            )
+            weight = np.float32(self._settings.recall.weight)
+            return document.tokens, np.where(document.distance > 0, weight, np.float32(0))
+        epoch, place = divmod(index - before, self._pieces)
+        first = int(self._order(epoch)[place]) * self._settings.sequence
+        piece = self._corpus.train[first : first + self._settings.sequence].astype(np.int64)
+        return piece, np.ones(len(piece), dtype=np.float32)
+
+    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(self._pieces)
+
+
+def _recall_tokens(corpus: Corpus) -> RecallTokens:
+    ids = corpus.tokenizer.convert_tokens_to_ids
+    return RecallTokens(ids(START_TOKEN), tuple(ids(KEY_TOKENS)), tuple(ids(VALUE_TOKENS)))

@@ -1,0 +1,171 @@
+"""Methods trained at equal steps on equal data: their runs, and the table of their results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sa_patch.errors import UserError
+from sa_patch.files.artifacts import write_artifacts
+from sa_patch.files.atomic_write import write_whole
+from sa_patch.training.pretraining.recall import VALUES
+from sa_patch.training.pretraining.run_folder import RunFolder
+
+# What may differ between the runs of a comparison.
+_OWN = ("method", "seed")
+
+
+def load_results(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The results of complete runs by method, in the order in which they are given.
+
+    Raises:
+        UserError: if one is not complete, two are the same, or they were not trained alike.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    first: dict[str, Any] | None = None
+    for folder in folders:
+        result = RunFolder(folder).result()
+        first = first or result
+        for key in ("settings", "text_fingerprint"):
+            if result[key] != first[key]:
+                raise UserError(f"{folder} cannot be compared with {folders[0]}: another {key}")
+        runs = found.setdefault(result["method"], [])
+        if any(run["seed"] == result["seed"] for run in runs):
+            raise UserError(f"{folder} has the same method and seed as another run")
+        runs.append(result)
+    if not found:
+        raise UserError("there is no run to compare")
+    return found
+
+
+def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """Means and deviations over seeds, one entry per method, and what all runs share."""
+    first = next(iter(results.values()))[0]
+    return {
+        "settings": first["settings"],
+        "text_fingerprint": first["text_fingerprint"],
+        "tokens": first["tokens"],
+        "methods": {method: _method(runs) for method, runs in results.items()},
+    }
+
+
+def _method(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    recalls = [run["recall"] for run in runs if run["recall"]]
+    gates = [run["gates"] for run in runs if run["gates"]]
+    return {
+        "seeds": [run["seed"] for run in runs],
+        "parameters": runs[0]["parameters"],
+        "validation_perplexity": _spread([run["validation_perplexity"] for run in runs]),
+        "validation_loss": _spread([run["validation_loss"] for run in runs]),
+        "recall": _spread([each["accuracy"] for each in recalls]),
+        "recall_by_distance": [
+            {
+                "from": bucket["from"],
+                "below": bucket["below"],
+                "questions": bucket["questions"],
+                "accuracy": _spread([each["by_distance"][i]["accuracy"] for each in recalls]),
+            }
+            for i, bucket in enumerate(recalls[0]["by_distance"] if recalls else [])
+        ],
+        "gates": [
+            {branch: _spread([run[layer][branch]["mean"] for run in gates])
+             for branch in ("sa", "swa")}
+            for layer in range(len(gates[0]) if gates else 0)
+        ],
+        "curves": [
+            {key: [[e["tokens"], e[key]] for e in run["log"] if key in e]
+             for key in ("loss", "validation_loss")}
+            for run in runs
+        ],
+    }  # fmt: skip
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean and sample standard deviation over seeds; None for the deviation of a single one."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return {"mean": statistics.fmean(known), "deviation": deviation, "values": known}
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The table of a summary, with what was compared."""
+    settings = summary["settings"]
+    methods = summary["methods"]
+    size = settings["model"]
+    seeds = sorted({seed for entry in methods.values() for seed in entry["seeds"]})
+    lines = [
+        f"# Pre-training `{settings['name']}`: methods at equal steps and data",
+        "",
+        f"{size['layers']} layers, width {size['hidden']}, {size['heads']} heads; sequences of "
+        f"{settings['sequence']} tokens, {summary['tokens']:,} tokens in {settings['steps']:,} "
+        f"steps, of which {settings['recall']['share']:.0%} of the sequences are generated recall "
+        f"documents; seeds {', '.join(map(str, seeds))}. Mean ± standard deviation over seeds. "
+        "Perplexity is that of held-out text. Recall is the share of questions answered by the "
+        f"right value, in % (a guess among the {VALUES} values: {100 / VALUES:.1f}), also by the "
+        "distance in tokens between question and answer.",
+        "",
+    ]
+    buckets = next(iter(methods.values()))["recall_by_distance"]
+    head = ["method", "parameters", "perplexity", "recall", *map(_bucket, buckets)]
+    lines += [
+        "| " + " | ".join(head) + " |",
+        "| --- |" + " ---: |" * (len(head) - 1),
+    ]
+    for name, entry in methods.items():
+        cells = [
+            f"`{name}`",
+            f"{entry['parameters']:,}",
+            _text(entry["validation_perplexity"], 2),
+            _text(entry["recall"], 1, 100.0),
+        ]
+        cells += [_text(each["accuracy"], 1, 100.0) for each in entry["recall_by_distance"]]
+        lines.append("| " + " | ".join(cells) + " |")
+    for name, entry in methods.items():
+        if entry["gates"]:
+            lines += ["", f"Gates of `{name}`, mean over held-out tokens and heads:", ""]
+            lines += ["| layer | SA | SWA |", "| ---: | ---: | ---: |"]
+            lines += [
+                f"| {layer} | {_text(each['sa'], 3)} | {_text(each['swa'], 3)} |"
+                for layer, each in enumerate(entry["gates"])
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _bucket(bucket: Mapping[str, Any]) -> str:
+    if bucket["below"] is None:
+        return f"from {bucket['from']} on"
+    return f"{bucket['from']} to {bucket['below'] - 1}"
+
+
+def _text(spread: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
+    """Such as ``12.3 ± 0.4``; a dash for none."""
+    if spread is None:
+        return "-"
+    shown = f"{spread['mean'] * scale:.{digits}f}"
+    if spread["deviation"] is None:
+        return shown
+    return f"{shown} ± {spread['deviation'] * scale:.{digits}f}"
+
+
+def write_comparison(
+    folders: Sequence[Path], out: Path, provenance: Mapping[str, Any]
+) -> list[Path]:
+    """Write ``comparison.json``, ``.png``, ``.svg`` and ``.md`` into `out`.
+
+    Args:
+        out: a folder that can be written, see `sa_patch.files.artifacts.check_folder`.
+        provenance: of `start_provenance` there.
+
+    Raises:
+        UserError: see `load_results`.
+    """
+    from sa_patch.training.pretraining.comparison_figure import draw
+
+    summary = summarize(load_results(folders))
+    table = out / "comparison.md"
+    write_whole(table, markdown(summary).encode())
+    return [*write_artifacts(out, "comparison", summary, draw(summary), provenance), table]

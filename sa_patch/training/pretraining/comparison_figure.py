@@ -1,0 +1,158 @@
+"""The figure of a comparison: loss curves, perplexity, recall by distance, gates by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
+from sa_patch.figures.layout import FONT, Caption, Layout
+
+_GATED_COLOUR = "#882255"
+_MARKERS = "osD^vPX"
+
+
+def draw(summary: Mapping[str, Any]) -> Figure:
+    """Draw a summary of `sa_patch.training.pretraining.comparison.summarize`."""
+    methods: Mapping[str, Any] = summary["methods"]
+    looks = _looks(list(methods))
+    gated = [name for name, entry in methods.items() if entry["gates"]]
+    recall = any(entry["recall_by_distance"] for entry in methods.values())
+    panels = [_loss_curves, _perplexity]
+    panels += [_recall] if recall else []
+    panels += [_gates] if gated else []
+    settings = summary["settings"]
+    seeds = max(len(entry["seeds"]) for entry in methods.values())
+    notes = [
+        f"{summary['tokens']:,} tokens in {settings['steps']:,} steps; sequences of "
+        f"{settings['sequence']} tokens, window {settings['window']}.",
+        f"Points: mean over {seeds} seeds, bars: standard deviation; loss curves: one line a seed.",
+    ]
+    if gated:
+        notes.append("Gates: mean over held-out tokens and heads; a new model's stand near 0.5.")
+    caption = Caption(f"Pre-training '{settings['name']}' at equal steps and data", notes)
+    handles = [
+        Line2D([], [], label=name, color=colour, marker=marker, linewidth=1.6)
+        for name, (colour, marker) in looks.items()
+    ]
+    layout = Layout(
+        caption, handles, ((len(panels) + 1) // 2, 2), (3.4, 2.4), panel_titles=True
+    )  # fmt: skip
+    for index, panel in enumerate(panels):
+        axes = layout.panel(index)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.tick_params(labelsize=FONT - 1)
+        panel(axes, methods, looks)
+    return layout.figure
+
+
+def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker per method."""
+    others = iter(OTHER_COLOURS * len(names))
+    looks, used = {}, set()
+    for index, name in enumerate(names):
+        kind = name.partition(":")[0]
+        own = {"full": FULL_COLOUR, "gated": _GATED_COLOUR, **COLOURS}.get(kind)
+        colour = own if own and own not in used else next(c for c in others if c not in used)
+        used.add(colour)
+        looks[name] = (colour, _MARKERS[index % len(_MARKERS)])
+    return looks
+
+
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=FONT + 1, loc="left")
+    axes.set_xlabel(x, fontsize=FONT)
+    axes.set_ylabel(y, fontsize=FONT)
+
+
+def _loss_curves(
+    axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]
+) -> None:
+    for name, entry in methods.items():
+        for curve in entry["curves"]:
+            points = curve["validation_loss"]
+            axes.plot(
+                [tokens / 1000 for tokens, _ in points],
+                [loss for _, loss in points],
+                color=looks[name][0],
+                linewidth=1.2,
+                alpha=0.8,
+            )
+    _label(axes, "held-out loss", "thousand tokens", "nats per token")
+
+
+def _perplexity(
+    axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]
+) -> None:
+    for place, (name, entry) in enumerate(methods.items()):
+        _point(axes, place, entry["validation_perplexity"], looks[name])
+    axes.set_xticks(range(len(methods)), [name.partition(":")[0] for name in methods])
+    axes.set_xlim(-0.5, len(methods) - 0.5)
+    _label(axes, "held-out perplexity", "", "perplexity")
+
+
+def _recall(axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]) -> None:
+    labels: list[str] = []
+    for shift, (name, entry) in enumerate(methods.items()):
+        buckets = entry["recall_by_distance"]
+        labels = labels or [_range(each) for each in buckets]
+        # Side by side, so that bars do not hide each other.
+        offset = 0.1 * (shift - (len(methods) - 1) / 2)
+        places = [
+            (i + offset, each["accuracy"]) for i, each in enumerate(buckets) if each["accuracy"]
+        ]
+        for place, accuracy in places:
+            _point(axes, place, accuracy, looks[name], scale=100.0)
+        axes.plot(
+            [place for place, _ in places],
+            [100 * accuracy["mean"] for _, accuracy in places],
+            color=looks[name][0],
+            linewidth=1.2,
+        )
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_ylim(-3, 103)
+    _label(axes, "key-value recall", "tokens from question back to answer", "right answers, %")
+
+
+def _range(bucket: Mapping[str, Any]) -> str:
+    if bucket["below"] is None:
+        return f"{bucket['from']}+"
+    return f"{bucket['from']}-{bucket['below'] - 1}"
+
+
+def _gates(axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]) -> None:
+    for entry in methods.values():
+        for branch, offset in (("sa", -0.06), ("swa", 0.06)):
+            means = [layer[branch] for layer in entry["gates"]]
+            for layer, mean in enumerate(means):
+                _point(axes, layer + offset, mean, (COLOURS[branch], "o"))
+            axes.plot(
+                [layer + offset for layer in range(len(means))],
+                [mean["mean"] for mean in means],
+                color=COLOURS[branch],
+                linewidth=1.2,
+                label=f"gate of {branch.upper()}" if means else None,
+            )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=FONT - 1, frameon=False)
+    _label(axes, "gates of gated SA + SWA", "layer", "mean gate")
+
+
+def _point(
+    axes: Axes, x: float, spread: Mapping[str, Any], look: tuple[str, str], scale: float = 1.0
+) -> None:
+    axes.errorbar(
+        [x],
+        [scale * spread["mean"]],
+        yerr=[scale * (spread["deviation"] or 0.0)],
+        color=look[0],
+        marker=look[1],
+        markersize=5,
+        capsize=3,
+        linestyle="none",
+    )

@@ -1,0 +1,127 @@
+"""What a trained model is measured by: held-out perplexity, recall by distance, gates by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sa_patch.training.gated.models import gate_layers
+
+# Sequences that the gates' statistics are taken from, at most.
+_GATE_SEQUENCES = 16
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode of before comes back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def validation_loss(model: Any, rows: Tensor, batch: int, device: torch.device) -> Tensor:
+    """Summed negative log-likelihood in nats, and how many tokens it is of: float64 ``[2]``.
+
+    Args:
+        rows: ``[sequences, n]``; the first token of each is not scored.
+    """
+    total = torch.zeros(2, dtype=torch.float64)
+    with evaluating(model):
+        for part in rows.split(batch):
+            tokens = part.to(device)
+            logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+            loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+            total += torch.tensor([float(loss), tokens[:, 1:].numel()], dtype=torch.float64)
+    return total
+
+
+def recall_buckets(window: int) -> list[tuple[int, int | None]]:
+    """Distances of a question from its answer, from the first to below the second, in tokens."""
+    return [(1, window), (window, 2 * window), (2 * window, 4 * window), (4 * window, None)]
+
+
+def recall_hits(
+    model: Any, rows: Tensor, distance: Tensor, window: int, batch: int, device: torch.device
+) -> Tensor:
+    """Right answers and questions of every bucket of distance: float64 ``[buckets, 2]``.
+
+    An answer is right if the most likely token of the whole vocabulary is the value.
+
+    Args:
+        rows, distance: ``[documents, n]``, see `RecallDocument`.
+    """
+    total = torch.zeros(4, 2, dtype=torch.float64)
+    with evaluating(model):
+        for tokens, far in zip(rows.split(batch), distance.split(batch), strict=True):
+            logits = model(input_ids=tokens.to(device), use_cache=False).logits[:, :-1]
+            right = logits.argmax(-1).cpu() == tokens[:, 1:]
+            for index, (low, high) in enumerate(recall_buckets(window)):
+                asked = (far[:, 1:] >= low) & (far[:, 1:] < (high or math.inf))
+                total[index] += torch.stack([(right & asked).sum(), asked.sum()])
+    return total
+
+
+def recall_summary(hits: Tensor, window: int) -> dict[str, Any]:
+    """Accuracy over all questions and by distance, from `recall_hits`; None without questions."""
+    rows = [
+        {
+            "from": low,
+            "below": high,
+            "questions": int(asked),
+            "accuracy": float(right / asked) if asked else None,
+        }
+        for (low, high), (right, asked) in zip(recall_buckets(window), hits, strict=True)
+    ]
+    right, asked = hits.sum(0).tolist()
+    return {
+        "accuracy": right / asked if asked else None,
+        "questions": int(asked),
+        "by_distance": rows,
+    }
+
+
+def gate_statistics(model: Any, rows: Tensor, device: torch.device) -> list[dict[str, Any]]:
+    """Of every layer's gates over held-out text: mean, deviation over tokens, and mean by head.
+
+    Args:
+        rows: ``[sequences, n]``, of which the first few are read.
+
+    Returns:
+        One mapping per layer, "sa" and "swa" in it; nothing for a model without gates.
+    """
+    found: list[dict[str, Any]] = []
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        gates = module.gates(args[0] if args else kwargs["hidden_states"]).double()
+        row = {}
+        for name, gate in zip(("sa", "swa"), gates, strict=True):
+            by_head = gate.transpose(0, 1).flatten(1)
+            row[name] = {
+                "mean": float(by_head.mean()),
+                "deviation_over_tokens": float(by_head.std(1).mean()),
+                "heads": by_head.mean(1).tolist(),
+            }
+        found.append(row)
+
+    hooks = [
+        layer.register_forward_pre_hook(note, with_kwargs=True) for layer in gate_layers(model)
+    ]
+    if not hooks:
+        return []
+    try:
+        with evaluating(model):
+            model(input_ids=rows[:_GATE_SEQUENCES].to(device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

@@ -1,0 +1,62 @@
+"""Tiny benchmark runs for the tests, and backends made up for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from sa_patch.benchmark.attention.options import BenchOptions, make_options
+from sa_patch.benchmark.attention.record import Cell
+from sa_patch.benchmark.attention.run import BenchOutcome, run_bench
+from sa_patch.kernels import BACKENDS, Backend
+
+
+class Console:
+    """Keeps what is printed."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def print(self, *objects: Any, **style: Any) -> None:
+        self.text += " ".join(str(each) for each in objects) + "\n"
+
+
+def tiny(out: Path, **given: Any) -> BenchOptions:
+    values: dict[str, Any] = {
+        "n": (32, 64),
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "window": (8,),
+        "backends": ("reference", "banded"),
+        "device": "cpu",
+        "repeats": 4,
+        "budget": 60.0,
+        "out": out,
+    }
+    return make_options(**(values | given))
+
+
+def run(
+    out: Path, console: Console | None = None, *, all_files: bool = False, **given: Any
+) -> BenchOutcome:
+    return run_bench(
+        tiny(out, **given),
+        console or Console(),
+        command=["bench"],
+        json_only=not all_files,
+        small_ceilings=True,
+    )
+
+
+def register(
+    monkeypatch: pytest.MonkeyPatch, attend: Callable[..., Tensor], name: str = "mine"
+) -> None:
+    backend = Backend(name, "for a test", lambda pattern, q, k: (True, ""), attend)
+    monkeypatch.setitem(BACKENDS, name, backend)
+
+
+def cells_of(outcome: BenchOutcome, backend: str) -> list[Cell]:
+    return [cell for cell in outcome.bench.cells if cell.backend == backend]

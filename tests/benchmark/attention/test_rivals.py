@@ -1,0 +1,63 @@
+"""FlashAttention beside the backends, as `flash` offers it, with torch standing in for it here.
+
+Seen red when the two-sided band lacked a key on one side.
+"""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sa_patch.benchmark.attention.record import TIMED, WRONG
+from sa_patch.kernels import BACKENDS, Backend
+from sa_patch.kernels.flash import backend as flash
+from sa_patch.patterns import Full, Pattern
+from tests.benchmark.attention.builder import cells_of, run
+
+
+def flash_stand_in(monkeypatch: pytest.MonkeyPatch, causal_band: bool = False) -> None:
+    """FlashAttention's rivals as `flash` offers them, computed by torch."""
+
+    def mask(q: Tensor, left: int, right: int) -> Tensor:
+        behind = torch.arange(q.shape[2])[:, None] - torch.arange(q.shape[2])
+        return (behind <= left) & (-behind <= right)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, scale=scale, enable_gqa=True
+        )
+
+    def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return attend(q, k, v, mask(q, q.shape[2], 0), scale)
+
+    def banded(q: Tensor, k: Tensor, v: Tensor, left: int, right: int, scale: float) -> Tensor:
+        return attend(q, k, v, mask(q, left, 0 if causal_band else right), scale)
+
+    def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
+        return isinstance(pattern, Full), "only full in this test"
+
+    stand_in = Backend("flash", "", supports, flash.BACKEND.attend)
+    monkeypatch.setitem(BACKENDS, "flash", stand_in)
+    monkeypatch.setattr(flash, "serving", lambda q, k, *, windowed: "FlashAttention-9")
+    monkeypatch.setattr(flash, "full", full)
+    monkeypatch.setattr(flash, "banded", banded)
+
+
+@pytest.mark.parametrize("causal_band", [False, True])
+def test_flash_attention_runs_beside_as_a_rival(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, causal_band: bool
+) -> None:
+    flash_stand_in(monkeypatch, causal_band)
+    outcome = run(tmp_path, methods="sa", backends="banded", window="8,9")
+    rivals = {c.label: c for c in cells_of(outcome, "FlashAttention-9") if c.n == 64}
+    assert set(rivals) == {
+        *("full", "swa:window=8", "swa:window=9"),
+        *("two-sided band (7, 7)", "two-sided band (8, 8)"),
+    }
+    assert all(cell.rival for cell in rivals.values())
+    band = rivals["two-sided band (7, 7)"]
+    assert band.status == (WRONG if causal_band else TIMED) and band.window == 8
+    assert math.isclose(band.flops, 4 * 8 * 4 * (64 * 15 - 8 * 7))
+    assert rivals["swa:window=8"].status == TIMED

@@ -1,0 +1,247 @@
+"""The lm-eval model: same scores at every batch size, and no silent mix of patterns."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval._cli.utils import MergeDictAction
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CachingLM
+from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
+from sa_patch.errors import UserError
+from sa_patch.evaluation.lm_eval_model import SAPatchLM
+from sa_patch.kernels import Spans
+from sa_patch.patching import layer_patterns
+from sa_patch.patterns import Pattern
+
+TEXTS = [
+    ("the cat sat on", " the mat"),
+    ("the cat sat on", " the dog"),
+    ("a", " b"),
+    ("one two three four five six seven eight nine ten", " eleven"),
+    ("question: is it so? answer:", " yes"),
+    ("question: is it so? answer:", " no"),
+    ("x" * 70, " " + "y" * 9),
+]
+PATTERNS = [
+    Full(),
+    SWA(5),
+    SA(4),
+    SA(3, circular=False, per_head=True),
+    MoBA(4, 2),
+    PSA(5),
+    Sinks(1) | SWA(3) | SA(3),
+    SWA(3) | MoBA(2, 3),
+    BlockTopK(2, 2, 1, 2),
+]
+
+
+def requests(kind: str = "loglikelihood", **arguments: Any) -> list[Instance]:
+    made = []
+    for index, (context, continuation) in enumerate(TEXTS):
+        args: tuple[Any, ...] = (context, continuation)
+        if kind == "generate_until":
+            args = (context, {"until": ["\n"], "max_gen_toks": 5, "do_sample": False})
+        elif kind == "loglikelihood_rolling":
+            args = (context + continuation,)
+        made.append(Instance(request_type=kind, doc={}, arguments=args, idx=index, **arguments))
+    return made
+
+
+def answers(lm: Any, kind: str) -> list[Any]:
+    result: list[Any] = getattr(lm, kind)(requests(kind), disable_tqdm=True)
+    return result
+
+
+def close(a: list[Any], b: list[Any]) -> bool:
+    if isinstance(a[0], tuple):
+        return [x[1] for x in a] == [x[1] for x in b] and close(
+            [x[0] for x in a], [x[0] for x in b]
+        )
+    return bool(a == (pytest.approx(b, abs=1e-4) if isinstance(a[0], float) else b))
+
+
+@pytest.fixture(scope="module")
+def single(checkpoint: Path) -> SAPatchLM:
+    return SAPatchLM(pretrained=str(checkpoint), batch_size=1, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def eights(checkpoint: Path) -> SAPatchLM:
+    return SAPatchLM(pretrained=str(checkpoint), batch_size=8, dtype="float32", device="cpu")
+
+
+KINDS = ["loglikelihood", "loglikelihood_rolling", "generate_until"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_scores_do_not_depend_on_the_batch_size(
+    single: SAPatchLM, eights: SAPatchLM, pattern: Pattern, kind: str
+) -> None:
+    single.use_pattern(pattern)
+    eights.use_pattern(pattern)
+    assert close(answers(single, kind), answers(eights, kind))
+    one, eight = single.meter.summary(), eights.meter.summary()
+    assert one.pop("prompt_lengths") == eight.pop("prompt_lengths")
+    assert min(one.pop("model_seconds"), eight.pop("model_seconds")) > 0
+    assert one == pytest.approx(eight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_equals_the_stock_model(checkpoint: Path, eights: SAPatchLM, kind: str) -> None:
+    stock = HFLM(pretrained=str(checkpoint), batch_size=8, dtype="float32", device="cpu")
+    eights.use_pattern(Full())
+    ours = answers(eights, kind)
+    assert close(ours, answers(stock, kind))
+    eights.use_pattern(SWA(2))
+    if kind != "generate_until":
+        assert not close(ours, answers(eights, kind))
+
+
+def test_meter_counts_what_enters_the_model(single: SAPatchLM) -> None:
+    single.use_pattern(SA(4))
+    answers(single, "loglikelihood")
+    # The last token is only predicted.
+    lengths = {len(single.tok_encode(c + k)) - 1 for c, k in TEXTS}
+    assert set(single.meter.counts()) == lengths
+    inputs = {tuple(single.tok_encode(c + k)[:-1]) for c, k in TEXTS}
+    assert single.meter.summary()["sequences"] == len(inputs)
+
+
+def test_requests_of_one_input_are_counted_once(single: SAPatchLM) -> None:
+    single.use_pattern(SWA(4))
+    pair = [
+        Instance(request_type="loglikelihood", doc={}, arguments=("abc", f" {letter}"), idx=0)
+        for letter in "xyz"
+    ]
+    single.loglikelihood(pair, disable_tqdm=True)
+    assert single.meter.counts() == {len(single.tok_encode("abc x")) - 1: 1}
+
+
+def test_arguments_reach_the_pattern(checkpoint: Path) -> None:
+    lm = get_model("sa-patch")(
+        pretrained=str(checkpoint), method="sa", window=16, seed=3, layers="0-1", decode="pattern"
+    )
+    assert lm.pattern == SA(16, seed=3)
+    assert lm.get_model_info()["sa_patch_pattern"].startswith("sa:window=16,seed=3")
+
+
+def test_a_seed_beside_a_pattern_is_that_of_all_its_random_parts(checkpoint: Path) -> None:
+    lm = SAPatchLM(str(checkpoint), pattern="sinks:4+swa:6+sa:8", seed=3)
+    assert lm.pattern == Sinks(4) | SWA(6) | SA(8, seed=3)
+
+
+MODEL_ARGS: dict[str, Pattern] = {
+    "pattern=sinks:4+swa:6+psa:8,seed=2": Sinks(4) | SWA(6) | PSA(8, seed=2),
+    "pattern=swa:6+moba:block_size=4;topk=3": SWA(6) | MoBA(4, 3),
+    "pattern=sa:window=4;seed=1;circular=false": SA(4, seed=1, circular=False),
+    "method=block_topk,topk=3,block_size=2,sinks=1,local=4,branch=4,beam=5,grouped=true": BlockTopK(
+        2, 3, 1, 4, 4, 5, True
+    ),
+    '{"pattern": "block_topk:block_size=2,topk=3,local=4"}': BlockTopK(2, 3, 4, 4),
+    "pattern='moba:block_size=4,topk=3'": MoBA(4, 3),
+}
+
+
+@pytest.mark.parametrize("text", MODEL_ARGS)
+def test_every_parameter_can_be_given_in_model_args(checkpoint: Path, text: str) -> None:
+    """As lm-eval's own command line reads them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model_args", nargs="+", action=MergeDictAction)
+    given = parser.parse_args(["--model_args", text]).model_args
+    lm = get_model("sa-patch").create_from_arg_obj({"pretrained": str(checkpoint), **given})
+    assert lm.pattern == MODEL_ARGS[text]
+
+
+def test_layers_are_text_a_mapping_or_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "schedule.yaml"
+    path.write_text("layers: {0+2: full}")
+    for layers in ("1", {"0+2": "full"}, {0: None, 2: "full"}, str(path)):
+        lm = SAPatchLM(str(checkpoint), pattern="swa:4", layers=layers)
+        assert layer_patterns(lm.model) == {0: None, 1: SWA(4), 2: None}
+        lm.meter.add([10])
+        assert lm.meter.summary()["mean_keys_per_query"] == pytest.approx((34 + 2 * 55) / 30)
+
+
+def test_one_layer_with_a_drawn_pattern_keeps_padding_out_of_all_batches(
+    single: SAPatchLM, eights: SAPatchLM
+) -> None:
+    for lm in (single, eights):
+        lm.use_pattern(SWA(4), layers={1: SA(3)})
+    assert close(answers(single, "loglikelihood"), answers(eights, "loglikelihood"))
+
+
+def test_keys_are_counted_where_they_are_chosen(single: SAPatchLM) -> None:
+    """Chosen blocks that lie within the window count once: the pattern alone would count twice."""
+    single.use_pattern(SWA(6) | MoBA(2, 3))
+    answers(single, "loglikelihood")
+    together = single.meter.summary()["mean_keys_per_query"]
+    single.use_pattern(SWA(6))
+    answers(single, "loglikelihood")
+    window = single.meter.summary()["mean_keys_per_query"]
+    assert window < together < window + 5
+
+
+def test_trials_of_batch_sizes_do_not_enter_the_measurements(checkpoint: Path) -> None:
+    lm = SAPatchLM(str(checkpoint), pattern=SWA(4) | MoBA(2, 3), batch_size="auto", max_length=64)
+    seen: list[int] = []
+    observe = lm.meter.observe
+
+    def watch(layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+        seen.extend(spans.lengths)
+        observe(layer, q, k, spans)
+
+    lm.meter.observe = watch  # type: ignore[method-assign]
+    answers(lm, "loglikelihood")
+    assert Counter(seen) == {n: 3 * times for n, times in lm.meter.counts().items()}
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "method": ({"method": "saa", "window": 4}, "did you mean 'sa'"),
+    "window": ({"method": "swa", "window": 0}, "at least 1"),
+    "parameter": ({"method": "swa", "window": 4, "seed": 1}, "no parameter 'seed'"),
+    "not random": ({"pattern": "sinks:4+swa:4", "seed": 1}, "draws nothing at random"),
+    "no file": ({"window": 4, "layers": "no.yaml"}, "no schedule file"),
+    "separators": ({"pattern": "moba:block_size=4", "topk": 3}, "separated by semicolons"),
+    "both": ({"pattern": "sa:window=4", "window": 4}, "not both"),
+    "backend": ({"window": 4, "backend": "bandd"}, "did you mean 'banded'"),
+    "layers": ({"window": 4, "layers": "one"}, "numbers and ranges"),
+    "decode": ({"window": 4, "decode": "no"}, "decode must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments_are_refused_before_the_model_is_loaded(case: str, tmp_path: Path) -> None:
+    arguments, says = BAD[case]
+    with pytest.raises(UserError, match=says):
+        SAPatchLM(pretrained=str(tmp_path / "never-looked-at"), **arguments)
+
+
+def test_a_request_cache_serves_one_pattern_only(checkpoint: Path, tmp_path: Path) -> None:
+    lm = SAPatchLM(pretrained=str(checkpoint), window=4, dtype="float32", device="cpu")
+    cache = str(tmp_path / "cache.db")
+    first = CachingLM(lm, cache).loglikelihood(requests())
+    assert CachingLM(lm, cache).loglikelihood(requests()) == first
+    with pytest.raises(UserError, match="--use_cache of its own"):
+        lm.use_pattern(SWA(4))
+    other = SAPatchLM(pretrained=str(checkpoint), window=8, dtype="float32", device="cpu")
+    with pytest.raises(UserError, match="sa:window=4,seed=0"):
+        CachingLM(other, cache)
+
+
+def test_a_cache_of_another_model_class_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    cache = str(tmp_path / "cache.db")
+    stock = HFLM(pretrained=str(checkpoint), dtype="float32", device="cpu")
+    CachingLM(stock, cache).loglikelihood(requests())
+    lm = SAPatchLM(pretrained=str(checkpoint), window=4, dtype="float32", device="cpu")
+    with pytest.raises(UserError, match="another model"):
+        CachingLM(lm, cache)

@@ -1,0 +1,40 @@
+"""Layers that a model does not have are refused before its weights are touched."""
+
+from pathlib import Path
+
+import pytest
+
+from sa_patch.errors import UserError
+from sa_patch.evaluation.generation import generate_text
+from sa_patch.evaluation.lm_eval_model import SAPatchLM
+from sa_patch.models.embedded import ModelSource
+from sa_patch.models.layer_check import check_layers
+from sa_patch.patterns import SA
+from tests.small_models import tiny_config
+
+
+@pytest.fixture
+def weightless(tmp_path: Path) -> Path:
+    """A folder that resolves as a model of 3 layers, and whose weights cannot be read."""
+    tiny_config("llama").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    return tmp_path
+
+
+def test_layers_beyond_the_last_are_refused_without_weights(weightless: Path) -> None:
+    source = ModelSource(str(weightless), None, None, "")
+    check_layers(source, None)
+    check_layers(source, [0, 2])
+    with pytest.raises(UserError, match=r"layers \[3, 7\] .* it has 0-2"):
+        check_layers(source, [0, 3, 7])
+
+
+def test_every_face_checks_before_loading(weightless: Path) -> None:
+    with pytest.raises(UserError, match=r"layers \[9\]"):
+        SAPatchLM(str(weightless), window=4, layers="9")
+    with pytest.raises(UserError, match=r"layers \[9\]"):
+        generate_text(str(weightless), "text", SA(4), layers="9")
+
+
+def test_a_model_without_a_readable_configuration_is_left_to_the_loader(tmp_path: Path) -> None:
+    check_layers(ModelSource(str(tmp_path), None, None, ""), [99])

@@ -1,0 +1,66 @@
+"""A headless browser, and report pages that must neither fail in it nor ask the network."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from sa_patch.report.build import write_report
+from tests.report.browser.report_page import ReportPage, launch
+from tests.sweep.run_builder import plausible_run
+
+TASKS = ("boolq", "mmlu", "stdlib_perplexity")
+Open = Callable[..., ReportPage]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = launch(playwright)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Sweeps of two models with the same methods; the second lacks a task and has more windows."""
+    folder = tmp_path_factory.mktemp("runs")
+    return (
+        plausible_run(folder / "first", TASKS, windows=(16, 64, 256), model_name="model-a"),
+        plausible_run(
+            folder / "second",
+            TASKS[:2],
+            windows=(16, 32, 64, 256),
+            model_name="model-b",
+            model="sha256:" + "cd" * 32,
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def one(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the first run."""
+    return write_report([runs[0]], tmp_path_factory.mktemp("one")).page
+
+
+@pytest.fixture(scope="session")
+def both(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of both runs."""
+    return write_report(runs, tmp_path_factory.mktemp("both")).page
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Opens pages; none of them may have complained when the test is over."""
+    pages: list[ReportPage] = []
+
+    def opened(file: Path, **options: object) -> ReportPage:
+        page = ReportPage(browser, file, **options)  # type: ignore[arg-type]
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert [complaint for page in pages for complaint in page.complaints] == []

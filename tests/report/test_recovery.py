@@ -1,0 +1,249 @@
+"""Recovery at equal FLOPs: its definition by hand, pairing, budgets, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sa_patch.cli.command import main
+from sa_patch.errors import UserError
+from sa_patch.report.recovery import (
+    BENCHMARKS,
+    LANGUAGE,
+    RETRIEVAL,
+    difference,
+    load,
+    parse_budgets,
+    recover,
+)
+from sa_patch.report.recovery_report import composition, draw, write_recovery
+from tests.sweep import run_builder
+from tests.sweep.run_builder import RunBuilder
+
+BUDGETS = (1 / 16, 1 / 8, 1 / 4)
+OWN_TASKS: dict[str, tuple[str, float | None, float, int]] = {
+    "stdlib_position_1024": ("perplexity,none", None, 8.0, 1024),
+    "passkey_1024": ("acc,none", 0.0, 1.0, 1000),
+    "multikey_1024": ("acc,none", 0.125, 0.9, 1000),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for task, about in OWN_TASKS.items():
+        monkeypatch.setitem(run_builder.TASKS, task, about)
+
+
+class Runs:
+    """A run folder whose cells hold item scores."""
+
+    def __init__(self, path: Path) -> None:
+        self.builder = RunBuilder(path)
+
+    def add(self, pattern: str, task: str, items: list[float], share: float, **more: Any) -> None:
+        name = self.builder.add(pattern, task, float(np.mean(items)), share=share, **more)
+        self.builder.files[name]["items"] = {task: items}
+
+    def points(self) -> list:
+        return recover(load([self.builder.write()]), BUDGETS)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    found = Runs(tmp_path / "run")
+    found.add("full", "stdlib_position_1024", [-2.0, -2.2, -1.8, -2.0], 1.0)
+    found.add("full", "passkey_1024", [1.0, 1.0, 1.0, 1.0, 0.0], 1.0)
+    found.add("full", "multikey_1024", [1.0, 1.0, 1.0, 0.0], 1.0)
+    found.add("full", "arc_easy", [1.0, 1.0, 1.0, 1.0], 1.0)
+    return found
+
+
+def test_recovery_is_its_definition(runs: Runs) -> None:
+    runs.add("swa:window=64", "stdlib_position_1024", [-2.5, -2.5, -2.5, -2.5], 0.12)
+    runs.add("swa:window=64", "passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
+    runs.add("swa:window=64", "multikey_1024", [1.0, 0.0, 0.0, 0.0], 0.12)
+    runs.add("swa:window=64", "arc_easy", [1.0, 1.0, 1.0, 0.0], 0.9)
+    (point,) = runs.points()
+    assert point.groups[LANGUAGE].value == pytest.approx(2.0 / 2.5)
+    passkey, multikey = 0.4 / 0.8, (0.25 - 0.125) / (0.75 - 0.125)
+    assert point.tasks["passkey_1024"] == pytest.approx(passkey)
+    assert point.groups[RETRIEVAL].value == pytest.approx((passkey + multikey) / 2)
+    assert point.groups[BENCHMARKS].value == pytest.approx((0.75 - 0.25) / (1.0 - 0.25))
+    assert point.mean.value == pytest.approx(np.mean([g.value for g in point.groups.values()]))
+    # Benchmarks are short: what a pattern spends is measured where it was sized.
+    assert (point.n, point.budget, point.share) == (1024, 1 / 8, pytest.approx(0.12))
+
+
+def test_seeds_are_averaged_and_drawn(runs: Runs) -> None:
+    for seed, loss in enumerate([2.1, 2.5, 4.0]):
+        runs.add(f"sa:window=64,seed={seed}", "stdlib_position_1024", [-loss] * 4, 0.2)
+    (point,) = runs.points()
+    assert point.seeds == 3 and point.budget == 1 / 4
+    found = point.groups[LANGUAGE]
+    assert found.value == pytest.approx(2.0 / np.mean([2.1, 2.5, 4.0]))
+    # The pattern's items are all alike: the width comes from the seeds and the full model's items.
+    assert found.low < 2.0 / 3.5 and found.high > 2.0 / 2.2
+
+
+def test_intervals_are_paired(runs: Runs) -> None:
+    generator = np.random.default_rng(0)
+    hard = generator.normal(2.5, 0.8, 60)
+    full = Runs(runs.builder.path.parent / "paired")
+    full.add("full", "stdlib_position_1024", list(-hard), 1.0)
+    for window, worse in ((64, 0.10), (32, 0.105)):
+        full.add(f"swa:window={window}", "stdlib_position_1024", list(-hard - worse), 0.1)
+    better, worse = full.points()
+    assert better.pattern == "swa:window=64"
+    gap = difference(better, worse)
+    # Their own intervals overlap, since items differ much; the difference does not hold zero.
+    assert gap.low > 0 and worse.mean.high > better.mean.low
+    assert gap.value == pytest.approx(better.mean.value - worse.mean.value)
+
+
+def test_equal_scores_are_whole_in_every_draw(tmp_path: Path) -> None:
+    # One right answer in five: a third of the draws leave full attention at chance.
+    runs = Runs(tmp_path / "rare")
+    for pattern, share in (("full", 1.0), ("swa:window=64", 0.12)):
+        runs.add(pattern, "passkey_1024", [1.0, 0.0, 0.0, 0.0, 0.0], share)
+    (point,) = runs.points()
+    assert (point.mean.low, point.mean.value, point.mean.high) == (1.0, 1.0, 1.0)
+
+
+def test_benchmarks_join_the_length_they_share_most_patterns_with(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(run_builder.TASKS, "passkey_2048", ("acc,none", 0.0, 1.0, 2000))
+    runs.add("full", "passkey_2048", [1.0, 1.0], 1.0)
+    for window, tasks in (
+        (64, ("passkey_1024", "arc_easy")),
+        (32, ("passkey_1024", "passkey_2048", "arc_easy")),
+        (16, ("passkey_2048",)),
+    ):
+        for task in tasks:
+            count = {"passkey_1024": 5, "passkey_2048": 2, "arc_easy": 4}[task]
+            runs.add(f"swa:window={window}", task, [1.0] * count, 0.12)
+    found = {(point.n, point.pattern): set(point.groups) for point in runs.points()}
+    assert found == {
+        (1024, "swa:window=64"): {RETRIEVAL, BENCHMARKS},
+        (1024, "swa:window=32"): {RETRIEVAL, BENCHMARKS},
+        (2048, "swa:window=32"): {RETRIEVAL},
+        (2048, "swa:window=16"): {RETRIEVAL},
+    }
+
+
+def test_points_belong_to_the_smallest_budget_they_fit(runs: Runs) -> None:
+    for window, share in ((1, 0.0626), (2, 0.13), (3, 0.2), (4, 0.3)):
+        runs.add(f"swa:window={window}", "stdlib_position_1024", [-3.0] * 4, share)
+    found = {point.pattern: point.budget for point in runs.points()}
+    assert found == {
+        "swa:window=1": 1 / 16,
+        "swa:window=2": 1 / 4,
+        "swa:window=3": 1 / 4,
+        "swa:window=4": None,
+    }
+
+
+def test_a_task_that_full_attention_cannot_do_is_left_out(runs: Runs) -> None:
+    runs.add("full", "hellaswag", [0.0, 0.0, 1.0, 0.0], 1.0)
+    runs.add("swa:window=64", "hellaswag", [1.0, 1.0, 1.0, 0.0], 0.9)
+    runs.add("swa:window=64", "passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
+    (point,) = runs.points()
+    assert set(point.tasks) == {"passkey_1024"}
+
+
+def test_layers_make_points_of_their_own(runs: Runs) -> None:
+    runs.add("swa:window=64", "stdlib_position_1024", [-3.0] * 4, 0.12)
+    runs.add("swa:window=32", "stdlib_position_1024", [-2.1] * 4, 0.12, layers=[1, 2])
+    assert [point.layers for point in runs.points()] == ["[1, 2]", "all"]
+
+
+def test_what_cannot_be_compared_is_refused(runs: Runs) -> None:
+    runs.add("swa:window=64", "stdlib_position_1024", [-3.0] * 3, 0.12)
+    with pytest.raises(UserError, match="different numbers of items"):
+        runs.points()
+
+
+def test_full_attention_is_needed(tmp_path: Path) -> None:
+    alone = Runs(tmp_path / "alone")
+    alone.add("swa:window=64", "stdlib_position_1024", [-3.0] * 3, 0.12)
+    with pytest.raises(UserError, match="add 'full'"):
+        alone.points()
+
+
+def test_cells_without_items_are_refused(runs: Runs) -> None:
+    runs.builder.add("swa:window=64", "passkey_1024", 0.5)
+    with pytest.raises(UserError, match="no scores of single items"):
+        runs.points()
+
+
+def test_a_folder_of_runs_stands_for_the_runs_in_it(runs: Runs) -> None:
+    runs.add("swa:window=64", "passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
+    folder = runs.builder.write()
+    assert [run.path for run in load([folder.parent])] == [folder]
+    assert [run.path for run in load([folder])] == [folder]
+
+
+def test_report_holds_every_point_and_comparison(runs: Runs, tmp_path: Path) -> None:
+    for window, correct in ((64, 3), (32, 1), (8, 2)):
+        items = [1.0] * correct + [0.0] * (5 - correct)
+        runs.add(f"swa:window={window}", "passkey_1024", items, 0.12 if window > 8 else 0.05)
+    loaded = load([runs.builder.write()])
+    points = recover(loaded, BUDGETS)
+    files = write_recovery(points, loaded, tmp_path / "out")
+    content = json.loads(files.json.read_text())
+    assert len(content["points"]) == 3
+    (pair,) = content["against_the_best"]
+    assert (pair["best"], pair["rival"]) == ("swa:window=64", "swa:window=32")
+    assert pair["difference"]["value"] == pytest.approx(0.4 / 0.8)
+    text = files.markdown.read_text()
+    assert text.count("`swa:window=") == 3 and "n = 1,024" in text
+    assert files.figure.stat().st_size > 10_000
+
+
+def test_long_labels_stay_within_the_figure(runs: Runs) -> None:
+    layers = {"0-3,5,7,9,11-15": "block_topk:block_size=4,topk=8,sinks=4,local=8"}
+    runs.add("sinks:size=4+swa:window=64", "passkey_1024", [1.0] * 5, 0.12, layers=layers)
+    runs.add("sinks:size=4+swa:window=64+psa:window=99", "passkey_1024", [1.0] * 5, 0.12)
+    figure = draw(runs.points())
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.axes[0].bbox.y0
+
+
+def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
+    for pattern, share in (
+        ("tail:size=8+block_topk:block_size=4,topk=2,sinks=4,local=4", 0.11),
+        ("tail:size=16+block_topk:block_size=2,topk=3,sinks=4,local=4", 0.12),
+        ("sinks:size=4+swa:window=64", 0.12),
+    ):
+        runs.add(pattern, "passkey_1024", [1.0] * 5, share)
+    runs.add("swa:window=64", "passkey_1024", [1.0] * 5, 0.12, layers={"1": "full"})
+    points = runs.points()
+    assert {composition(point) for point in points} == {
+        "BlockTopK + tail",
+        "sinks + SWA",
+        "SWA; other in some layers",
+    }
+    (panel,) = (axes for axes in draw(points).axes if axes.get_visible())
+    assert len(panel.get_legend_handles_labels()[1]) == 3
+
+
+def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.add("swa:window=64", "passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
+    folder = runs.builder.write()
+    assert main(["recovery", str(folder), "--budgets", "1/8"]) == 0
+    assert "at most 0.125" in capsys.readouterr().out
+    assert (folder / "recovery.png").exists()
+
+
+def test_budgets_are_read_or_refused() -> None:
+    assert parse_budgets("0.25,1/16") == [1 / 16, 0.25]
+    for text in ("", "2", "1/0", "x", "0.1,,0.2"):
+        with pytest.raises(UserError, match="budgets are shares"):
+            parse_budgets(text)

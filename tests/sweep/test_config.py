@@ -1,0 +1,272 @@
+"""Sweep files: what they mean, and one clear sentence for each mistake."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sa_patch.errors import UserError
+from sa_patch.files.packaged import configs_dir
+from sa_patch.patching import Schedule
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
+from sa_patch.sweep.config import load_config, parse_config
+from sa_patch.sweep.worker_resources import WorkerResources
+
+GRID: dict[str, Any] = {
+    "windows": [16, 32],
+    "methods": ["full", {"method": "sa", "seeds": [0, 1]}, "swa", {"method": "moba", "topk": 4}],
+    "tasks": ["needle_128", {"task": "mmlu", "limit": 2}],
+    "limit": 50,
+}
+
+
+def test_the_grid_is_every_window_and_seed_of_every_method() -> None:
+    config = parse_config(GRID)
+    assert set(config.patterns) == {
+        Full(),
+        *(SA(window=w, seed=s) for w in (16, 32) for s in (0, 1)),
+        *(SWA(window=w) for w in (16, 32)),
+        *(MoBA(block_size=w // 4, topk=4) for w in (16, 32)),
+    }
+    assert [(task.task, task.limit) for task in config.tasks] == [("needle_128", 50), ("mmlu", 2)]
+    assert config.models[0].pretrained == "smollm2-135m"
+
+
+def test_equal_entries_count_once_and_text_forms_are_patterns() -> None:
+    config = parse_config(
+        {
+            **GRID,
+            "windows": [16, 16],
+            "methods": ["swa", "swa:window=16", "sa:window=8,seed=3", "full", "full"],
+            "tasks": ["needle_128", "needle_128"],
+        }
+    )
+    assert config.patterns == (SWA(window=16), SA(window=8, seed=3), Full())
+    assert len(config.tasks) == 1
+
+
+def test_methods_can_have_windows_and_parameters_of_their_own() -> None:
+    methods = [
+        {"method": "swa", "windows": [4]},
+        {"method": "sa", "circular": False},
+        {"method": "moba", "block_size": 8, "topk": 3},
+    ]
+    config = parse_config({**GRID, "windows": 64, "methods": methods})
+    assert config.patterns == (
+        SWA(window=4),
+        SA(window=64, circular=False),
+        MoBA(block_size=8, topk=3),
+    )
+
+
+def test_unions_take_seeds_in_every_random_part() -> None:
+    methods = [{"method": "sinks:4+swa:6+sa:8+psa:9", "seeds": [1, 2]}, "sinks:4+swa:6"]
+    config = parse_config({**GRID, "methods": methods})
+    assert config.patterns == (
+        *(Sinks(4) | SWA(6) | SA(8, seed=s) | PSA(9, seed=s) for s in (1, 2)),
+        Sinks(4) | SWA(6),
+    )
+
+
+def test_a_budget_is_split_for_every_total_and_seed() -> None:
+    split = {"method": "split", "total": [24, 44], "sinks": 4, "local": 0.5, "rest": "psa"}
+    config = parse_config({**GRID, "methods": [{**split, "seeds": [0, 1]}]})
+    assert set(config.patterns) == {
+        Sinks(4) | SWA(near) | PSA(near, seed=seed) for near in (10, 20) for seed in (0, 1)
+    }
+    bare = parse_config({**GRID, "methods": [{"method": "split", "total": 20, "rest": "moba"}]})
+    assert bare.patterns == (Sinks(4) | SWA(8) | MoBA.from_window(8),)
+
+
+def test_windows_complete_only_the_parameters_that_leave_room_for_them() -> None:
+    methods = ["block_topk", {"method": "block_topk", "topk": 3}, {"method": "sinks", "size": 2}]
+    config = parse_config({**GRID, "methods": methods, "windows": [32, 64]})
+    assert config.patterns == (
+        BlockTopK.from_window(32),
+        BlockTopK.from_window(64),
+        BlockTopK(topk=3),
+        Sinks(2),
+    )
+    without = parse_config({**GRID, "methods": ["block_topk"], "windows": None})
+    assert without.patterns == (BlockTopK(),)
+
+
+def test_every_method_may_have_layers_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.yaml"
+    path.write_text("layers: {0-1: full, 2: 'swa:4'}\nfull_layers: 2\n")
+    methods = [
+        "swa:8",
+        {"method": "swa:8", "layers": "1-2"},
+        {"method": "swa:8", "layers": str(path)},
+        "full",
+    ]
+    config = parse_config({**GRID, "methods": methods, "layers": [0]})
+    mapping = Schedule(own=((0, None), (1, None), (2, SWA(4))))
+    assert config.patterns == (SWA(8), Full())
+    assert [config.layers_of(method) for method in config.methods] == [
+        Schedule(listed=(0,)),
+        Schedule(listed=(1, 2)),
+        mapping,
+        Schedule(listed=(0,)),
+    ]
+    assert config.to_dict()["layers"] == [0]
+    assert config.to_dict()["patterns"][1:3] == [
+        {"pattern": "swa:window=8", "layers": [1, 2]},
+        {"pattern": "swa:window=8", "layers": {"0-1": "full", "2": "swa:window=4"}},
+    ]
+
+
+def test_a_mapping_for_all_methods_is_not_for_full_attention() -> None:
+    config = parse_config({**GRID, "methods": ["full", "swa:8"], "layers": {"0": "swa:2"}})
+    full, swa = config.methods
+    assert config.layers_of(full) == Schedule()
+    assert config.layers_of(swa) == Schedule(own=((0, SWA(2)),))
+
+
+@pytest.mark.parametrize("text", ["", "0-3", "method: swa"])
+def test_a_schedule_file_without_layers_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "schedule.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match="schedule.yaml has no key 'layers'"):
+        parse_config({**GRID, "layers": str(path)})
+
+
+def test_settings_of_one_model_and_of_one_task() -> None:
+    config = parse_config(
+        {
+            **GRID,
+            "model": {"pretrained": "Qwen/Qwen3-8B", "revision": "main", "device_map": "auto"},
+            "dtype": "bfloat16",
+            "layers": "4-6,8",
+            "gen_kwargs": {"max_gen_toks": 64},
+            "tasks": [{"task": "humaneval", "gen_kwargs": {"max_gen_toks": 8}}, "boolq"],
+        }
+    )
+    model = config.models[0]
+    assert (model.pretrained, model.dtype, model.revision) == ("Qwen/Qwen3-8B", "bfloat16", "main")
+    assert config.layers == Schedule(listed=(4, 5, 6, 8))
+    assert [task.gen_kwargs["max_gen_toks"] for task in config.tasks] == [8, 64]
+
+
+def test_a_model_can_have_resources_of_its_own() -> None:
+    models = ["small", {"pretrained": "large", "resources": {"gpus": 4}}]
+    config = parse_config({**GRID, "model": models, "resources": {"cpus": 8, "gpus": 0.5}})
+    assert [model.resources for model in config.models] == [
+        WorkerResources(cpus=8, gpus=0.5),
+        WorkerResources(cpus=8, gpus=4),
+    ]
+    assert parse_config(GRID).models[0].resources == WorkerResources(cpus=1, gpus=None)
+    # For the manifest; the hash of a cell does not depend on it, see test_sweep.
+    assert config.to_dict()["models"][1]["resources"] == {"cpus": 8, "gpus": 4}
+
+
+def test_limit_of_the_command_line_is_over_the_files() -> None:
+    assert {task.limit for task in parse_config(GRID).with_limit(3).tasks} == {3}
+    assert parse_config(GRID).with_limit(None) == parse_config(GRID)
+    with pytest.raises(UserError, match="--limit must be a whole number of at least 1, got 0"):
+        parse_config(GRID).with_limit(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"windws": [1]}, "unknown key 'windws' in the sweep file; did you mean 'windows'"),
+        ({"windows": [0]}, "window must be a whole number of at least 1, got 0"),
+        ({"windows": [-1]}, "at least 1, got -1"),
+        ({"windows": [1.5]}, "at least 1, got 1.5"),
+        ({"windows": ["x"]}, "at least 1, got 'x'"),
+        ({"windows": [True]}, "at least 1, got True"),
+        ({"windows": []}, "the grid is empty: method 'sa' needs 'windows'"),
+        ({"methods": []}, "the grid is empty: 'methods'"),
+        ({"methods": None}, "the grid is empty: 'methods'"),
+        ({"tasks": []}, "the grid is empty: 'tasks'"),
+        ({"methods": ["saa"]}, "unknown method 'saa'; did you mean 'sa'"),
+        ({"methods": [{"method": "moba", "topk": 0}]}, "topk must be a whole number"),
+        ({"methods": [{"method": "moba", "topk": 3}]}, "multiple of topk=3"),
+        ({"methods": [{"method": "sa", "sed": 1}]}, "no parameter 'sed'; did you mean 'seed'"),
+        ({"methods": [{"method": "swa", "seeds": [1]}]}, "takes no 'seeds'"),
+        ({"methods": [{"method": "sinks:4+swa:6", "seeds": [1]}]}, "takes no 'seeds'"),
+        ({"methods": [{"method": "swa:6", "window": 4}]}, "unknown key 'window'"),
+        ({"methods": [{"method": "sa", "seeds": ["x"]}]}, "seeds must be whole numbers, got 'x'"),
+        ({"methods": [{"method": "sa", "seeds": [True]}]}, "seeds must be whole numbers, got True"),
+        ({"methods": [{"method": "split"}]}, "needs 'total'"),
+        ({"methods": [{"method": "split", "total": 64, "locl": 1}]}, "did you mean 'local'"),
+        ({"methods": [{"method": "split", "total": 64, "rest": 5}]}, "rest must be a non-empty"),
+        ({"methods": [{"method": "swa", "layers": "x"}]}, "numbers and ranges"),
+        ({"methods": [{"method": "full", "layers": [1]}]}, "full attention has no layers"),
+        ({"layers": {"0-3": "full", 3: "swa:4"}}, "names layer 3 twice"),
+        ({"layers": {"0-3": 5}}, "must be given a pattern"),
+        ({"layers": "none.yaml"}, "no schedule file none.yaml"),
+        ({"methods": [7]}, "an entry of 'methods'"),
+        ({"methods": [{"name": "sa"}]}, "has a 'method' key"),
+        ({"tasks": [{"limit": 3}]}, "has a 'task' key"),
+        ({"tasks": [{"task": "boolq", "limt": 3}]}, "unknown key 'limt'.*did you mean 'limit'"),
+        ({"limit": 0}, "limit of needle_128 must be a whole number"),
+        ({"model": {"dtype": "float32"}}, "'model' needs 'pretrained'"),
+        ({"model": {"pretrained": "x", "revison": "y"}}, "did you mean 'revision'"),
+        ({"dtype": "bfloat"}, "unknown dtype 'bfloat'; did you mean 'bfloat16'"),
+        ({"decode": "sparse"}, "unknown decode 'sparse'"),
+        ({"backend": "bandit"}, "unknown backend 'bandit'; did you mean 'banded'"),
+        ({"layers": "4-x"}, "layers are written as numbers and ranges"),
+        ({"layers": []}, "layers is empty"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"gen_kwargs": 3}, "gen_kwargs must be a mapping"),
+        ({"resources": {"gpu": 1}}, "unknown key 'gpu' in 'resources'; did you mean 'gpus'"),
+        ({"resources": 4}, "'resources' must be a mapping"),
+        ({"resources": {"cpus": 0}}, "cpus of 'resources' must be a whole number of at least 1"),
+        ({"resources": {"cpus": 0.5}}, "cpus of 'resources' must be a whole number"),
+        ({"resources": {"gpus": -1}}, "whole number, or a fraction below 1, got -1"),
+        ({"resources": {"gpus": 1.5}}, "a fraction below 1, got 1.5"),
+        ({"resources": {"gpus": True}}, "a fraction below 1, got True"),
+        ({"resources": {"gpus": float("nan")}}, "a fraction below 1, got nan"),
+        ({"resources": {"gpus": "two"}}, "a fraction below 1, got 'two'"),
+        ({"model": {"pretrained": "x", "resources": {"gpus": 3.5}}}, "below 1, got 3.5"),
+    ],
+)
+def test_mistakes_are_named_in_one_sentence(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        parse_config({**GRID, **change})
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_found_by_path_or_packaged_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(GRID))
+    assert load_config(str(path)).name == "mine"
+    assert load_config("demo").name == "demo"
+    with pytest.raises(UserError, match="no sweep file 'dmo'; did you mean 'demo'"):
+        load_config("dmo")
+    with pytest.raises(UserError, match="is a folder"):
+        load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- just\n- a list", "", "\t:"])
+def test_a_file_that_is_no_mapping_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"broken\.yaml") as caught:
+        load_config(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_packaged_sweep_is_valid() -> None:
+    found = sorted(configs_dir().glob("*.yaml"))
+    assert {path.stem for path in found} >= {"demo", "smollm2-seven", "qwen3-8b", "qwen3-30b-a3b"}
+    for path in found:
+        assert load_config(str(path)).name == path.stem
+
+
+@pytest.mark.parametrize("name", ["qwen3-8b", "qwen3-30b-a3b", "smollm2-seven"])
+def test_the_papers_grid(name: str) -> None:
+    config = load_config(name)
+    windows = (16, 32, 64, 128, 256, 512)
+    assert set(config.patterns) == {
+        Full(),
+        *(SWA(window=w) for w in windows),
+        *(SA(window=w, seed=s) for w in windows for s in (0, 1, 2)),
+        *(MoBA(block_size=w // 2, topk=2) for w in windows),
+    }
+    assert sorted(task.task for task in config.tasks) == sorted(
+        ["hellaswag", "mmlu", "arc_easy", "arc_challenge", "boolq", "lambada_openai", "humaneval"]
+    )

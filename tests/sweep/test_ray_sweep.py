@@ -1,0 +1,330 @@
+"""Sweeps on a local Ray cluster of two workers: the local engine's results, whatever dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sa_patch.cli.command import main
+from sa_patch.errors import UserError
+from sa_patch.evaluation import scoring
+from sa_patch.sweep.cell_runner import Computed
+from sa_patch.sweep.config import SweepConfig, load_config, parse_config
+from sa_patch.sweep.plan import PlannedCell, make_plan
+from sa_patch.sweep.ray import executor as ray_executor
+from sa_patch.sweep.ray.executor import RayExecutor
+from sa_patch.sweep.ray.worker import Job, SweepWorker
+from sa_patch.sweep.run import Outcome, run_sweep
+from tests.sweep.small_sweep import SETTINGS
+from tests.tiny_checkpoint import save_tiny_checkpoint
+
+ROOT = Path(__file__).parents[2]
+# The workers of a killable class find here what to do, and say here who they are.
+SIGNALS = "SA_PATCH_TEST_SIGNALS"
+
+
+@pytest.fixture(scope="module")
+def signals() -> Iterator[Path]:
+    # Short: the paths of Ray's sockets below it may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="sar", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray(signals: Path, one_thread: None) -> Iterator[Any]:
+    """A cluster of its own, with room for two workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv(SIGNALS, str(signals))
+        ray = pytest.importorskip("ray")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=0,
+            object_store_memory=80 * 2**20,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(signals / "ray"),
+        )
+        yield ray
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def models(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    other = save_tiny_checkpoint(tmp_path_factory.mktemp("other"), family="qwen3")
+    return [str(checkpoint), str(other)]
+
+
+@pytest.fixture(scope="module")
+def local(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same grid, computed in this process."""
+    out = tmp_path_factory.mktemp("local") / "run"
+    assert sweep(grid(models), out).exit_status == 0
+    return out
+
+
+def grid(models: Sequence[str], **changes: Any) -> SweepConfig:
+    return parse_config({**SETTINGS, "model": list(models), **changes})
+
+
+def sweep(config: SweepConfig, out: Path, executor: RayExecutor | None = None) -> Outcome:
+    return run_sweep(config, make_plan(config), out, executor=executor)
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """All cell files by name, without what belongs to the machine and the hour."""
+    found = {}
+    for path in sorted((folder / "cells").iterdir()):
+        content = json.loads(path.read_text())
+        for key in ("started", "seconds", "hardware"):
+            content.pop(key)
+        if content["measured"]:
+            content["measured"].pop("model_seconds")
+        found[path.name] = content
+    return found
+
+
+class KillableWorker(SweepWorker):
+    """While it scores moba, or loads what it is told to, it waits to be killed.
+
+    The folder of signals holds ``deaths``: how many workers are still to die so.
+    """
+
+    def prepare(self, job: Job) -> str | None:
+        if Path(os.environ[SIGNALS], "die-loading").exists():
+            self._await_death()
+        return super().prepare(job)
+
+    def compute(self, cell: PlannedCell) -> Computed:
+        original = scoring.score
+
+        def score(
+            lm: Any, loaded: Mapping[str, Any], limit: int | None, run_code: bool
+        ) -> Mapping[str, Any]:
+            if lm.pattern.name == "moba":
+                self._await_death()
+            return original(lm, loaded, limit, run_code)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scoring, "score", score)
+            return super().compute(cell)
+
+    def _await_death(self) -> None:
+        deaths = Path(os.environ[SIGNALS], "deaths")
+        left = int(deaths.read_text())
+        if left:
+            deaths.write_text(str(left - 1))
+            Path(os.environ[SIGNALS], f"victim-{os.getpid()}").touch()
+            time.sleep(600)
+
+
+@pytest.fixture
+def killing(signals: Path) -> Iterator[Callable[[int], list[int]]]:
+    """Call it with a number: so many workers are killed in the middle of what they do."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.05):
+            for victim in signals.glob("victim-*"):
+                victim.unlink()
+                killed.append(int(victim.name.partition("-")[2]))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    def start(number: int) -> list[int]:
+        (signals / "deaths").write_text(str(number))
+        thread.start()
+        return killed
+
+    thread = threading.Thread(target=kill, daemon=True)
+    yield start
+    over.set()
+    thread.join()
+    (signals / "die-loading").unlink(missing_ok=True)
+
+
+def test_a_worker_killed_in_mid_cell_costs_a_retry_and_nothing_else(
+    ray: Any,
+    models: list[str],
+    local: Path,
+    tmp_path: Path,
+    killing: Callable[[int], list[int]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    killed = killing(1)
+    executor = RayExecutor(worker=KillableWorker)
+    outcome = sweep(grid(models), tmp_path / "run", executor)
+    assert (outcome.exit_status, outcome.ran, len(killed)) == (0, 10, 1)
+    assert results(tmp_path / "run") == results(local)
+    shown = capfd.readouterr()
+    assert "moba:block_size=8,topk=2: its worker died and it is tried again" in shown.err
+    # What Ray itself says of it is kept off the screen.
+    assert "(raylet)" not in shown.err + shown.out
+    hardware = json.loads(next((tmp_path / "run" / "cells").iterdir()).read_text())["hardware"]
+    assert hardware["gpus"] == [] and hardware["torch_threads"] == 1
+
+
+def test_a_cell_whose_workers_all_die_is_recorded_and_the_rest_goes_on(
+    ray: Any,
+    models: list[str],
+    local: Path,
+    tmp_path: Path,
+    killing: Callable[[int], list[int]],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_executor, "RETRIES", 1)
+    killed = killing(2)
+    config = grid(models[:1], resources={"cpus": 2})
+    outcome = sweep(config, tmp_path / "run", RayExecutor(worker=KillableWorker))
+    assert (outcome.exit_status, outcome.ran, outcome.failed, len(killed)) == (1, 4, 1, 2)
+    cells = results(tmp_path / "run")
+    (failed,) = [content for content in cells.values() if content["status"] == "failed"]
+    assert failed["cell"]["method"] == "moba" and failed["scores"] is failed["measured"] is None
+    assert failed["error"].startswith("WorkerDied: 2 workers died while they computed it; Actor")
+    assert (tmp_path / "run" / "logs" / f"{failed['id']}.log").read_text()
+    assert "FAILED: WorkerDied" in capfd.readouterr().err
+    # The same command, here in this process, does what is missing.
+    again = sweep(config, tmp_path / "run")
+    assert (again.exit_status, again.found, again.ran) == (0, 4, 1)
+    done = results(tmp_path / "run")
+    assert done == {name: content for name, content in results(local).items() if name in done}
+
+
+def test_a_model_whose_workers_die_before_it_is_loaded_ends_the_sweep(
+    ray: Any,
+    models: list[str],
+    signals: Path,
+    tmp_path: Path,
+    killing: Callable[[int], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_executor, "RETRIES", 0)
+    (signals / "die-loading").touch()
+    killed = killing(20)
+    config = grid(models[:1], methods=["full"])
+    with pytest.raises(UserError, match="1 workers died one after another before they had loaded"):
+        sweep(config, tmp_path / "run", RayExecutor(worker=KillableWorker))
+    assert len(killed) == 1
+    assert results(tmp_path / "run") == {}
+
+
+def test_a_killed_driver_loses_what_was_in_flight_and_the_same_command_goes_on(
+    ray: Any, models: list[str], local: Path, tmp_path: Path, signals: Path
+) -> None:
+    file, out = tmp_path / "sweep.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump({**SETTINGS, "model": models}))
+    address = ray.get_runtime_context().gcs_address
+    (signals / "deaths").write_text("2")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "tests.sweep.test_ray_sweep", str(file), str(out), address],
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    # Both workers are now in the middle of a cell.
+    wait_until(lambda: len(list(signals.glob("victim-*"))) == 2 or driver.poll() is not None)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    assert len(list(out.glob("cells/*.json"))) == 6
+    # The workers end with the driver: all of the cluster is free again.
+    wait_until(lambda: ray.available_resources().get("CPU", 0) == 2)
+    for victim in signals.glob("victim-*"):
+        victim.unlink()
+    assert main(["sweep", str(file), "--out", str(out), "--ray"]) == 0
+    session = json.loads((out / "manifest.json").read_text())["sessions"][-1]
+    assert session["ran"] == 4
+    assert results(out) == results(local)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def killable_sweep(file: str, out: str, address: str) -> None:
+    """A sweep whose workers can be killed, on a cluster that is reached by its address."""
+    sweep(load_config(file), Path(out), RayExecutor(address, worker=KillableWorker))
+
+
+class OldWorker(SweepWorker):
+    def describe(self) -> tuple[str, dict[str, str | None]]:
+        _, versions = super().describe()
+        return "node-7", versions | {"torch": "1.0"}
+
+
+def test_a_machine_with_other_versions_is_refused(
+    ray: Any, models: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        sweep(grid(models[:1], methods=["full"]), tmp_path / "run", RayExecutor(worker=OldWorker))
+    torch = importlib.metadata.version("torch")
+    assert str(caught.value) == (
+        f"on node-7: it has torch 1.0 and not {torch}; install the same on every machine"
+    )
+
+
+def test_other_weights_or_data_than_planned_are_refused(models: list[str], tmp_path: Path) -> None:
+    config = grid(models[:1], methods=["full"])
+    (cell,) = make_plan(config).cells
+
+    def prepared(model: str, data: str | None) -> str | None:
+        changed = dataclasses.replace(cell, cell={**cell.cell, "model": model, "data": data})
+        job = Job(config, config.models[0], (changed,), tmp_path, run_code=False)
+        return SweepWorker(gpus=1).prepare(job)
+
+    model = cell.cell["model"]
+    assert prepared(model, None) is None
+    assert f"({model}, not sha256:0)" in str(prepared("sha256:0", None))
+    said = str(prepared(model, "0123"))
+    assert f"the data of needle_128 in {tmp_path} is not the one that the sweep was" in said
+
+
+def test_layers_that_are_not_there_end_the_sweep(
+    ray: Any, models: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"layers \[7\]"):
+        sweep(grid(models[:1], layers=[0, 7]), tmp_path / "run", RayExecutor())
+    assert results(tmp_path / "run") == {}
+
+
+def test_more_than_any_machine_has_is_one_sentence(
+    ray: Any, models: list[str], tmp_path: Path
+) -> None:
+    config = grid(models[:1], resources={"cpus": 3, "gpus": 1})
+    with pytest.raises(UserError, match="has the 3 CPUs and 1 GPUs that a worker of") as caught:
+        sweep(config, tmp_path / "run", RayExecutor())
+    assert "all machines together: 2 CPUs, 0 GPUs" in str(caught.value)
+
+
+def test_a_finished_sweep_does_not_connect(local: Path, models: list[str]) -> None:
+    executor = RayExecutor("auto", worker=SweepWorker)
+    executor._address = "nowhere:1"
+    assert sweep(grid(models), local, executor).found == 10
+
+
+if __name__ == "__main__":
+    # By its name as a module, so that workers can import the class too.
+    from tests.sweep.test_ray_sweep import killable_sweep as run_killable
+
+    run_killable(*sys.argv[1:])

@@ -1,0 +1,89 @@
+"""A run that is killed and resumed ends with the weights of one that was not."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sa_patch.training.pretraining.loop import pretrain
+from sa_patch.training.pretraining.run_folder import RunFolder
+from sa_patch.training.pretraining.settings import Method, load_settings
+from tests.training.pretraining.tiny_run import start, write_config
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(run.model / "model.safetensors")
+    return found
+
+
+def learnt(run: RunFolder) -> dict[str, object]:
+    """The result but for what is measured in seconds or names a time."""
+    result = run.result()
+    return {k: v for k, v in result.items() if k not in ("finished", "tokens_per_second")}
+
+
+def assert_alike(ours: RunFolder, right: RunFolder) -> None:
+    resumed, unbroken = weights(ours), weights(right)
+    assert resumed.keys() == unbroken.keys() and len(unbroken) > 10
+    for name, value in unbroken.items():
+        assert torch.equal(resumed[name], value), name
+    assert learnt(ours) == learnt(right)
+
+
+def test_killed_and_resumed_is_bit_identical_to_unbroken(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, steps=40)
+    corpus, broken = tmp_path / "corpus", RunFolder(tmp_path / "broken")
+    options = (str(config), "--method", "gated", "--corpus", str(corpus))
+    process = start("pretrain", *options, "--out", str(broken.path), cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    # Between two checkpoints, so that some steps are lost and done again.
+    while not broken.checkpoints() or broken.entries()[-1]["step"] % 3 == 0:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert not broken.complete
+
+    settings = load_settings(config)
+    chosen = Method.read("gated", settings.window)
+    resumed = pretrain(settings, chosen, 0, broken.path, corpus, ["test"])
+    unbroken = pretrain(settings, chosen, 0, tmp_path / "unbroken", corpus, ["test"])
+    assert_alike(resumed, unbroken)
+    assert len(resumed.checkpoints()) == 2
+    # Progress, and nothing of the libraries' own.
+    told = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in told if "40 of" in line] == ["step 40 of 40"] * 2
+    assert [line for line in told if not line.startswith("step ")] == []
+    steps = [entry["step"] for entry in resumed.entries() if "loss" in entry]
+    assert steps == list(range(1, 41))
+
+
+def test_patterns_of_a_resumed_run_are_those_of_an_unbroken_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings(write_config(tmp_path))
+    method, corpus = Method.read("sa", settings.window), tmp_path / "corpus"
+    unbroken = pretrain(settings, method, 0, tmp_path / "unbroken", corpus, ["test"])
+
+    log = RunFolder.log
+
+    def stop_at_step_8(self: RunFolder, entry: dict[str, object]) -> None:
+        log(self, entry)
+        if entry["step"] == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunFolder, "log", stop_at_step_8)
+        pretrain(settings, method, 0, tmp_path / "broken", corpus, ["test"])
+    # A half-written checkpoint and a torn line are what a kill may leave.
+    half = tmp_path / "broken" / "checkpoints" / ".step-9.tmp"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    with (tmp_path / "broken" / "log.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    resumed = pretrain(settings, method, 0, tmp_path / "broken", corpus, ["test"])
+    assert_alike(resumed, unbroken)
