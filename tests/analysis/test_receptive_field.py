@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sa_patch.analysis.graphs import reachable_sets
 from sa_patch.analysis.graphs.content_choices import random_content
 from sa_patch.analysis.receptive_field import ReceptiveField, measure_receptive_field
 from sa_patch.errors import UserError
