@@ -34,10 +34,26 @@ _UNHURRIED = settings(
 )
 
 # The default repeats the same examples on every machine: a red test is red for everybody.
-settings.register_profile("repeatable", _UNHURRIED, max_examples=12, derandomize=True)
+settings.register_profile("repeatable", _UNHURRIED, max_examples=6, derandomize=True)
 # HYPOTHESIS_PROFILE=thorough looks for new counterexamples, with fresh randomness each time.
 settings.register_profile("thorough", _UNHURRIED, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+# What `scripts/test --quick` leaves out: whatever trains, drives browsers, clusters or notebooks,
+# runs Triton's interpreter or torch's compiler, or repeats a law over every pattern and backend.
+SLOW = (
+    *("laws/", "notebooks/", "scripts/", "training/", "report/browser/", "kernels/triton/"),
+    *("kernels/flex/", "patching/", "benchmark/", "cli/", "evaluation/", "models/"),
+    *("sweep/test_ray", "sweep/test_sweep", "analysis/test_", "test_readme_pattern"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,4 +1,4 @@
-"""README's worked example of a new pattern, followed word by word in a copy of the package."""
+"""The worked example of a new pattern in patterns/README.md, followed word by word in a copy."""
 
 import os
 import re
@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTION = re.compile(r"### Adding a pattern\n(.*?)\n## ", re.DOTALL)
+SECTION = re.compile(r"## Adding a pattern\n(.*)", re.DOTALL)
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
 def section() -> str:
-    found = SECTION.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    found = SECTION.search(
+        (ROOT / "sa_patch" / "patterns" / "README.md").read_text(encoding="utf-8")
+    )
     assert found
     return found[1]
 

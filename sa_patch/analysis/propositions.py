@@ -118,8 +118,9 @@ def coverage_depth(
 def layers_to_all(n: int, window: int, seed: int, depth: int, *, causal: bool) -> int | None:
     """Layers until the last query of SA sees everything; None if `depth` of them are not enough.
 
-    That of `sa_patch.analysis.receptive.measure_receptive_field`, in O(n) for a layer: in the order
-    of slots, a token is reached if a reached one (with causality: a later one) lies within w - 1.
+    The same as `sa_patch.analysis.receptive_field.measure_receptive_field`, in O(n) for a layer: in
+    the order of slots, a token is reached if a reached one (with causality: a later one) lies
+    within w - 1.
     """
     positions = np.arange(n)
     reached = positions == n - 1

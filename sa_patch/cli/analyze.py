@@ -203,7 +203,7 @@ def _cost(options: argparse.Namespace) -> Callable[[], Report]:
 
 def _attention(options: argparse.Namespace) -> Callable[[], Report]:
     from sa_patch.analysis.attention_maps import check_tokens, head_inputs
-    from sa_patch.analysis.attention_prompt import prepare_prompt
+    from sa_patch.analysis.prompt import prepare_prompt
     from sa_patch.analysis.reports.attention import attention_report
 
     patterns = _patterns(options)
@@ -234,8 +234,8 @@ def _attention(options: argparse.Namespace) -> Callable[[], Report]:
 
 
 def _model_graph(options: argparse.Namespace) -> Callable[[], Report]:
-    from sa_patch.analysis.attention_prompt import prepare_text
     from sa_patch.analysis.model_graph import check_graph_request, measure_head_graphs
+    from sa_patch.analysis.prompt import prepare_text
     from sa_patch.analysis.reports.model_graph import model_graph_report
     from sa_patch.analysis.seeds import check_seed
     from sa_patch.models.layer_check import layer_count

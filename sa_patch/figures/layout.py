@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 FONT = 9.0
+MARKER_SIZE = 6.5
+LineStyle = str | tuple[int, tuple[int, ...]]
 NOTE_COLOUR = "#404040"
 MARGIN = 0.15  # inches to the left of words
 LEGEND_HANDLE, LEGEND_GAP = 3.2, 1.6  # in units of the font size

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sa_patch.kernels.flex import tables as flex_tables
+import sys
+
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.patterns.permutation import forget_permutations
 
@@ -15,4 +16,7 @@ def forget_plans() -> None:
     """
     forget_permutations()
     triton_plans.PLANS.clear()
-    flex_tables.plans.clear()
+    # Importing the module loads torch's compiler, which takes seconds; unloaded it holds no plans.
+    flex_tables = sys.modules.get("sa_patch.kernels.flex.tables")
+    if flex_tables is not None:
+        flex_tables.plans.clear()

@@ -11,7 +11,7 @@ from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
-from sa_patch.patterns.union import Union, seed_of, split_tail, unite, with_seed
+from sa_patch.patterns.union import Union, parts_of, seed_of, split_tail, unite, with_seed
 
 __all__ = [
     "PATTERNS",
@@ -29,6 +29,7 @@ __all__ = [
     "flops_share",
     "make_pattern",
     "parse_pattern",
+    "parts_of",
     "seed_of",
     "split_budget",
     "split_tail",

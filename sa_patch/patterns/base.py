@@ -68,12 +68,12 @@ class Pattern(ABC):
     """Whether the visible set of query i does not depend on how many tokens follow it."""
     reads_content: ClassVar[bool] = False
     """Whether `visible` needs the queries and keys themselves (block choice)."""
+    _unite: ClassVar[Callable[[Pattern, Pattern], Pattern]]
+    """What ``|`` does. Set by `union`, which knows every kind of pattern; none knows it."""
 
     def __or__(self, other: Pattern) -> Pattern:
         """The pattern of the keys that either sees, each counted once."""
-        from sa_patch.patterns.union import unite
-
-        return unite(self, other) if isinstance(other, Pattern) else NotImplemented
+        return type(self)._unite(self, other) if isinstance(other, Pattern) else NotImplemented
 
     @abstractmethod
     def visible(

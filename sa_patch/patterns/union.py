@@ -34,7 +34,7 @@ def unite(*patterns: Pattern) -> Pattern:
     Raises:
         UserError: for no pattern at all.
     """
-    parts = _merged(part for pattern in patterns for part in _flat(pattern))
+    parts = _merged(part for pattern in patterns for part in parts_of(pattern))
     if not parts:
         raise UserError("a union needs at least one pattern, for example sinks:4+swa:60")
     return parts[0] if len(parts) == 1 else Union(parts)
@@ -59,7 +59,8 @@ def _merged(parts: Iterable[Pattern]) -> tuple[Pattern, ...]:
     return tuple(sorted(merged.values(), key=_place))
 
 
-def _flat(pattern: Pattern) -> tuple[Pattern, ...]:
+def parts_of(pattern: Pattern) -> tuple[Pattern, ...]:
+    """The parts of a union; of any other pattern itself alone."""
     return pattern.parts if isinstance(pattern, Union) else (pattern,)
 
 
@@ -226,14 +227,14 @@ def with_seed(pattern: Pattern, seed: int) -> Pattern:
             dataclasses.replace(part, seed=part.seed - first + seed)  # type: ignore[call-arg]
             if hasattr(part, "seed")
             else part
-            for part in _flat(pattern)
+            for part in parts_of(pattern)
         )
     )
 
 
 def seed_of(pattern: Pattern) -> int | None:
     """The seed of a pattern, of a union that of its first random part; None without one."""
-    seeds = [part.seed for part in _flat(pattern) if hasattr(part, "seed")]
+    seeds = [part.seed for part in parts_of(pattern) if hasattr(part, "seed")]
     return seeds[0] if seeds else None
 
 
@@ -242,10 +243,13 @@ def split_tail(pattern: Pattern) -> tuple[Pattern, int]:
 
     The rest shows every query its own key, as the tail does.
     """
-    parts = [part for part in _flat(pattern) if not isinstance(part, Tail)]
-    size = max((part.size for part in _flat(pattern) if isinstance(part, Tail)), default=0)
+    parts = [part for part in parts_of(pattern) if not isinstance(part, Tail)]
+    size = max((part.size for part in parts_of(pattern) if isinstance(part, Tail)), default=0)
     if not size:
         return pattern, 0
     # Sinks alone leave out a later query's own key.
     own = [SWA(1)] if all(isinstance(part, Sinks) for part in parts) else []
     return unite(*parts, *own), size
+
+
+Pattern._unite = staticmethod(unite)

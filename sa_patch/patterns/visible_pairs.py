@@ -16,7 +16,7 @@ from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
-from sa_patch.patterns.union import Union
+from sa_patch.patterns.union import parts_of
 
 # Visible or candidate pairs that are held as int64 at once while a list is built.
 CHUNK_PAIRS = 1 << 22
@@ -27,7 +27,7 @@ Rows = Iterator[tuple[Tensor, Tensor]]
 
 def has_two_sides(pattern: Pattern) -> bool:
     """Whether a pattern has a form without causality."""
-    parts = pattern.parts if isinstance(pattern, Union) else (pattern,)
+    parts = parts_of(pattern)
     return all(isinstance(part, (Full, SWA, SA)) for part in parts)
 
 
@@ -40,7 +40,7 @@ def expected_pairs(pattern: Pattern, seq_len: int, *, causal: bool = True) -> fl
 
 def draws_of(pattern: Pattern, heads: int) -> int:
     """Visible sets of a layer that differ: one, or one for each of the query heads."""
-    parts = pattern.parts if isinstance(pattern, Union) else (pattern,)
+    parts = parts_of(pattern)
     own = any(isinstance(part, (SA, PSA)) and part.per_head for part in parts)
     return heads if own else 1
 
@@ -68,7 +68,7 @@ def visible_pairs(
         raise UserError(
             f"{pattern} has no non-causal form; full, swa, sa and unions of them have one"
         )
-    parts = pattern.parts if isinstance(pattern, Union) else (pattern,)
+    parts = parts_of(pattern)
     codes = []
     for part in parts:
         low = 0

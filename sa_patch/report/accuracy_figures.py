@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 
 from sa_patch.errors import UserError
 from sa_patch.figures.axes import keep_points_apart, scale_log_y, scale_x
-from sa_patch.figures.layout import FONT, Caption, Layout
+from sa_patch.figures.layout import FONT, MARKER_SIZE, Caption, Layout
 from sa_patch.report.aggregate import Comparison, Point
 from sa_patch.report.series import Series
 from sa_patch.report.series_style import (
     CHANCE_COLOUR,
-    MARKER_SIZE,
     Style,
     legend_handles,
     series_styles,

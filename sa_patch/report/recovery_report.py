@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.files.atomic_write import write_whole
-from sa_patch.patterns import Union, parse_pattern
+from sa_patch.patterns import parse_pattern, parts_of
 from sa_patch.report import captions
 from sa_patch.report.recovery import DRAWS, GROUPS, Interval, Recovered, difference
 from sa_patch.report.variants import METHOD_LABELS
@@ -186,7 +186,7 @@ def draw(points: Sequence[Recovered]) -> Figure:
 def composition(point: Recovered) -> str:
     """The kinds of a point's parts, whatever their numbers."""
     pattern = parse_pattern(point.pattern)
-    parts = {part.name for part in (pattern.parts if isinstance(pattern, Union) else (pattern,))}
+    parts = {part.name for part in parts_of(pattern)}
     kinds = " + ".join(METHOD_LABELS[kind] for kind in _KINDS if kind in parts)
     return kinds if point.layers == "all" else f"{kinds}; other in some layers"
 

@@ -11,15 +11,14 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
+from sa_patch.figures.layout import MARKER_SIZE, LineStyle
 from sa_patch.report.aggregate import Comparison
 from sa_patch.report.series import Series
 
 MARKERS = {"sa": "o>h8", "swa": "sDpP", "moba": "^v<d", "psa": "8h>o", "block_topk": "DPsX"}
 OTHER_MARKERS = "XPd^ovs<p>hD"
-LineStyle = str | tuple[int, tuple[int, ...]]
 LINE_STYLES: tuple[LineStyle, ...] = ("-", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
 FULL_LINE_STYLES: tuple[LineStyle, ...] = ((0, (5, 3)), (0, (2, 2)), (0, (8, 2, 2, 2)))
-MARKER_SIZE = 6.5
 CHANCE_COLOUR = "#8C8C8C"
 
 

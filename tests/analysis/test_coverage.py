@@ -21,7 +21,7 @@ from sa_patch.analysis.coverage import (
     log_coverage,
     predict,
 )
-from sa_patch.analysis.receptive import measure_receptive_field
+from sa_patch.analysis.receptive_field import measure_receptive_field
 from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks
 
 

@@ -18,7 +18,7 @@ from sa_patch.analysis.propositions import (
     layers_to_all,
     pair_probability,
 )
-from sa_patch.analysis.receptive import measure_receptive_field
+from sa_patch.analysis.receptive_field import measure_receptive_field
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from sa_patch.analysis.attention_maps import HeadInputs
-from sa_patch.analysis.graphs.content import random_content
+from sa_patch.analysis.graphs.content_choices import random_content
 from sa_patch.analysis.reports.attention import attention_report
 from sa_patch.analysis.reports.cost import cost_report
 from sa_patch.analysis.reports.figure_style import colours_of

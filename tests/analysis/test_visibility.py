@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_patch.analysis.graphs.content import random_content
+from sa_patch.analysis.graphs.content_choices import random_content
 from sa_patch.analysis.graphs.visibility import (
     check_visibility,
     expected_pairs,

@@ -147,7 +147,7 @@ def test_bad_attention_is_refused_before_the_weights_are_loaded(
     def unwanted(*_: object, **__: object) -> None:
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr("sa_patch.analysis.attention_prompt.load_causal_lm", unwanted)
+    monkeypatch.setattr("sa_patch.analysis.prompt.load_causal_lm", unwanted)
     asked = {"model": str(checkpoint), "prompt": TEXT, "layer": "0", "head": "0", **changes}
     options = [f"--{name}={asked[name]}" for name in ("layer", "head", "dtype") if name in asked]
     options += ["--out", str(tmp_path / "out")]

@@ -13,7 +13,7 @@ from sa_patch import SA, SWA, Full, patched
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration import measurement as calibrate
 from sa_patch.evaluation.calibration.documents import Document
-from sa_patch.evaluation.calibration.files import Store
+from sa_patch.evaluation.calibration.loss_store import LossStore
 from sa_patch.evaluation.calibration.measurement import Calibrator, document_nll
 from sa_patch.patterns import Pattern
 from tests.small_models import random_tokens, tiny_model
@@ -40,7 +40,7 @@ def model() -> PreTrainedModel:
 def calibrator(
     model: PreTrainedModel, path: Path, *patterns: Pattern, layers: Sequence[int] = (0, 1, 2)
 ) -> Calibrator:
-    return Calibrator(model, patterns, layers, Store(path, SETTINGS))
+    return Calibrator(model, patterns, layers, LossStore(path, SETTINGS))
 
 
 def independent_nll(model: PreTrainedModel, text: Document) -> float:
@@ -187,14 +187,14 @@ def test_full_attention_of_all_layers_is_the_stock_loss(
 
 
 def whole_store(path: Path) -> str:
-    store = Store(path, SETTINGS)
+    store = LossStore(path, SETTINGS)
     store.put("full", DOCUMENTS[0], 1.5)
     return path.read_text()
 
 
 def test_a_store_reads_back(tmp_path: Path) -> None:
     whole_store(tmp_path / "s.json")
-    store = Store(tmp_path / "s.json", SETTINGS)
+    store = LossStore(tmp_path / "s.json", SETTINGS)
     assert len(store) == 1
     assert store.get("full", DOCUMENTS[0]) == 1.5
     assert store.get("full", DOCUMENTS[1]) is store.get("swa", DOCUMENTS[0]) is None
@@ -223,7 +223,7 @@ def test_a_torn_or_foreign_store_is_refused_and_left_alone(
     path.write_text(damage(whole_store(path)))
     found = path.read_text()
     with pytest.raises(UserError, match="s.json is torn, or no file of sa-patch calibrate"):
-        Store(path, SETTINGS)
+        LossStore(path, SETTINGS)
     assert path.read_text() == found
 
 
@@ -231,4 +231,4 @@ def test_a_torn_or_foreign_store_is_refused_and_left_alone(
 def test_a_store_of_other_settings_is_refused(name: str, tmp_path: Path) -> None:
     whole_store(tmp_path / "s.json")
     with pytest.raises(UserError, match=f"measured with another {name}; give another --out"):
-        Store(tmp_path / "s.json", {**SETTINGS, name: "other"})
+        LossStore(tmp_path / "s.json", {**SETTINGS, name: "other"})

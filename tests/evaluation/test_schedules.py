@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from sa_patch.errors import UserError
-from sa_patch.evaluation.calibration.schedules import (
+from sa_patch.evaluation.calibration.measurement import (
     RIVALS,
     check_budget,
     ends,

@@ -12,7 +12,9 @@ import pytest
 from rich.console import Console
 
 from sa_patch.errors import UserError
+from sa_patch.report.aggregate import compare
 from sa_patch.report.build import write_report
+from sa_patch.sweep.results import load_run
 from tests.sweep.run_builder import RunBuilder, plausible_run
 
 
@@ -197,3 +199,14 @@ def test_the_same_run_gives_the_same_bytes(run: RunBuilder, tmp_path: Path) -> N
 def test_importing_the_report_does_not_import_torch() -> None:
     code = "import sys, sa_patch.report.build; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("share", "saturated"), [(0.49, False), (0.5, True)])
+def test_a_point_is_saturated_from_half_of_its_sequences_on(
+    tmp_path: Path, share: float, saturated: bool
+) -> None:
+    builder = RunBuilder(tmp_path / "run")
+    builder.add("full", "boolq", 0.6, saturated=1.0)
+    builder.add("swa:window=16", "boolq", 0.5, saturated=share)
+    points = compare(load_run(builder.write()).cells).points
+    assert [point.saturated for point in points if not point.series.is_full] == [saturated]

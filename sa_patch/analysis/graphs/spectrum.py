@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from sa_patch.analysis.graphs.stack import differs_by_layer, layer_matrix
+from sa_patch.analysis.graphs.stacked_layers import differs_by_layer, layer_matrix
 from sa_patch.analysis.graphs.visibility import undirected
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, Pattern

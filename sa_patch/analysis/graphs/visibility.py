@@ -8,8 +8,7 @@ import numpy as np
 from scipy import sparse
 from torch import Tensor
 
-from sa_patch.analysis.graphs.content import Content
-from sa_patch.analysis.graphs.ranges import visible_ranges
+from sa_patch.analysis.graphs.content_choices import Content, visible_ranges
 from sa_patch.errors import UserError
 from sa_patch.patterns import Pattern, Union
 from sa_patch.patterns import visible_pairs as pairs

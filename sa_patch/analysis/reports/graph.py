@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sa_patch.analysis.graphs.paths import SmallWorld, measure_small_world
+from sa_patch.analysis.graphs.small_world import SmallWorld, measure_small_world
 from sa_patch.analysis.graphs.spectrum import Mixing, measure_mixing, ring_contraction
-from sa_patch.analysis.graphs.stack import check_stack, stacked_graphs
+from sa_patch.analysis.graphs.stacked_layers import check_stack, stacked_graphs
 from sa_patch.analysis.reports.figure_style import MARKERS, Sheet, colours_of, plain, sample
 from sa_patch.analysis.reports.report import Report, as_json, short, shown
 from sa_patch.analysis.seeds import check_seed

@@ -18,7 +18,7 @@ from sa_patch.analysis.coverage import (
 )
 from sa_patch.analysis.graphs.visibility import check_visibility, has_two_sides
 from sa_patch.analysis.propositions import Check, coverage_depth
-from sa_patch.analysis.receptive import (
+from sa_patch.analysis.receptive_field import (
     ReceptiveField,
     check_receptive_field,
     measure_receptive_field,

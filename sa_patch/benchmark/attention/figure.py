@@ -15,8 +15,7 @@ from sa_patch.benchmark.attention.record import Bench, Cell
 from sa_patch.benchmark.attention.tables import threads_text
 from sa_patch.figures.axes import log_ticks, tick_text
 from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
-from sa_patch.figures.layout import FONT
-from sa_patch.report.series_style import MARKER_SIZE, LineStyle
+from sa_patch.figures.layout import FONT, MARKER_SIZE, LineStyle
 
 PANEL_WIDTH, PANEL_HEIGHT = 4.6, 4.2  # inches
 LEFT, RIGHT, BOTTOM, TOP, GAP = 0.8, 0.2, 0.6, 0.9, 0.95

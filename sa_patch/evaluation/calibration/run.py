@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from sa_patch.evaluation.calibration.documents import Document, file_documents, generated_documents
-from sa_patch.evaluation.calibration.files import Store, write_schedule
-from sa_patch.evaluation.calibration.measurement import Calibration, Calibrator, Loss
+from sa_patch.evaluation.calibration.loss_store import LossStore
+from sa_patch.evaluation.calibration.measurement import Calibration, Calibrator, Loss, check_budget
 from sa_patch.evaluation.calibration.options import Options
-from sa_patch.evaluation.calibration.schedules import check_budget
-from sa_patch.evaluation.calibration.tables import layer_table, rival_table
+from sa_patch.evaluation.calibration.schedule_file import write_schedule
 from sa_patch.files.provenance import describe_session, now
 from sa_patch.models.loading import load_causal_lm, load_tokenizer
 from sa_patch.patching import Schedule, format_layers
@@ -38,7 +38,7 @@ def run_calibration(options: Options, console: Console, command: Sequence[str] =
     documents = _documents(options, tokenizer, held_out=False)
     held_out = _documents(options, tokenizer, held_out=True) if options.compare else []
     settings = {"model": source.identity, "dtype": options.dtype, "backend": options.backend}
-    store = Store(options.schedule_file.with_suffix(".json"), settings)
+    store = LossStore(options.schedule_file.with_suffix(".json"), settings)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     if len(store):
         progress.print(f"{len(store)} losses are known from {store.path}")
@@ -55,9 +55,9 @@ def run_calibration(options: Options, console: Console, command: Sequence[str] =
     sparse = calibrator.others(found.schedules["calibrated"])
     session |= {"ended": now(), "dtype": str(model.dtype).removeprefix("torch.")}
     _write(options, candidates, sparse, found, store, session)
-    console.print(layer_table(found))
+    console.print(_layer_table(found))
     if held_out:
-        console.print(rival_table(found))
+        console.print(_rival_table(found))
     return [options.schedule_file, store.path]
 
 
@@ -72,7 +72,7 @@ def _write(
     candidates: Sequence[int],
     sparse: Sequence[int],
     found: Calibration,
-    store: Store,
+    store: LossStore,
     provenance: dict[str, Any],
 ) -> None:
     """The schedule, and beside it all that was measured."""
@@ -101,3 +101,39 @@ def _write(
             "Use it as --layers FILE on the command line, or as layers: FILE in a sweep.",
         ],
     )
+
+
+def _layer_table(found: Calibration) -> Table:
+    """Every candidate and how much the loss rises when it alone goes sparse, most first."""
+    kinds = _kinds(found.full)
+    table = Table(title="rise of the loss when one layer alone goes sparse, nats a token")
+    for name in ("layer", "rise", *kinds):
+        table.add_column(name, justify="right")
+    table.add_column("schedule")
+    for layer in sorted(found.rises, key=lambda layer: -found.rises[layer].mean):
+        rise = found.rises[layer]
+        kept = "full" if layer in found.schedules["calibrated"] else "sparse"
+        each = [f"{rise.by_kind[kind]:+.4f}" for kind in kinds]
+        table.add_row(str(layer), f"{rise.mean:+.4f}", *each, kept)
+    return table
+
+
+def _rival_table(found: Calibration) -> Table:
+    """The losses of schedules with equally many full layers, on the held-out documents."""
+    kinds = _kinds(found.full)
+    table = Table(title="loss of schedules on held-out documents, nats a token")
+    for name in ("schedule", "full layers"):
+        table.add_column(name)
+    for name in ("loss", *kinds):
+        table.add_column(name, justify="right")
+    for name, loss in found.held_out.items():
+        kept = found.schedules.get(name)
+        shown = "all" if name == "full" else format_layers(kept or ()) or "none"
+        each = [f"{loss.by_kind[kind]:.4f}" for kind in kinds]
+        table.add_row(name, shown, f"{loss.mean:.4f}", *each)
+    return table
+
+
+def _kinds(loss: Loss) -> list[str]:
+    """The kinds of documents, where there are several to tell apart."""
+    return list(loss.by_kind) if len(loss.by_kind) > 1 else []

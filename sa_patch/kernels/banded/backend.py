@@ -18,9 +18,9 @@ from sa_patch.kernels.banded.chosen_blocks import attend_blocks
 from sa_patch.kernels.banded.decode import gather_blocks
 from sa_patch.kernels.banded.sliding_window import attend_near
 from sa_patch.kernels.banded.slots import attend_ring
-from sa_patch.kernels.banded.union import attend_pieces, parts_of
+from sa_patch.kernels.banded.union import attend_pieces
 from sa_patch.kernels.local_window import Near, joined, near_of
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
 
 _PARTS = (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK)
 

@@ -16,13 +16,8 @@ from sa_patch.kernels.banded.ring import RingPiece, attend_ranges
 from sa_patch.kernels.banded.sliding_window import attend_near
 from sa_patch.kernels.local_window import Near, joined, near_of
 from sa_patch.kernels.merge import merge
-from sa_patch.patterns import PSA, SA, BlockTopK, MoBA, Pattern, Union
+from sa_patch.patterns import PSA, SA, BlockTopK, MoBA, Pattern, parts_of
 from sa_patch.patterns.base import Rule
-
-
-def parts_of(pattern: Pattern) -> tuple[Pattern, ...]:
-    """The parts of a union; of any other pattern the pattern itself."""
-    return pattern.parts if isinstance(pattern, Union) else (pattern,)
 
 
 def attend_pieces(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.triton.launch_table import UNLIMITED
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Union
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
 
 # Smaller blocks fill too little of a matrix product to be worth sorting queries for.
 _SORTED_BLOCK = 16
@@ -83,7 +83,7 @@ def pieces(pattern: Pattern) -> Pieces | None:
     chosen: list[MoBA | BlockTopK] = []
     edges: list[tuple[int, int, int]] = []
     sinks = dense = 0
-    for part in pattern.parts if isinstance(pattern, Union) else (pattern,):
+    for part in parts_of(pattern):
         if isinstance(part, Full):
             dense = UNLIMITED
         elif isinstance(part, Sinks):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sa_patch.figures.layout import LineStyle
 from sa_patch.report import captions
 from sa_patch.report.accuracy_figures import AXES
 from sa_patch.report.aggregate import AVERAGE, Comparison, Point, compare
 from sa_patch.report.page.colours import BASELINE_CONTRAST, MIN_CONTRAST, legible
 from sa_patch.report.page.commands import remake_command
 from sa_patch.report.series import Namer, Series
-from sa_patch.report.series_style import LineStyle, Style, series_styles
+from sa_patch.report.series_style import Style, series_styles
 from sa_patch.sweep.results import Cell, Run
 
 SCHEMA = 1

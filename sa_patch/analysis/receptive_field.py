@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse, stats
 
-from sa_patch.analysis.graphs import reach
-from sa_patch.analysis.graphs.stack import differs_by_layer, layer_matrix
+from sa_patch.analysis.graphs import reachable_sets
+from sa_patch.analysis.graphs.stacked_layers import differs_by_layer, layer_matrix
 from sa_patch.analysis.graphs.visibility import check_visibility
 from sa_patch.errors import UserError
 from sa_patch.patterns import Pattern
@@ -112,8 +112,8 @@ def measure_receptive_field(
     """
     check_receptive_field(pattern, seq_len, depth, causal=causal, queries=queries)
     sample = _sample(seq_len, queries, seed)
-    sets = reach.start(seq_len, sample)
-    found = [reach.sizes(sets, len(sample))]
+    sets = reachable_sets.start(seq_len, sample)
+    found = [reachable_sets.sizes(sets, len(sample))]
     most = sample + 1 if causal else seq_len
     sources = None
     for layer in reversed(range(depth)):
@@ -124,8 +124,8 @@ def measure_receptive_field(
             # Two large matrices at once would double the memory.
             sources = None
             sources = _sources(pattern, seq_len, layer, causal, seed)
-        sets = reach.step(sets, sources)
-        found.append(reach.sizes(sets, len(sample)))
+        sets = reachable_sets.step(sets, sources)
+        found.append(reachable_sets.sizes(sets, len(sample)))
     return ReceptiveField(pattern, seq_len, causal, sample, np.stack(found))
 
 

@@ -1,14 +1,44 @@
-"""Patterns whose visible sets are a few ranges of keys, those that choose by content too."""
+"""Visible keys of patterns that choose by content, and random queries and keys to choose from."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sa_patch.analysis.graphs.content import Content
 from sa_patch.patterns import BlockTopK, MoBA, Pattern
 from sa_patch.patterns import visible_pairs as pairs
 from sa_patch.patterns.moba import block_means
+
+HEAD_DIM = 64
+
+
+@dataclass(frozen=True)
+class Content:
+    """One head's queries and keys of one layer.
+
+    Args:
+        q, k: float ``[1, seq_len, head_dim]``.
+    """
+
+    q: Tensor
+    k: Tensor
+
+
+def random_content(seq_len: int, layer: int, seed: int) -> Content:
+    """Independent standard normal queries and keys: blocks are then chosen as good as at random.
+
+    A model's own choices are more alike from query to query and from layer to layer, so that what
+    is measured on these says nothing of a particular model. The global generator is left alone.
+
+    Args:
+        seq_len: number of tokens.
+        layer, seed: coordinates of the draw.
+    """
+    generator = torch.Generator().manual_seed((seed << 16) + layer)
+    q, k = torch.randn(2, 1, seq_len, HEAD_DIM, generator=generator)
+    return Content(q, k)
 
 
 def visible_ranges(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from scipy import sparse
 
-from sa_patch.analysis.graphs.content import random_content
+from sa_patch.analysis.graphs.content_choices import random_content
 from sa_patch.analysis.graphs.visibility import (
     MAX_PAIRS,
     check_visibility,

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from sa_patch.analysis.graphs.paths import (
+from sa_patch.analysis.graphs.small_world import (
     mean_clustering,
     mean_path,
     measure_small_world,
     random_graph,
 )
-from sa_patch.analysis.graphs.stack import stacked_graphs
+from sa_patch.analysis.graphs.stacked_layers import stacked_graphs
 from sa_patch.analysis.graphs.visibility import undirected, visibility
 from sa_patch.errors import UserError
 from sa_patch.patterns import PSA, SA, SWA, Pattern, Sinks

@@ -1,4 +1,4 @@
-"""The files of a calibration: the schedule for people and programs, and all that was measured."""
+"""All losses that a calibration has measured, in a JSON file that it can go on from."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.documents import Document
-from sa_patch.files.atomic_write import write_json, write_whole
+from sa_patch.files.atomic_write import write_json
 
 SCHEMA = 1
-SIGNATURE = "# Written by sa-patch calibrate."
 
 
-class Store:
+class LossStore:
     """Losses by schedule and document, in a JSON file that is whole at any time.
 
     A run that was interrupted, or is asked for another budget, finds what it knows already.
@@ -36,14 +33,14 @@ class Store:
         self.path = path
         self._content: dict[str, Any] = {"schema": SCHEMA, "settings": dict(settings), "nll": {}}
         if path.exists():
-            self._take_up(settings)
+            self._read_known(settings)
         self.save()
 
     def __len__(self) -> int:
         """How many losses are known."""
         return sum(map(len, self._content["nll"].values()))
 
-    def _take_up(self, settings: Mapping[str, Any]) -> None:
+    def _read_known(self, settings: Mapping[str, Any]) -> None:
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -104,38 +101,3 @@ def digest(document: Document) -> str:
     """Sixteen hex digits that stand for a document's tokens and what counts of them."""
     content = json.dumps([document.tokens, document.counted])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def check_schedule_file(path: Path) -> None:
-    """Refuse to write a schedule over a file that is none, before anything is measured.
-
-    Raises:
-        UserError: if something else lies there.
-    """
-    if not path.exists():
-        return
-    try:
-        ours = path.read_text(encoding="utf-8").startswith(SIGNATURE)
-    except (OSError, UnicodeDecodeError):
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{path} was not written by sa-patch calibrate and is left alone; give another --out"
-        )
-
-
-def write_schedule(path: Path, content: Mapping[str, Any], comments: list[str]) -> None:
-    """A YAML file with a ``layers`` key, which every face of the program takes as ``layers``.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    head = "\n".join([SIGNATURE, *(f"# {line}" for line in comments), ""])
-    body = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (head + body).encode("utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); give another --out"
-        ) from None

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_patch.analysis.graphs import reach
-from sa_patch.analysis.graphs.content import random_content
-from sa_patch.analysis.receptive import ReceptiveField, measure_receptive_field
+from sa_patch.analysis.graphs import reachable_sets
+from sa_patch.analysis.graphs.content_choices import random_content
+from sa_patch.analysis.receptive_field import ReceptiveField, measure_receptive_field
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, Full, Pattern, Sinks
 from tests.laws.drawn import METHODS, patterns
@@ -74,7 +74,7 @@ def test_a_sliding_window_covers_everything_in_the_exact_number_of_layers(
 
 def test_steps_in_small_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure_receptive_field(Sinks(2) | SA(4), 100, 3).sizes
-    monkeypatch.setattr(reach, "_GATHER_WORDS", 7)
+    monkeypatch.setattr(reachable_sets, "_GATHER_WORDS", 7)
     assert np.array_equal(measure_receptive_field(Sinks(2) | SA(4), 100, 3).sizes, whole)
 
 

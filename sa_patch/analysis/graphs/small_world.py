@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse, stats
 
-from sa_patch.analysis.graphs import reach
+from sa_patch.analysis.graphs import reachable_sets
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def mean_path(graph: sparse.csr_array, tokens: np.ndarray) -> tuple[Estimate, fl
         The mean over starting tokens, and the share of pairs that are joined at all.
     """
     n, count = graph.shape[0], len(tokens)
-    sets = reach.start(n, tokens)
+    sets = reachable_sets.start(n, tokens)
     found = [np.ones(count, dtype=np.int64)]
     while len(found) < 2 or (found[-1] > found[-2]).any():
-        sets = reach.step(sets, graph)
-        found.append(reach.sizes(sets, count))
+        sets = reachable_sets.step(sets, graph)
+        found.append(reachable_sets.sizes(sets, count))
     new = np.diff(np.stack(found), axis=0)
     hops = (np.arange(1, len(found))[:, None] * new).sum(axis=0)
     reached = found[-1] - 1
