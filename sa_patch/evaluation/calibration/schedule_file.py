@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
-from sa_patch.files.yaml_values import read_yaml
+from sa_patch.files.settings import read_yaml
 from sa_patch.patching import Schedule
 
 
