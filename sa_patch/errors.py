@@ -20,6 +20,23 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ";"
 
 
+def not_allowed(value: object, what: str, allowed: Iterable[str]) -> str:
+    """The sentence about a value that is none of those allowed, with the nearest one."""
+    options = list(allowed)
+    return f"unknown {what} {value!r}{suggest(str(value), options)} allowed: {', '.join(options)}"
+
+
+def choice(value: str, what: str, allowed: Iterable[str]) -> str:
+    """`value`, if it is one of those allowed.
+
+    Raises:
+        UserError: if not.
+    """
+    if value not in allowed:
+        raise UserError(not_allowed(value, what, allowed))
+    return value
+
+
 def one_line(error: BaseException) -> str:
     """An exception's kind and message as one line of at most `REASON_LENGTH` characters."""
     text = " ".join(str(error).split())

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sa_patch.errors import UserError, one_line
-from sa_patch.files.yaml_values import choice
+from sa_patch.errors import UserError, choice, one_line
 from sa_patch.models.embedded import ModelSource, resolve_model
 from sa_patch.models.layer_check import check_place
 from sa_patch.models.loading import DTYPES, load_causal_lm, load_tokenizer

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sa_patch.errors import UserError
+from sa_patch.errors import UserError, choice
 from sa_patch.evaluation.calibration.schedule_file import read_layers
-from sa_patch.files.yaml_values import choice
 from sa_patch.kernels import check_backend
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.layer_check import check_layers

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
 
-from sa_patch.errors import UserError, suggest
+from sa_patch.errors import UserError, not_allowed, suggest
 
 STDIN = Path("-")
 
@@ -26,6 +34,16 @@ def _as_list(value: Any) -> Any:
 # In front of a tuple's type: one value alone stands for a list of one, nothing for an empty list.
 # ``windows: Annotated[tuple[int, ...], LISTED] = ()``
 LISTED = BeforeValidator(_as_list)
+
+
+def _not_empty(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("empty", "text that is not empty")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_not_empty)]
+Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
@@ -52,6 +70,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise UserError(_sentence(cls, what, error.errors()[0])) from error
 
+    def or_else(self, **defaults: Any) -> Self:
+        """These settings, with `defaults` for what the file does not say."""
+        unsaid = {key: value for key, value in defaults.items() if key not in self.model_fields_set}
+        return self.model_copy(update=unsaid)
+
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file; ``-`` stands for standard input.
@@ -77,35 +100,57 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
 
 
+# What pydantic's kinds of errors demand, in words; the rest is left in its own.
+_DEMANDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys to values",
+    "mapping_type": "a mapping of keys to values",
+    "model_type": "a mapping of keys to values",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+}
+_LITERALS = re.compile(r"'([^']*)'|(\d+)")
+
+
 def _sentence(settings: type[BaseModel], what: str, error: ErrorDetails) -> str:
-    path, key = [str(step) for step in error["loc"][:-1]], str(error["loc"][-1])
-    where = f"{'.'.join(path)!r}" if path else what
-    kind, given = error["type"], error["input"]
+    *place, key = error["loc"] or ("",)
+    kind, given, context = error["type"], error["input"], error.get("ctx", {})
+    where = repr(_name(place)) if place else what
     if kind == "missing":
         return f"{where} lacks the key {key!r}"
-    if kind == "extra_forbidden":
-        known = list(_model_at(settings, path).model_fields)
-        return f"unknown key {key!r} in {where}{suggest(key, known)} known: {', '.join(known)}"
-    name = ".".join([*path, key]) if error["loc"] else what
+    if kind in ("extra_forbidden", "invalid_key"):
+        known = list(_model_at(settings, place).model_fields)
+        return f"unknown key {key!r} in {where}{suggest(str(key), known)} known: {', '.join(known)}"
+    name = _name(error["loc"]) or what
     if kind == "value_error":
-        reason = error.get("ctx", {}).get("error")
+        reason = context.get("error")
         return str(reason) if isinstance(reason, UserError) else f"{name}: {reason}"
     if kind == "literal_error":
-        expected = error.get("ctx", {}).get("expected", "").replace(" or ", ", ").replace("'", "")
-        options = [each.strip() for each in expected.split(",")]
-        return f"unknown {name} {given!r}{suggest(str(given), options)} allowed: {expected}"
-    shown = list(given) if isinstance(given, tuple) else given
-    demand = error["msg"].removeprefix("Input should be ").removeprefix("Value should be ")
-    return f"{name} must be {demand}, got {shown!r}"
+        allowed = [text or number for text, number in _LITERALS.findall(context["expected"])]
+        return not_allowed(given, name, allowed)
+    demand = _DEMANDS.get(kind, error["msg"].removeprefix("Input should be ")).format(**context)
+    return f"{name} must be {demand}, got {list(given) if isinstance(given, tuple) else given!r}"
 
 
-def _model_at(settings: type[BaseModel], path: list[str]) -> type[BaseModel]:
+def _name(place: Sequence[int | str]) -> str:
+    """``model[1].resources.gpus``"""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return "".join(steps).removeprefix(".")
+
+
+def _model_at(settings: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel]:
     """The settings that stand at a place in others; list positions are passed over."""
-    for step in path:
-        if step not in settings.model_fields:
-            continue
-        inner = _settings_in(settings.model_fields[step].annotation)
-        settings = inner or settings
+    for step in place:
+        field = settings.model_fields.get(str(step))
+        settings = (field and _settings_in(field.annotation)) or settings
     return settings
 
 

@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sa_patch.errors import UserError, suggest
-
-STDIN = Path("-")
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; ``-`` stands for standard input.
-
-    Raises:
-        UserError: if it cannot be read, with its name.
-    """
-    name = "standard input" if path == STDIN else str(path)
-    try:
-        if path == STDIN:
-            return yaml.safe_load(sys.stdin.read())
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{name} is not a readable YAML file: {where}") from error
-    except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}") from error
 
 
 def known_mapping(raw: Any, what: str, known: Sequence[str]) -> dict[str, Any]:
@@ -68,14 +44,6 @@ def text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{what} must be a non-empty text, got {value!r}")
     return value
-
-
-def choice(value: Any, what: str, allowed: Sequence[str]) -> str:
-    """`value` if it is one of `allowed`, else a `UserError` with the nearest one."""
-    if value not in allowed:
-        near = suggest(str(value), list(allowed))
-        raise UserError(f"unknown {what} {value!r}{near} allowed: {', '.join(allowed)}")
-    return str(value)
 
 
 def unique(items: Any) -> tuple[Any, ...]:

@@ -8,19 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sa_patch.errors import UserError, suggest
+from sa_patch.errors import UserError, choice, suggest
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.files.packaged import configs_dir
-from sa_patch.files.yaml_values import (
-    STDIN,
-    any_mapping,
-    choice,
-    known_mapping,
-    listed,
-    read_yaml,
-    text,
-    unique,
-)
+from sa_patch.files.settings import STDIN, read_yaml
+from sa_patch.files.yaml_values import any_mapping, known_mapping, listed, text, unique
 from sa_patch.kernels import check_backend
 from sa_patch.models.embedded import DEFAULT_MODEL
 from sa_patch.models.loading import DTYPES

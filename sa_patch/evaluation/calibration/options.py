@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sa_patch.errors import UserError
+from sa_patch.errors import UserError, choice
 from sa_patch.evaluation.calibration.measurement import check_budget
 from sa_patch.evaluation.calibration.schedule_file import check_schedule_file
-from sa_patch.files.yaml_values import choice
 from sa_patch.kernels import check_backend
 from sa_patch.models.embedded import ModelSource, resolve_model
 from sa_patch.models.layer_check import (

@@ -10,7 +10,7 @@ import yaml
 
 from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_whole
-from sa_patch.files.yaml_values import read_yaml
+from sa_patch.files.settings import read_yaml
 from sa_patch.patching import Schedule
 
 SIGNATURE = "# Written by sa-patch calibrate."

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from sa_patch.training.classification.settings import Classifier, Trial
 from sa_patch.training.classification.table import entry
-from sa_patch.training.classification.trials import (
+from sa_patch.training.classification.training import (
     Columns,
     Measure,
     choose,
@@ -89,7 +89,7 @@ def run(
     """Train all that is missing in `folder`; the rows of the table.
 
     Args:
-        measure: see `sa_patch.training.classification.trials.run_trial`.
+        measure: see `sa_patch.training.classification.training.run_trial`.
         cores: that many trials at once, each bound to one; None for one after another, or, under
             ``accelerate launch``, one in each process.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import whole_number
-from sa_patch.training.fractional.weights import Kernel
+from sa_patch.training.fractional.distance_kernel import DistanceKernel
 
 DOT = "dot"
 # Of a trial's file; files of another are made again.
@@ -55,7 +55,7 @@ class Classifier:
         whole_number(self.vocabulary, "vocabulary", 3)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout must be from 0 to below 1, got {self.dropout}")
-        kernel = Kernel(self.alpha or 2, self.geometry, self.bandwidth, self.density)
+        kernel = DistanceKernel(self.alpha or 2, self.geometry, self.bandwidth, self.density)
         kernel.check_head_dim(self.head_dim)
 
     @property
@@ -124,4 +124,4 @@ def read_attention(name: str) -> float | None:
         ) from error
     if not math.isfinite(alpha):
         raise UserError(f"alpha must be a number from 1 to 2, got {name!r}")
-    return Kernel(alpha).alpha
+    return DistanceKernel(alpha).alpha

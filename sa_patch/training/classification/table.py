@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from sa_patch.figures.layout import FONT, Caption, Layout
 from sa_patch.files.artifacts import write_artifacts, write_figure
 from sa_patch.files.atomic_write import write_whole
-from sa_patch.training.classification.graphs import draw_graphs, looks
+from sa_patch.training.classification.figures import draw_graphs, looks
 from sa_patch.training.classification.settings import Classifier, short_name
 
 _MARKERS = "osD^vPX"
@@ -29,7 +29,7 @@ def entry(
     """One row: a classifier on a data set.
 
     Args:
-        chosen: of `sa_patch.training.classification.trials.choose`.
+        chosen: of `sa_patch.training.classification.training.choose`.
         results: of its trials, in the order of their seeds.
     """
     return {

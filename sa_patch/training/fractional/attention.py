@@ -11,8 +11,8 @@ from sa_patch.kernels.dispatch import check_tensors
 from sa_patch.patching.mask import Packing
 from sa_patch.patterns import Full, Pattern
 from sa_patch.patterns.visible_pairs import draws_of, has_two_sides
+from sa_patch.training.fractional.distance_kernel import DistanceKernel
 from sa_patch.training.fractional.pairs import attend_pairs
-from sa_patch.training.fractional.weights import Kernel
 
 
 def fractional_attention(
@@ -31,10 +31,10 @@ def fractional_attention(
     pattern: Pattern | None = None,
     layer: int = 0,
 ) -> Tensor:
-    """Attention by distance of queries and keys (Qu, Ly & Gong, arXiv 2511.10208); see `Kernel`.
+    """Attention by distance of queries and keys (Qu, Ly & Gong, arXiv 2511.10208).
 
-    Computed in float32 at least. Without a pattern all pairs are computed, O(n^2); with one only
-    those it shows, in O(n w) time and memory.
+    See `DistanceKernel` for the weights. Computed in float32 at least. Without a pattern all pairs
+    are computed, O(n^2); with one only the visible pairs, in O(n w) time and memory.
 
     Under a causal mask `density` and ``bandwidth="median"`` still let later tokens change earlier
     outputs, through the columns' sums and the median: they are for encoders.
@@ -44,7 +44,7 @@ def fractional_attention(
             sequence.
         k, v: ``[batch, kv_heads, n, head_dim]``; `q_heads` is a multiple of `kv_heads`, and v may
             have vectors of another length.
-        alpha, geometry, bandwidth, density: see `Kernel`.
+        alpha, geometry, bandwidth, density: see `DistanceKernel`.
         exclude_self: no token sees itself, as with shared queries and keys.
         causal: whether a query sees keys at and before its own position only.
         lengths: integers ``[batch]``, the real tokens of right-padded rows; all n by default.
@@ -61,7 +61,7 @@ def fractional_attention(
         UserError: for values or shapes that do not fit, a pattern that chooses by content, or one
             without a symmetric form where `causal` is False.
     """
-    kernel = Kernel(alpha, geometry, bandwidth, density)
+    kernel = DistanceKernel(alpha, geometry, bandwidth, density)
     _check(q, k, v, kernel, lengths, padding)
     check_pattern(pattern, causal)
     batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
@@ -84,7 +84,7 @@ def fractional_attention(
 
 
 def attend_fractional(
-    kernel: Kernel,
+    kernel: DistanceKernel,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -95,14 +95,14 @@ def attend_fractional(
     pattern: Pattern | None = None,
     layer: int = 0,
 ) -> Tensor:
-    """`fractional_attention` of rows that are right-padded, for callers that hold their spans."""
+    """`fractional_attention` of right-padded rows; `spans` has their lengths and first queries."""
     wide = torch.promote_types(q.dtype, torch.float32)
     dtype, (batch, heads, queries, _) = q.dtype, q.shape
     if not batch or not queries:
         return q.new_zeros(*q.shape[:3], v.shape[-1])
     hidden_q = spans.padded_queries(queries, q.device)
     hidden_k = spans.padded_keys(k.shape[2], k.device)
-    # Padding may hold anything, NaN too, and 0 * NaN would reach real rows.
+    # Padding may hold anything, even NaN, and 0 * NaN would reach real rows.
     if hidden_q is not None:
         q = q.masked_fill(hidden_q[:, None, :, None], 0)
     if hidden_k is not None:
@@ -158,31 +158,31 @@ def check_pattern(pattern: Pattern | None, causal: bool = True) -> None:
         )
 
 
-def _dense(kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+def _dense(kernel: DistanceKernel, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """All pairs: q ``[..., nq, head_dim]``, k, v ``[..., n, head_dim]``, seen ``[..., nq, n]``."""
     g = kernel.distances(q, k)
     kappa: Tensor | float
     if kernel.bandwidth == "median":
         shown = g.detach().masked_fill(~seen, torch.nan).flatten(-2)
         median = shown.nanmedian(-1).values[..., None, None]
-        # NaN, which is not above 0, where nothing is seen at all.
+        # Where nothing is visible the median is NaN, which is not above 0.
         kappa = median.where(median > 0, 1)
     else:
         kappa = float(kernel.bandwidth)
     logs = kernel.log_weights(g, q.shape[-1], kappa)
     hidden = torch.finfo(logs.dtype).min / 4
     if kernel.density:
-        # Of the columns alone: a row's own sum cancels when the row is normalised.
+        # By the columns' sums alone: a row's own sum cancels when the row is normalized.
         logs = logs - kernel.density * logs.masked_fill(~seen, hidden).logsumexp(-2, keepdim=True)
     out = logs.masked_fill(~seen, hidden).softmax(-1) @ v
-    # A query that sees nothing was given all keys alike.
+    # A query without visible keys has attended to all of them alike.
     return out.masked_fill(~seen.any(-1, keepdim=True), 0)
 
 
 def _visible(
     spans: Spans, queries: int, keys: int, causal: bool, exclude_self: bool, device: torch.device
 ) -> Tensor:
-    """bool ``[batch, nq, n]``; nothing is seen by padding, and padding by nobody."""
+    """bool ``[batch, nq, n]``; False for padding, as query and as key."""
     lengths = torch.tensor(spans.lengths, device=device)[:, None, None]
     starts = torch.tensor(spans.starts, device=device)[:, None, None]
     i = starts + torch.arange(queries, device=device)[None, :, None]
@@ -210,11 +210,16 @@ def _spans(lengths: Tensor | None, batch: int, queries: int, keys: int) -> Spans
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, lengths: Tensor | None, padding: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel: DistanceKernel,
+    lengths: Tensor | None,
+    padding: Tensor | None,
 ) -> None:
     check_tensors(q, k, v, same_width=False)
     kernel.check_head_dim(q.shape[3])
-    if q.shape[2] < k.shape[2] and kernel.looks_ahead:
+    if q.shape[2] < k.shape[2] and kernel.depends_on_all_queries:
         raise UserError("density and bandwidth='median' need all queries, as many as keys")
     if padding is None:
         return

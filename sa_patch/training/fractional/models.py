@@ -1,26 +1,24 @@
-"""Llama with fractional neural attention, as a model that ``from_pretrained`` knows by name."""
+"""Llama with fractional neural attention, which ``from_pretrained`` loads."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from sa_patch.errors import UserError
-from sa_patch.patching.mask import sparse_mask
 from sa_patch.patterns import Pattern, parse_pattern, seed_of, with_seed
 from sa_patch.training.fractional.attention import attend_fractional, check_pattern
-from sa_patch.training.fractional.weights import Kernel
-from sa_patch.training.packed_call import packed_call
+from sa_patch.training.fractional.distance_kernel import DistanceKernel
+from sa_patch.training.own_attention import (
+    pack_inputs,
+    refuse_dropout,
+    register_attention,
+    register_model,
+    stock_values,
+)
 
 IMPLEMENTATION = "sa_patch_fractional"
 """The name under which fractional attention is registered with transformers."""
@@ -29,13 +27,13 @@ IMPLEMENTATION = "sa_patch_fractional"
 class FractionalLlamaConfig(LlamaConfig):
     """Llama's configuration, with the attention of every layer.
 
-    Density normalisation and a median bandwidth are not for language models: through sums and
-    medians over a sequence a token would see what follows it.
+    Density normalization and a median bandwidth are not for language models: they depend on sums
+    and medians over the whole sequence, through which a token would see what follows it.
 
     Args:
-        fractional_alpha, fractional_geometry: see `sa_patch.training.fractional.weights.Kernel`.
-        fractional_pattern: text form of the pattern whose pairs are computed; "full" for all. A
-            random one is that of evaluation.
+        fractional_alpha, fractional_geometry: see `DistanceKernel`.
+        fractional_pattern: text form of the pattern whose pairs are computed; "full" for all. The
+            seed of a random pattern is that of evaluation.
     """
 
     model_type = "fractional_llama"
@@ -46,11 +44,10 @@ class FractionalLlamaConfig(LlamaConfig):
 
 
 class FractionalLlamaAttention(LlamaAttention):
-    """Llama's attention module, which carries its kernel and its pattern.
+    """Llama's attention module with a distance kernel and a pattern.
 
     Attributes:
-        drawn: takes the pattern's place where it is set, such as a pattern that is drawn anew in
-            each step of training.
+        drawn: the pattern of the current training step, used instead of `pattern` if set.
     """
 
     def __init__(self, config: Any, layer_idx: int) -> None:
@@ -60,7 +57,7 @@ class FractionalLlamaAttention(LlamaAttention):
 
     @property
     def branches(self) -> tuple[Pattern, ...]:
-        """What the layer's one softmax sees, for `sa_patch.patch_model`, which leaves it alone."""
+        """The layer's one pattern. `sa_patch.patch_model` leaves modules with `branches` alone."""
         return (self.pattern,)
 
 
@@ -78,7 +75,7 @@ def fractional_attention_forward(
 
     Args:
         query: ``[batch, q_heads, nq, head_dim]``, rotary embeddings applied.
-        key, value: ``[batch, kv_heads, n, head_dim]``, cached ones first; the pattern goes on over
+        key, value: ``[batch, kv_heads, n, head_dim]``, cached ones first; the pattern covers
             the whole sequence.
         attention_mask: the `SparseMask` of this forward pass, or None for no padding and no
             cached keys.
@@ -90,13 +87,8 @@ def fractional_attention_forward(
     Raises:
         UserError: if the call asks for something such a layer cannot do.
     """
-    packing, query, key, value = packed_call(
-        module,
-        (query, key, value),
-        attention_mask,
-        dropout,
-        kwargs,
-        "a model with fractional attention",
+    packing, query, key, value = pack_inputs(
+        module, (query, key, value), attention_mask, dropout, kwargs, "fractional"
     )
     out = attend_fractional(
         module.kernel,
@@ -131,7 +123,7 @@ def fractional_model(
 
     Args:
         source: a Llama, which is left as it is.
-        alpha, geometry: see `Kernel`.
+        alpha, geometry: see `DistanceKernel`.
         pattern: text form of a pattern.
 
     Raises:
@@ -142,10 +134,8 @@ def fractional_model(
             f"fractional attention is for models of the family llama, got "
             f"{source.config.model_type!r}"
         )
-    stock = source.config.to_dict()
-    stock = {k: v for k, v in stock.items() if k not in ("model_type", "architectures")}
     config = FractionalLlamaConfig(
-        **stock,
+        **stock_values(source.config),
         fractional_alpha=alpha,
         fractional_geometry=geometry,
         fractional_pattern=pattern,
@@ -158,25 +148,21 @@ def fractional_model(
 
 
 def draw_patterns(model: Any, seed: int | None) -> None:
-    """Have all layers draw their random patterns by a seed; by that of evaluation for None."""
+    """Give all layers random patterns of this seed, or those of evaluation where it is None."""
     for module in model.modules():
         if isinstance(module, FractionalLlamaAttention) and seed_of(module.pattern) is not None:
             module.drawn = None if seed is None else with_seed(module.pattern, seed)
 
 
-def _read(config: Any) -> tuple[Kernel, Pattern]:
-    """What a configuration says, checked before any model is built."""
-    kernel = Kernel(config.fractional_alpha, config.fractional_geometry)
+def _read(config: Any) -> tuple[DistanceKernel, Pattern]:
+    """The kernel and the pattern of a configuration, checked before a model is built."""
+    kernel = DistanceKernel(config.fractional_alpha, config.fractional_geometry)
     kernel.check_head_dim(config.head_dim)
     pattern = parse_pattern(config.fractional_pattern)
     check_pattern(pattern)
-    if config.attention_dropout:
-        raise UserError("attention dropout is not supported with fractional attention; set it to 0")
+    refuse_dropout(config, "fractional")
     return kernel, pattern
 
 
-AttentionInterface.register(IMPLEMENTATION, fractional_attention_forward)
-# Without a mask function of the same name transformers would drop the padding mask in silence.
-AttentionMaskInterface.register(IMPLEMENTATION, sparse_mask)
-AutoConfig.register(FractionalLlamaConfig.model_type, FractionalLlamaConfig)
-AutoModelForCausalLM.register(FractionalLlamaConfig, FractionalLlamaForCausalLM)
+register_attention(IMPLEMENTATION, fractional_attention_forward)
+register_model(FractionalLlamaConfig, FractionalLlamaForCausalLM)

@@ -1,4 +1,4 @@
-"""Self-attention with its projections: fractional, or by dot products as its rival."""
+"""Self-attention with its projections: fractional, or by dot products for comparison."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch.nn.utils.parametrizations import orthogonal
 from sa_patch.errors import UserError
 from sa_patch.patterns import Pattern
 from sa_patch.training.fractional.attention import check_pattern, fractional_attention
-from sa_patch.training.fractional.weights import Kernel
+from sa_patch.training.fractional.distance_kernel import DistanceKernel
 
 
 class FractionalAttention(nn.Module):
-    """Self-attention by distance (Qu, Ly & Gong, arXiv 2511.10208); see `Kernel`.
+    """Self-attention by distance (Qu, Ly & Gong, arXiv 2511.10208); see `DistanceKernel`.
 
     Args:
         hidden: width of the input and the output.
         heads, head_dim: query heads, and the length of their vectors.
         alpha: 1 to 2; None for dot-product attention with the same projections.
         kv_heads: heads of keys and values; as many as `heads` by default.
-        shared: keys are the queries, and no token sees itself, whose distance would always be 0.
-        orthonormal: the projections to queries and keys keep orthonormal rows (or columns, where
-            the heads together are wider than `hidden`), so that they do not rescale distances.
+        shared: the keys are the queries, and no token sees itself, since that distance is 0.
+        orthonormal: the projections to queries and keys have orthonormal rows (or columns, where
+            the heads together are wider than `hidden`) throughout training, so that they do not
+            rescale distances.
         geometry, bandwidth, density, causal, pattern, layer: see `fractional_attention`.
 
     Raises:
@@ -56,7 +57,7 @@ class FractionalAttention(nn.Module):
             )
         if alpha is None and pattern is not None:
             raise UserError("dot-product attention takes no pattern here")
-        self.kernel = None if alpha is None else Kernel(alpha, geometry, bandwidth, density)
+        self.kernel = None if alpha is None else DistanceKernel(alpha, geometry, bandwidth, density)
         if self.kernel is not None:
             self.kernel.check_head_dim(head_dim)
             check_pattern(pattern, causal)
@@ -83,18 +84,18 @@ class FractionalAttention(nn.Module):
             ``[batch, n, hidden]``, zero at padding.
         """
         v = self._heads(self.v_proj(hidden_states))
-        out = self._mix(hidden_states, v, padding)
+        out = self._attend(hidden_states, v, padding)
         projected: Tensor = self.o_proj(out.transpose(1, 2).flatten(2))
         return projected
 
     def weights(self, hidden_states: Tensor, padding: Tensor | None = None) -> Tensor:
         """The attention weights ``[batch, heads, n, n]`` of the same input, row i of query i."""
         batch, n = hidden_states.shape[:2]
-        # What attention makes of unit vectors is how much it gives to each of them.
+        # The attention output of unit vectors as values is the weights themselves.
         units = torch.eye(n, dtype=hidden_states.dtype, device=hidden_states.device)
-        return self._mix(hidden_states, units.expand(batch, self.kv_heads, n, n), padding)
+        return self._attend(hidden_states, units.expand(batch, self.kv_heads, n, n), padding)
 
-    def _mix(self, hidden_states: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
+    def _attend(self, hidden_states: Tensor, v: Tensor, padding: Tensor | None) -> Tensor:
         """Attention ``[batch, heads, n, ...]`` over values ``[batch, kv_heads, n, ...]``."""
         q = self._heads(self.q_proj(hidden_states))
         k = q if self.k_proj is None else self._heads(self.k_proj(hidden_states))
@@ -128,7 +129,7 @@ class FractionalAttention(nn.Module):
         mask = seen[None, None]
         if padding is not None:
             mask = mask & padding[:, None, None, :]
-        # A row without keys is let see key 0 and then emptied: its softmax would be 0 / 0.
+        # A row without visible keys gets key 0, as its softmax would be 0 / 0, and is zeroed later.
         empty = ~mask.any(-1, keepdim=True)
         first = torch.arange(n, device=q.device) == 0
         out = scaled_dot_product_attention(

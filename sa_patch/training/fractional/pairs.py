@@ -1,7 +1,8 @@
 """Fractional neural attention over the visible pairs of a pattern: O(n w) time and memory.
 
-Pairs stand in a list, so that queries of many and of few keys need no padding. Vectors of a chunk
-of pairs are gathered at a time, and gathered again in the backward pass instead of being kept.
+The pairs are one flat list, ordered by query, so that queries with many and with few keys need no
+padding. Their vectors are gathered chunk by chunk, and gathered again in the backward pass instead
+of being kept.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.patterns import Pattern
 from sa_patch.patterns.visible_pairs import visible_pairs
-from sa_patch.training.fractional.weights import Kernel
+from sa_patch.training.fractional.distance_kernel import DistanceKernel
 
-# Pairs whose vectors are gathered at once. A chunk's gradient is as large as q or k, which this
-# many pairs are worth, or n if that is more.
+# Pairs whose vectors are gathered at once, or n if that is more: the gradient of a chunk is as
+# large as q or k, so smaller chunks would save no memory.
 _CHUNK = 1 << 15
 
 
 def attend_pairs(
-    kernel: Kernel,
+    kernel: DistanceKernel,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -36,12 +37,12 @@ def attend_pairs(
     causal: bool = True,
     exclude_self: bool = False,
 ) -> Tensor:
-    """Attention of sequences of one length without padding, of heads that see the same keys.
+    """Attention of sequences of one length without padding, whose heads all see the same keys.
 
     Args:
         q: ``[batch, q_heads, nq, head_dim]``, at positions ``start .. start + nq - 1``.
         k, v: ``[batch, kv_heads, n, head_dim]``.
-        head: the query head, for patterns drawn anew for each.
+        head: index of the query head, for patterns that are drawn for each head.
 
     Returns:
         ``[batch, q_heads, nq, v's head_dim]``; zero for a query that sees nothing.
@@ -77,13 +78,13 @@ def attend_pairs(
         kappa = float(kernel.bandwidth)
     logs = kernel.log_weights(g, q.shape[-1], kappa)
     if kernel.density:
-        # Of the columns alone: a row's own sum cancels when the row is normalised.
-        logs = logs - kernel.density * _normalised(logs, keys, k.shape[-2])[1]
-    weights = _normalised(logs, queries, q.shape[2])[0]
+        # By the columns' sums alone: a row's own sum cancels when the row is normalized.
+        logs = logs - kernel.density * _normalized(logs, keys, k.shape[-2])[1]
+    weights = _normalized(logs, queries, q.shape[2])[0]
 
     def gathered(weights: Tensor, v: Tensor, i: Tensor, j: Tensor) -> Tensor:
         low = int(i[0])
-        # Pairs stand by query, so that a chunk writes to few rows.
+        # Pairs are ordered by query, so that a chunk writes to few rows.
         out = v.new_zeros(*weights.shape[:-1], int(i[-1]) - low + 1, v.shape[-1])
         return out.index_add(-2, i - low, weights[..., None] * v.index_select(-2, j))
 
@@ -96,7 +97,7 @@ def attend_pairs(
     return out.flatten(1, 2)
 
 
-def _normalised(logs: Tensor, owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:
+def _normalized(logs: Tensor, owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:
     """Weights that sum to one over the pairs of an owner, and each pair's log of its owner's sum.
 
     Args:

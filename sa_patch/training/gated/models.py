@@ -1,4 +1,4 @@
-"""Llama and Qwen3 with gated attention, as models that ``from_pretrained`` knows by name."""
+"""Llama and Qwen3 with gated attention, which ``from_pretrained`` loads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
@@ -22,10 +20,11 @@ from sa_patch.kernels import check_backend
 from sa_patch.patterns import SA, SWA
 from sa_patch.patterns.permutation import hash_key
 from sa_patch.training.gated.attention import IMPLEMENTATION, GatedSA, LlamaGatedSA, Qwen3GatedSA
+from sa_patch.training.own_attention import refuse_dropout, register_model, stock_values
 
 
 class GatedConfig(PreTrainedConfig):
-    """What the configuration of a gated model holds beside that of its family.
+    """What a gated model's configuration adds to that of its family.
 
     Args:
         sa_window, sa_seed, sa_circular: see `sa_patch.patterns.SA`; the seed is that of
@@ -55,12 +54,12 @@ class GatedQwen3Config(GatedConfig, Qwen3Config):
 
 
 class GatedCausalLM(PreTrainedModel):
-    """What the gated models share; mixed into a causal LM of transformers.
+    """What the gated models share: a mixin for a causal LM of transformers.
 
-    Every forward pass in training mode draws fresh permutations for all layers, a hash of the
-    configuration's `sa_seed` and of the number of such passes before it. That number is a buffer
-    of the model, saved with it: training that is resumed draws what it would have drawn. In
-    evaluation mode the permutations are those of `sa_seed`.
+    Every forward pass in training mode draws fresh permutations for all layers, seeded by a hash of
+    the configuration's `sa_seed` and the number of such passes before it. That number is a buffer,
+    saved with the model, so that resumed training draws what it would have drawn without the stop.
+    In evaluation mode the permutations are those of `sa_seed`.
     """
 
     attention_class: type[GatedSA]
@@ -72,20 +71,20 @@ class GatedCausalLM(PreTrainedModel):
         for index, layer in enumerate(self.model.layers):
             layer.self_attn = self.attention_class(config, index)
         self.register_buffer("training_passes", torch.zeros((), dtype=torch.int64))
-        # Once more for the modules that are new; the others keep what they were given.
+        # Again, to initialize the new modules; the others keep their weights.
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:
         super()._init_weights(module)
         if module is self:
-            # Memory without values, where a checkpoint of another model lacks the buffer.
+            # Uninitialized memory where the checkpoint of another model lacks the buffer.
             torch.nn.init.zeros_(self.training_passes)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the class of transformers.
+        """As in transformers' class.
 
-        The seed travels as an argument of the layers, so that one that is recomputed in the
-        backward pass (gradient checkpointing) draws the same permutations again.
+        The seed is an argument of the layers, so that a layer that gradient checkpointing computes
+        again in the backward pass draws the same permutations.
         """
         if self.training and kwargs.get("permutation_seed") is None:
             kwargs["permutation_seed"] = hash_key(self.config.sa_seed, int(self.training_passes))
@@ -145,8 +144,7 @@ def gated_config(
         "sa_circular": circular,
         "attention_backend": backend,
     }
-    stock = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
-    gated: PreTrainedConfig = _FAMILIES[config.model_type][0](**stock, **own)
+    gated: PreTrainedConfig = _FAMILIES[config.model_type][0](**stock_values(config), **own)
     _check(gated)
     return gated
 
@@ -189,8 +187,7 @@ def _check(config: Any) -> None:
     SA(config.sa_window, seed=config.sa_seed, circular=config.sa_circular)
     SWA(config.swa_window)
     check_backend(config.attention_backend)
-    if config.attention_dropout:
-        raise UserError("attention dropout is not supported with gated attention; set it to 0")
+    refuse_dropout(config, "gated")
     if "sliding_attention" in (getattr(config, "layer_types", None) or []):
         raise UserError(
             "this configuration has sliding-window layers of its own; "
@@ -199,5 +196,4 @@ def _check(config: Any) -> None:
 
 
 for _config, _model in _FAMILIES.values():
-    AutoConfig.register(_config.model_type, _config)
-    AutoModelForCausalLM.register(_config, _model)
+    register_model(_config, _model)

@@ -18,19 +18,19 @@ from sa_patch.training.pretraining.recall import (
     RecallTokens,
     recall_document,
 )
-from sa_patch.training.pretraining.settings import Settings
+from sa_patch.training.pretraining.settings import PretrainingSettings
 
-# Streams of random numbers that must not coincide.
+# First part of a seed: the three streams of random numbers must not coincide.
 _ORDER, _RECALL, _HELD_OUT = 0, 1, 2
 
 
 class Batches:
     """Training and held-out sequences of a run.
 
-    Nothing is remembered from step to step, so that a resumed run needs the step alone. Text
-    sequences are the corpus cut into pieces of `sequence` tokens, each once per epoch in an order
-    drawn anew; a fixed share of the sequences, spread evenly, are recall documents, in which only
-    the answers are learnt, each with the weight that the settings give it.
+    A step's sequences depend on the seed and the step alone, so that a resumed run needs no other
+    state. The text is cut into chunks of `sequence` tokens, which every epoch shows once each, in
+    an order of its own. A fixed share of the sequences, spread evenly, are recall documents, of
+    which only the answers are trained on, each with the weight that the settings give it.
 
     Args:
         seed: of the order and of the recall documents.
@@ -39,10 +39,10 @@ class Batches:
         UserError: if the corpus is shorter than one sequence.
     """
 
-    def __init__(self, corpus: Corpus, settings: Settings, seed: int) -> None:
+    def __init__(self, corpus: Corpus, settings: PretrainingSettings, seed: int) -> None:
         self._corpus, self._settings, self._seed = corpus, settings, seed
-        self._pieces = len(corpus.train) // settings.sequence
-        if not self._pieces or len(corpus.validation) < settings.sequence:
+        self._chunks = len(corpus.train) // settings.sequence
+        if not self._chunks or len(corpus.validation) < settings.sequence:
             raise UserError(
                 f"the text has {len(corpus.train)} training and {len(corpus.validation)} held-out "
                 f"tokens, less than one sequence of {settings.sequence}"
@@ -51,10 +51,8 @@ class Batches:
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def step(self, step: int, process: int = 0, processes: int = 1) -> tuple[Tensor, Tensor]:
-        """Tokens of a step, and the weights of their losses: int64 and float32 ``[batch, n]``.
-
-        Those of one process among several. Tokens of weight 0 are not learnt.
-        """
+        """One process's tokens of a step, int64 ``[batch / processes, n]``, and the weights of
+        their losses, float32 of the same shape; 0 for tokens that are not trained on."""
         batch = self._settings.batch
         rows = [self._sequence(step * batch + index) for index in range(process, batch, processes)]
         tokens, weights = (np.stack(part) for part in zip(*rows, strict=True))
@@ -95,13 +93,13 @@ class Batches:
             )
             weight = np.float32(self._settings.recall.weight)
             return document.tokens, np.where(document.distance > 0, weight, np.float32(0))
-        epoch, place = divmod(index - before, self._pieces)
+        epoch, place = divmod(index - before, self._chunks)
         first = int(self._order(epoch)[place]) * self._settings.sequence
-        piece = self._corpus.train[first : first + self._settings.sequence].astype(np.int64)
-        return piece, np.ones(len(piece), dtype=np.float32)
+        chunk = self._corpus.train[first : first + self._settings.sequence].astype(np.int64)
+        return chunk, np.ones(len(chunk), dtype=np.float32)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(self._pieces)
+        return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(self._chunks)
 
 
 def _recall_tokens(corpus: Corpus) -> RecallTokens:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ from sa_patch.files.artifacts import write_artifacts
 from sa_patch.files.atomic_write import write_whole
 from sa_patch.training.pretraining.recall import VALUES
 from sa_patch.training.pretraining.run_folder import RunFolder
-
-# What may differ between the runs of a comparison.
-_OWN = ("method", "seed")
+from sa_patch.training.spread import spread, spread_text
 
 
 def load_results(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The results of complete runs by method, in the order in which they are given.
+    """The results of complete runs by method, in the order of the folders.
 
     Raises:
         UserError: if one is not complete, two are the same, or they were not trained alike.
@@ -83,12 +80,9 @@ def _method(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
-    """Mean and sample standard deviation over seeds; None for the deviation of a single one."""
+    """Over the runs that measured it; None where no run did."""
     known = [value for value in values if value is not None]
-    if not known:
-        return None
-    deviation = statistics.stdev(known) if len(known) > 1 else None
-    return {"mean": statistics.fmean(known), "deviation": deviation, "values": known}
+    return spread(known) if known else None
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -141,14 +135,8 @@ def _bucket(bucket: Mapping[str, Any]) -> str:
     return f"{bucket['from']} to {bucket['below'] - 1}"
 
 
-def _text(spread: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
-    """Such as ``12.3 ± 0.4``; a dash for none."""
-    if spread is None:
-        return "-"
-    shown = f"{spread['mean'] * scale:.{digits}f}"
-    if spread["deviation"] is None:
-        return shown
-    return f"{shown} ± {spread['deviation'] * scale:.{digits}f}"
+def _text(found: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
+    return "-" if found is None else spread_text(found, digits, scale)
 
 
 def write_comparison(
@@ -163,9 +151,12 @@ def write_comparison(
     Raises:
         UserError: see `load_results`.
     """
-    from sa_patch.training.pretraining.comparison_figure import draw
+    from sa_patch.training.pretraining.figures import draw_comparison
 
     summary = summarize(load_results(folders))
     table = out / "comparison.md"
     write_whole(table, markdown(summary).encode())
-    return [*write_artifacts(out, "comparison", summary, draw(summary), provenance), table]
+    return [
+        *write_artifacts(out, "comparison", summary, draw_comparison(summary), provenance),
+        table,
+    ]

@@ -115,7 +115,7 @@ def _make(folder: Path, settings: TextSettings) -> None:
 
 
 def _plain(settings: TextSettings) -> Any:
-    return json.loads(json.dumps(vars(settings)))
+    return settings.model_dump(mode="json")
 
 
 def _learn_tokenizer(settings: TextSettings) -> PreTrainedTokenizerFast:

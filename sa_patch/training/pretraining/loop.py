@@ -1,4 +1,4 @@
-"""Pre-training with accelerate: one process or several, on CPUs or GPUs, killed and resumed."""
+"""The training loop, on accelerate: one process or several, on CPUs or GPUs, killed and resumed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.files.artifacts import write_figure
@@ -29,31 +27,35 @@ from sa_patch.training.pretraining.evaluate import (
     recall_summary,
     validation_loss,
 )
-from sa_patch.training.pretraining.loss_figure import draw_loss
-from sa_patch.training.pretraining.methods import attend_at, build_model
+from sa_patch.training.pretraining.figures import draw_loss
+from sa_patch.training.pretraining.methods import Method, build_model, set_attention
+from sa_patch.training.pretraining.optimization import (
+    learning_rate,
+    parameter_groups,
+    weighted_loss,
+)
 from sa_patch.training.pretraining.run_folder import RunFolder, publish, step_of
-from sa_patch.training.pretraining.settings import Method, Settings
+from sa_patch.training.pretraining.settings import PretrainingSettings
 
-# Between two lines of progress.
-_SILENT_SECONDS = 30
+_PROGRESS_SECONDS = 30  # between two lines of progress
 
 
 def pretrain(
-    settings: Settings,
+    settings: PretrainingSettings,
     method: Method,
     seed: int,
     out: Path,
     corpus_folder: Path,
     command: Sequence[str],
 ) -> RunFolder:
-    """Train a model from scratch into `out`, or go on where a run there stopped.
+    """Train a model from scratch into `out`, or resume the run there from its last checkpoint.
 
     A complete run is left as it is.
 
     Args:
         seed: of the weights, the order of the text, the recall documents and the permutations.
-        corpus_folder: where the tokens of the text are, or are to be.
-        command: for the record.
+        corpus_folder: of the tokenized text, which is made if it is missing.
+        command: the command line, for the record.
 
     Raises:
         UserError: for a folder that holds something else, or a text that cannot be read, before
@@ -64,11 +66,12 @@ def pretrain(
     run.check(identity)
     if run.complete:
         return run
-    accelerator = Accelerator(
-        mixed_precision=settings.precision,
-        dataloader_config=DataLoaderConfiguration(),
-    )
-    _check_processes(settings, accelerator)
+    accelerator = Accelerator(mixed_precision=settings.precision)
+    if settings.batch % accelerator.num_processes:
+        raise UserError(
+            f"batch {settings.batch} must be a multiple of the number of processes, "
+            f"{accelerator.num_processes}"
+        )
     with accelerator.main_process_first():
         corpus = prepare(corpus_folder, settings.text)
     identity["text_fingerprint"] = corpus.fingerprint
@@ -80,56 +83,17 @@ def pretrain(
     trainer.resume()
     trainer.train()
     trainer.finish(identity)
-    # The first process writes the result, which the others may be about to read.
+    # The main process writes the result, which the others may be about to read.
     accelerator.wait_for_everyone()
     return run
 
 
-def learning_rate(settings: Settings, step: int) -> float:
-    """Of a step, counted from 0: a linear rise, then a cosine down to `final_share` of the peak."""
-    if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
-    left = max(settings.steps - 1 - settings.warmup, 1)
-    cosine = (1 + math.cos(math.pi * (step - settings.warmup) / left)) / 2
-    share = settings.final_share + (1 - settings.final_share) * cosine
-    return settings.learning_rate * share
-
-
-def weighted_loss(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-    """Negative log-likelihoods in nats of all tokens but the first, each times its weight, summed.
-
-    Args:
-        logits: ``[batch, n, vocabulary]``; those at t are of token t + 1.
-        tokens, weights: ``[batch, n]``.
-    """
-    flat = logits[:, :-1].float().flatten(0, 1)
-    losses = cross_entropy(flat, tokens[:, 1:].flatten(), reduction="none")
-    return (losses * weights[:, 1:].flatten()).sum()
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices, which decay, and vectors (norms and biases), which do not."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def _check_processes(settings: Settings, accelerator: Accelerator) -> None:
-    if settings.batch % accelerator.num_processes:
-        raise UserError(
-            f"batch {settings.batch} must be a multiple of the number of processes, "
-            f"{accelerator.num_processes}"
-        )
-
-
 class _Trainer:
-    """One process's part in a run."""
+    """What one process does in a run."""
 
     def __init__(
         self,
-        settings: Settings,
+        settings: PretrainingSettings,
         method: Method,
         seed: int,
         run: RunFolder,
@@ -137,8 +101,7 @@ class _Trainer:
         accelerator: Accelerator,
     ) -> None:
         self.settings, self.method, self.seed, self.run = settings, method, seed, run
-        # When a line of progress was last printed.
-        self._told = -math.inf
+        self._last_progress = -math.inf
         self.corpus, self.accelerator = corpus, accelerator
         self.batches = Batches(corpus, settings, seed)
         model = build_model(method, settings, len(corpus.tokenizer), seed)
@@ -147,22 +110,22 @@ class _Trainer:
             lr=settings.learning_rate,
             betas=settings.betas,
         )
-        # Patched once before it is wrapped; later steps only change what the layers carry.
-        self._attend(model, step=0)
+        # Patched before it is wrapped; later steps only change the patterns that its layers hold.
+        self._set_attention(model, step=0)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.step = 0
         self.seconds = 0.0
 
     @property
-    def _main(self) -> bool:
+    def _is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
     @property
-    def _bare(self) -> Any:
+    def _unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
-    def _attend(self, model: Any, step: int | None) -> None:
-        attend_at(model, self.method, self.settings, self.seed, step)
+    def _set_attention(self, model: Any, step: int | None) -> None:
+        set_attention(model, self.method, self.settings, self.seed, step)
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one."""
@@ -171,11 +134,11 @@ class _Trainer:
             self.accelerator.load_state(str(found[0]))
             self.step = step_of(found[0])
         self.accelerator.wait_for_everyone()
-        if self._main:
+        if self._is_main:
             self.run.cut_log(self.step)
 
     def train(self) -> None:
-        """All steps that are left."""
+        """Do all remaining steps."""
         settings = self.settings
         self.model.train()
         started, first = time.perf_counter(), self.step
@@ -184,35 +147,37 @@ class _Trainer:
             self.step += 1
             if self.step % settings.log_every == 0 or self.step == settings.steps:
                 self._log({"loss": float(loss), "gradient_norm": float(norm)})
-                self._tell(float(loss), (time.perf_counter() - started) / (self.step - first))
+                self._report_progress(
+                    float(loss), (time.perf_counter() - started) / (self.step - first)
+                )
             if self.step % settings.validate_every == 0 or self.step == settings.steps:
                 self._log({"validation_loss": self._validate()})
             if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
-                self.run.save_checkpoint(self.step, self._save_state, self._main)
+                self.run.save_checkpoint(self.step, self._save_state, self._is_main)
                 self.accelerator.wait_for_everyone()
         if self.step > first:
-            # With the validation in between: an upper bound of what training alone takes.
+            # Validation counts too: an upper bound of what training alone takes.
             self.seconds = (time.perf_counter() - started) / (self.step - first)
 
     def _save_state(self, folder: Path) -> None:
         self.accelerator.wait_for_everyone()
-        # It warns of tied weights, which come back tied: the model is built before they are read.
+        # Its warning of tied weights does not apply: the model is built, and tied, before loading.
         with silenced():
             self.accelerator.save_state(str(folder))
         self.accelerator.wait_for_everyone()
 
     def _one_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer: its loss (weighted mean over tokens) and gradient's norm."""
+        """One step of the optimizer: its loss (weighted mean over tokens) and gradient norm."""
         accelerator, settings = self.accelerator, self.settings
         processes = accelerator.num_processes
-        self._attend(self._bare, step)
+        self._set_attention(self._unwrapped, step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         tokens, weights = (
             part.to(accelerator.device)
             for part in self.batches.step(step, accelerator.process_index, processes)
         )
-        everything = accelerator.reduce(weights[:, 1:].sum(), "sum")
+        total_weight = accelerator.reduce(weights[:, 1:].sum(), "sum")
         size = settings.micro_batch
         parts = list(zip(tokens.split(size), weights.split(size), strict=True))
         total = torch.zeros((), device=accelerator.device)
@@ -220,8 +185,8 @@ class _Trainer:
             last = index == len(parts) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 logits = self.model(input_ids=part, use_cache=False).logits
-                loss = weighted_loss(logits, part, part_weights) / everything
-                # Gradients are averaged over processes, and each has only its own share of tokens.
+                loss = weighted_loss(logits, part, part_weights) / total_weight
+                # Gradients are averaged over processes, but `total_weight` is that of all of them.
                 accelerator.backward(loss * processes)
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(self.model.parameters(), settings.clip)
@@ -230,50 +195,50 @@ class _Trainer:
         return accelerator.reduce(total, "sum"), norm
 
     def _log(self, entry: dict[str, Any]) -> None:
-        if self._main:
+        if self._is_main:
             tokens = self.step * self.settings.batch * self.settings.sequence
             self.run.log({"step": self.step, "tokens": tokens, **entry})
 
-    def _tell(self, loss: float, seconds: float) -> None:
-        """A line of progress on standard error, every now and then; `seconds` are of a step."""
+    def _report_progress(self, loss: float, seconds: float) -> None:
+        """A line on standard error, every `_PROGRESS_SECONDS`; `seconds` are those of a step."""
         steps = self.settings.steps
-        due = time.perf_counter() - self._told >= _SILENT_SECONDS or self.step == steps
-        if self._main and due:
-            self._told = time.perf_counter()
+        due = time.perf_counter() - self._last_progress >= _PROGRESS_SECONDS or self.step == steps
+        if self._is_main and due:
+            self._last_progress = time.perf_counter()
             left = (steps - self.step) * seconds / 60
             print(f"step {self.step:,} of {steps:,}: loss {loss:.3f}; {seconds:.2g} s a step, "
                   f"about {left:.0f} minutes left", file=sys.stderr, flush=True)  # fmt: skip
 
-    def _mine(self, rows: Tensor) -> Tensor:
+    def _own_share(self, rows: Tensor) -> Tensor:
         return rows[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _sum(self, counts: Tensor) -> Tensor:
-        # MPS and some backends of torch.distributed know no float64.
+        # MPS and some backends of torch.distributed have no float64.
         whole: Tensor = self.accelerator.reduce(counts.float().to(self.accelerator.device), "sum")
         return whole.double().cpu()
 
     def _validate(self) -> float:
         """Held-out loss in nats per token."""
-        model = self._bare
-        self._attend(model, None)
-        rows = self._mine(self.batches.validation())
+        model = self._unwrapped
+        self._set_attention(model, None)
+        rows = self._own_share(self.batches.validation())
         counts = validation_loss(model, rows, self.settings.micro_batch, self.accelerator.device)
         nats, tokens = self._sum(counts).tolist()
         return nats / tokens
 
     def finish(self, identity: dict[str, Any]) -> None:
         """Measure and save the trained model, and write the result."""
-        settings, model = self.settings, self._bare
+        settings, model = self.settings, self._unwrapped
         loss = self._validate()
         recall = None
         if settings.recall.documents:
-            tokens, distance = map(self._mine, self.batches.recall())
+            tokens, distance = map(self._own_share, self.batches.recall())
             device = self.accelerator.device
             hits = recall_hits(
                 model, tokens, distance, settings.window, settings.micro_batch, device
             )
             recall = recall_summary(self._sum(hits), settings.window)
-        if not self._main:
+        if not self._is_main:
             return
         gates = gate_statistics(model, self.batches.validation(), self.accelerator.device)
         unpatch_model(model)

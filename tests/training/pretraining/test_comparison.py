@@ -3,47 +3,46 @@
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sa_patch.errors import UserError
 from sa_patch.training.pretraining.comparison import load_results, markdown, summarize
 from sa_patch.training.pretraining.loop import pretrain
+from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.run_folder import run_name
-from sa_patch.training.pretraining.settings import Method, load_settings
+from sa_patch.training.pretraining.settings import load_settings
 from tests.mistakes import refusal
-from tests.training.pretraining.tiny_run import run, write_config
+from tests.training.tiny_run import run_here, write_config
 
 
-@pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compared")
-    config = write_config(folder, steps=4)
-    settings, runs = load_settings(config), folder / "runs"
-    # All but one are there already, and are not trained again.
-    for name, seed in (("swa", 0), ("gated:4", 0), ("swa", 1)):
+def train(folder: Path, *chosen: tuple[str, int]) -> list[Path]:
+    """Runs of methods and seeds in ``folder/runs``, where `compare_pretraining` looks for them."""
+    settings, runs = load_settings(write_config(folder, steps=4)), folder / "runs"
+    done = []
+    for name, seed in chosen:
         method = Method.read(name, settings.window)
         out = runs / run_name(str(method), seed)
-        pretrain(settings, method, seed, out, runs / "corpus", ["test"])
+        done.append(pretrain(settings, method, seed, out, runs / "corpus", ["test"]).path)
+    return done
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_missing_runs_are_trained_and_the_summary_is_that_of_all(tmp_path: Path) -> None:
+    train(tmp_path, ("swa", 0), ("gated:4", 0), ("swa", 1))
     options = ("--methods", "swa,gated:4", "--seeds", "0,1", "--runs", "runs", "--out", "out")
-    status, text, errors = run("compare_pretraining", str(config), *options, cwd=folder)
-    assert status == 0, errors
+    text = run_here("compare_pretraining", str(tmp_path / "mini.yaml"), *options, cwd=tmp_path)
     trained = [line for line in text.splitlines() if "perplexity" in line]
     assert len(trained) == 1 and "gated-window=4-seed1" in trained[0]
-    return folder
-
-
-def result_of(compared: Path, name: str) -> Path:
-    return compared / "runs" / name / "result.json"
-
-
-def test_the_summary_is_that_of_the_runs(compared: Path) -> None:
-    summary = json.loads((compared / "out" / "comparison.json").read_text())
+    summary = read(tmp_path / "out" / "comparison.json")
     assert list(summary["methods"]) == ["swa:window=8", "gated:window=4"]
     for method, entry in summary["methods"].items():
-        runs = [
-            json.loads(result_of(compared, run_name(method, seed)).read_text()) for seed in (0, 1)
-        ]
+        folders = [tmp_path / "runs" / run_name(method, seed) for seed in (0, 1)]
+        runs = [read(folder / "result.json") for folder in folders]
         values = [each["validation_perplexity"] for each in runs]
         assert entry["validation_perplexity"] == {
             "mean": pytest.approx(statistics.fmean(values)),
@@ -53,22 +52,20 @@ def test_the_summary_is_that_of_the_runs(compared: Path) -> None:
         questions = sum(bucket["questions"] for bucket in entry["recall_by_distance"])
         assert questions == runs[0]["recall"]["questions"] > 0
     assert len(summary["methods"]["gated:window=4"]["gates"]) == 2
-    table = (compared / "out" / "comparison.md").read_text()
+    table = (tmp_path / "out" / "comparison.md").read_text()
     assert table == markdown(summary)
     assert table.count("| `") == 2 and table.count("±") >= 6
     for kind in ("png", "svg"):
-        assert (compared / "out" / f"comparison.{kind}").stat().st_size > 10_000
+        assert (tmp_path / "out" / f"comparison.{kind}").stat().st_size > 10_000
 
 
-def test_runs_that_were_not_trained_alike_are_not_compared(compared: Path) -> None:
-    swa, gated = (
-        compared / "runs" / f"{name}-seed0" for name in ("swa-window=8", "gated-window=4")
-    )
+def test_runs_that_were_not_trained_alike_are_not_compared(tmp_path: Path) -> None:
+    swa, gated = train(tmp_path, ("swa", 0), ("gated:4", 0))
     with pytest.raises(UserError, match="same method and seed"):
         load_results([swa, gated, swa])
-    other = json.loads((gated / "result.json").read_text())
+    other = read(gated / "result.json")
     other["settings"]["steps"] = 5
-    changed = compared / "changed"
+    changed = tmp_path / "changed"
     changed.mkdir()
     (changed / "result.json").write_text(json.dumps(other))
     with pytest.raises(UserError, match="another settings"):

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from sa_patch.training.pretraining.loop import pretrain
+from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.run_folder import RunFolder
-from sa_patch.training.pretraining.settings import Method, load_settings
-from tests.training.pretraining.tiny_run import start, write_config
+from sa_patch.training.pretraining.settings import load_settings
+from tests.training.tiny_run import start, write_config
 
 
 def weights(run: RunFolder) -> dict[str, torch.Tensor]:

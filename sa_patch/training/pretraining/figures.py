@@ -1,4 +1,4 @@
-"""The figure of a comparison: loss curves, perplexity, recall by distance, gates by layer."""
+"""Figures of pre-training: the loss of one run, and methods compared."""
 
 from __future__ import annotations
 
@@ -12,13 +12,47 @@ from matplotlib.ticker import MaxNLocator
 
 from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.figures.layout import FONT, Caption, Layout
+from sa_patch.training.spread import draw_spread, label_axes
 
 _GATED_COLOUR = "#882255"
 _MARKERS = "osD^vPX"
 
+# The colour and the marker of each method.
+Looks = Mapping[str, tuple[str, str]]
 
-def draw(summary: Mapping[str, Any]) -> Figure:
-    """Draw a summary of `sa_patch.training.pretraining.comparison.summarize`."""
+
+def draw_loss(name: str, method: str, seed: int, entries: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss of training and of held-out text against tokens, from the log of a run.
+
+    Args:
+        name: of the settings.
+        entries: of the log: "tokens", with "loss" or "validation_loss" in nats per token.
+    """
+    looks = {"loss": ("training", COLOURS["sa"], ""), "validation_loss": ("held out", "black", "o")}
+    caption = Caption(
+        f"Pre-training '{name}': {method}, seed {seed}",
+        ["Training: a step's weighted mean over text and recall answers. Held out: text."],
+    )
+    handles = [
+        Line2D([], [], label=label, color=colour, marker=marker)
+        for label, colour, marker in looks.values()
+    ]
+    layout = Layout(caption, handles, (1, 1), (4.8, 2.8), panel_titles=False)
+    axes = layout.panel(0)
+    for key, (_, colour, marker) in looks.items():
+        points = [(each["tokens"] / 1000, each[key]) for each in entries if key in each]
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linewidth=1.2)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    label_axes(axes, "", "thousand tokens", "nats per token")
+    return layout.figure
+
+
+def draw_comparison(summary: Mapping[str, Any]) -> Figure:
+    """Loss curves, perplexity, recall by distance, and gates by layer.
+
+    Args:
+        summary: of `sa_patch.training.pretraining.comparison.summarize`.
+    """
     methods: Mapping[str, Any] = summary["methods"]
     looks = _looks(list(methods))
     gated = [name for name, entry in methods.items() if entry["gates"]]
@@ -46,7 +80,6 @@ def draw(summary: Mapping[str, Any]) -> Figure:
     for index, panel in enumerate(panels):
         axes = layout.panel(index)
         axes.grid(alpha=0.25, linewidth=0.6)
-        axes.tick_params(labelsize=FONT - 1)
         panel(axes, methods, looks)
     return layout.figure
 
@@ -64,15 +97,7 @@ def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     return looks
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=FONT + 1, loc="left")
-    axes.set_xlabel(x, fontsize=FONT)
-    axes.set_ylabel(y, fontsize=FONT)
-
-
-def _loss_curves(
-    axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]
-) -> None:
+def _loss_curves(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
     for name, entry in methods.items():
         for curve in entry["curves"]:
             points = curve["validation_loss"]
@@ -83,31 +108,29 @@ def _loss_curves(
                 linewidth=1.2,
                 alpha=0.8,
             )
-    _label(axes, "held-out loss", "thousand tokens", "nats per token")
+    label_axes(axes, "held-out loss", "thousand tokens", "nats per token")
 
 
-def _perplexity(
-    axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]
-) -> None:
+def _perplexity(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
     for place, (name, entry) in enumerate(methods.items()):
-        _point(axes, place, entry["validation_perplexity"], looks[name])
+        draw_spread(axes, place, entry["validation_perplexity"], looks[name])
     axes.set_xticks(range(len(methods)), [name.partition(":")[0] for name in methods])
     axes.set_xlim(-0.5, len(methods) - 0.5)
-    _label(axes, "held-out perplexity", "", "perplexity")
+    label_axes(axes, "held-out perplexity", "", "perplexity")
 
 
-def _recall(axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]) -> None:
+def _recall(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
     labels: list[str] = []
     for shift, (name, entry) in enumerate(methods.items()):
         buckets = entry["recall_by_distance"]
-        labels = labels or [_range(each) for each in buckets]
+        labels = labels or [_distances(each) for each in buckets]
         # Side by side, so that bars do not hide each other.
         offset = 0.1 * (shift - (len(methods) - 1) / 2)
         places = [
             (i + offset, each["accuracy"]) for i, each in enumerate(buckets) if each["accuracy"]
         ]
         for place, accuracy in places:
-            _point(axes, place, accuracy, looks[name], scale=100.0)
+            draw_spread(axes, place, accuracy, looks[name], scale=100.0)
         axes.plot(
             [place for place, _ in places],
             [100 * accuracy["mean"] for _, accuracy in places],
@@ -116,21 +139,21 @@ def _recall(axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[st
         )
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(-3, 103)
-    _label(axes, "key-value recall", "tokens from question back to answer", "right answers, %")
+    label_axes(axes, "key-value recall", "tokens from question back to answer", "right answers, %")
 
 
-def _range(bucket: Mapping[str, Any]) -> str:
+def _distances(bucket: Mapping[str, Any]) -> str:
     if bucket["below"] is None:
         return f"{bucket['from']}+"
     return f"{bucket['from']}-{bucket['below'] - 1}"
 
 
-def _gates(axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str, str]]) -> None:
+def _gates(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
     for entry in methods.values():
         for branch, offset in (("sa", -0.06), ("swa", 0.06)):
             means = [layer[branch] for layer in entry["gates"]]
             for layer, mean in enumerate(means):
-                _point(axes, layer + offset, mean, (COLOURS[branch], "o"))
+                draw_spread(axes, layer + offset, mean, (COLOURS[branch], "o"))
             axes.plot(
                 [layer + offset for layer in range(len(means))],
                 [mean["mean"] for mean in means],
@@ -140,19 +163,4 @@ def _gates(axes: Axes, methods: Mapping[str, Any], looks: Mapping[str, tuple[str
             )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=FONT - 1, frameon=False)
-    _label(axes, "gates of gated SA + SWA", "layer", "mean gate")
-
-
-def _point(
-    axes: Axes, x: float, spread: Mapping[str, Any], look: tuple[str, str], scale: float = 1.0
-) -> None:
-    axes.errorbar(
-        [x],
-        [scale * spread["mean"]],
-        yerr=[scale * (spread["deviation"] or 0.0)],
-        color=look[0],
-        marker=look[1],
-        markersize=5,
-        capsize=3,
-        linestyle="none",
-    )
+    label_axes(axes, "gates of gated SA + SWA", "layer", "mean gate")

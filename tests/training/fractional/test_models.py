@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from sa_patch import SWA, patch_model
 from sa_patch.errors import UserError
-from sa_patch.patterns import SA, Full
+from sa_patch.patterns import SA
 from sa_patch.training import FractionalAttention, fractional_attention, fractional_model
 from sa_patch.training.fractional.models import (
     FractionalLlamaAttention,
@@ -18,11 +18,11 @@ from sa_patch.training.fractional.models import (
     fractional_attention_forward,
 )
 from sa_patch.training.pretraining.loop import pretrain
-from sa_patch.training.pretraining.methods import attend_at, build_model
+from sa_patch.training.pretraining.methods import Method, build_model, set_attention
 from sa_patch.training.pretraining.run_folder import run_name
-from sa_patch.training.pretraining.settings import Method, load_settings
+from sa_patch.training.pretraining.settings import load_settings
 from tests.small_models import random_tokens, tiny_model
-from tests.training.pretraining.tiny_run import write_config
+from tests.training.tiny_run import write_config
 
 PATTERNS = ("full", "sinks:1+swa:4", "sa:4,seed=3")
 TOLERANCE = 2e-5  # absolute, of float32 logits of about 1: sums in another order
@@ -145,7 +145,7 @@ def test_methods_read_their_text_forms() -> None:
     for text, wanted in texts.items():
         method = Method.read(text, 8)
         assert str(method) == wanted and Method.read(str(method), 99) == method
-        assert isinstance(method.pattern, Full) and method.fractional is not None
+        assert method.has_own_attention and method.kernel is not None
     assert run_name(str(Method.read("fna:2,pattern=sa:4", 8)), 1) == (
         "fna-alpha=2-pattern=sa-window=4-seed1"
     )
@@ -166,7 +166,7 @@ def test_random_patterns_are_drawn_anew_in_each_step(tmp_path: Path) -> None:
     assert len(layers) == 2 and layers[0].pattern == SA(8, 4)
     seen = []
     for step in (0, 1, None):
-        attend_at(model, method, settings, 4, step)
+        set_attention(model, method, settings, 4, step)
         seen.append(layers[0].drawn)
     assert seen[0] != seen[1] and seen[2] is None
     draw_patterns(model, 9)

@@ -1,15 +1,27 @@
-"""A training run of seconds: its YAML file and a text of a few hundred tokens."""
+"""Trainings of seconds: a YAML file with its text, and scripts in this process or their own."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
+_LABELLED = """---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: train.jsonl}
+  - {split: test, path: test.jsonl}
+---
+"""
 
 
 def write_config(folder: Path, **changes: Any) -> Path:
@@ -43,6 +55,20 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def write_labelled_texts(folder: Path) -> Path:
+    """A data set whose labels depend on one word of each text, and on nothing else."""
+    path = folder / "mini"
+    path.mkdir()
+    (path / "README.md").write_text(_LABELLED)
+    for split, count in (("train", 160), ("test", 40)):
+        rows = [
+            {"text": f"{'Good' if i % 2 else 'bad'} " + "x y " * (i % 5), "label": "ab"[i % 2]}
+            for i in range(count)
+        ]
+        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def start(script: str, *options: str, cwd: Path) -> subprocess.Popen[str]:
     """A script of ours in a process of its own, offline and on one thread."""
     return subprocess.Popen(
@@ -55,8 +81,14 @@ def start(script: str, *options: str, cwd: Path) -> subprocess.Popen[str]:
     )
 
 
-def run(script: str, *options: str, cwd: Path) -> tuple[int, str, str]:
-    """Exit status, output and errors of `start`."""
-    process = start(script, *options, cwd=cwd)
-    out, errors = process.communicate(timeout=120)
-    return process.returncode, out, errors
+def run_here(script: str, *options: str, cwd: Path) -> str:
+    """Output of a script that succeeds, in this process, where nothing is imported again."""
+    path, out = ROOT / "scripts" / script, io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [str(path), *options])
+        patch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 0
+    return out.getvalue()

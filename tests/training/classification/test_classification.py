@@ -21,7 +21,7 @@ from sa_patch.training.classification.data import (
 )
 from sa_patch.training.classification.model import TextClassifier
 from sa_patch.training.classification.settings import Classifier, Trial, read_attention
-from sa_patch.training.classification.trials import (
+from sa_patch.training.classification.training import (
     accuracy,
     choose,
     choosing_trials,
@@ -29,33 +29,14 @@ from sa_patch.training.classification.trials import (
     read_trial,
     run_trial,
 )
-from tests.training.pretraining.tiny_run import ROOT, run, start
-from tests.two_processes import launch_two
+from tests.training.tiny_run import ROOT, run_here, start, write_labelled_texts
 
 COLUMNS = ("text", "label")
-README = """---
-configs:
-- config_name: default
-  data_files:
-  - {split: train, path: train.jsonl}
-  - {split: test, path: test.jsonl}
----
-"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts whose label is a matter of one word, and of nothing else."""
-    path = tmp_path_factory.mktemp("texts") / "mini"
-    path.mkdir()
-    (path / "README.md").write_text(README)
-    for split, count in (("train", 160), ("test", 40)):
-        rows = [
-            {"text": f"{'Good' if i % 2 else 'bad'} " + "x y " * (i % 5), "label": "ab"[i % 2]}
-            for i in range(count)
-        ]
-        (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_labelled_texts(tmp_path_factory.mktemp("texts"))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +136,7 @@ def test_the_best_mean_is_chosen_and_of_equals_the_shortest(
         (0.1, 0): [0.6, 0.8, 0.8], (0.1, 1): [0.6, 0.8, 0.8],
     }  # fmt: skip
     monkeypatch.setattr(
-        "sa_patch.training.classification.trials.run_trial",
+        "sa_patch.training.classification.training.run_trial",
         lambda one, *_: {"held_out_accuracy": curves[one.learning_rate, one.seed]},
     )
     trials = choosing_trials(
@@ -199,8 +180,7 @@ def test_the_script_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
     process.communicate()
     kept = {path: path.stat().st_mtime_ns for path in trials.glob("*.json")}
     assert len(kept) >= 2
-    status, out, errors = run("classify", str(folder), *OPTIONS, "--out", "out", cwd=tmp_path)
-    assert status == 0, errors
+    out = run_here("classify", str(folder), *OPTIONS, "--out", "out", cwd=tmp_path)
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
     # For each attention two rates to choose from and two trials.
     assert len(list(trials.glob("*.json"))) == 8
@@ -210,16 +190,6 @@ def test_the_script_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
     assert found["provenance"]["versions"]["torch"] and "test texts are read once" in out
     for kind in ("png", "svg", "md"):
         assert (tmp_path / "out" / f"classification.{kind}").stat().st_size > 300
-
-
-def test_processes_of_accelerate_share_the_trials(folder: Path, tmp_path: Path) -> None:
-    script = str(ROOT / "scripts" / "classify")
-    done = launch_two(script, str(folder), *OPTIONS, "--out", "out", cwd=tmp_path)
-    said = [line for line in done.stdout.splitlines() if line.endswith(".json")]
-    # Each trial once, and one table.
-    assert len(said) == len(set(said)) == 9
-    names = {path.name for path in (tmp_path / "out" / "trials").iterdir()}
-    assert set(said) == names | {"out/classification.json"}
 
 
 @pytest.mark.parametrize(

@@ -43,15 +43,15 @@ def logits(model: Any, tokens: Tensor, **arguments: Any) -> Tensor:
 @pytest.mark.parametrize("backend", ["banded", "reference"])
 def test_gradients_pass_gradcheck_in_float64(backend: str) -> None:
     stock = LlamaConfig(
-        hidden_size=12, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1
+        hidden_size=8, num_attention_heads=2, num_key_value_heads=1, num_hidden_layers=1
     )
     config = gated_config(stock, 3, seed=1, backend=backend)
     config._attn_implementation = "sa_patch_gated"
     torch.manual_seed(0)
     module = LlamaGatedSA(config, 0).double()
     rope = LlamaRotaryEmbedding(config)
-    hidden = torch.randn(2, 9, 12, dtype=torch.float64)
-    positions = rope(hidden, torch.arange(9)[None])
+    hidden = torch.randn(2, 7, 8, dtype=torch.float64)
+    positions = rope(hidden, torch.arange(7)[None])
     names = [name for name, _ in module.named_parameters()]
     assert "gate_proj.weight" in names and "q_proj.weight" in names
 

@@ -13,11 +13,11 @@ from sa_patch.analysis.graphs.classifier_graph import DRAWN, LENGTHS, TEXTS, mea
 from sa_patch.analysis.graphs.weight_graph import WeightGraph
 from sa_patch.training import FractionalAttention
 from sa_patch.training.classification.data import Numbered, Texts, learn_words
-from sa_patch.training.classification.graphs import draw_graphs
+from sa_patch.training.classification.figures import draw_graphs
 from sa_patch.training.classification.model import TextClassifier
 from sa_patch.training.classification.settings import Classifier
 from sa_patch.training.classification.table import entry, write_table
-from sa_patch.training.classification.trials import ABLATED, thinned
+from sa_patch.training.classification.training import ABLATED, thinned
 
 CPU = torch.device("cpu")
 

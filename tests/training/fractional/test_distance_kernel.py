@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sa_patch.training.fractional.weights import Kernel
+from sa_patch.training.fractional.distance_kernel import DistanceKernel
 
 GEOMETRIES = ("euclidean", "geodesic")
 
@@ -17,7 +17,7 @@ def test_near_vectors_keep_their_distance_in_float32(geometry: str) -> None:
     k = torch.randn(5, 64, generator=generator, dtype=torch.float64)
     step = torch.randn(5, 64, generator=generator, dtype=torch.float64) * 1e-3
     q = (k + step).float()
-    kernel = Kernel(1.2, geometry)
+    kernel = DistanceKernel(1.2, geometry)
     wanted = kernel.paired_distances(q.double(), k.float().double())
     found = kernel.distances(q, k.float()).diagonal()
     assert torch.allclose(found.double(), wanted, rtol=1e-4, atol=0)
@@ -28,7 +28,9 @@ def test_near_vectors_keep_their_distance_in_float32(geometry: str) -> None:
 def test_angles_are_right_near_zero_and_near_pi() -> None:
     angle = torch.tensor([0.0, 1e-9, 1e-4, 1.0, math.pi - 1e-9, math.pi], dtype=torch.float64)
     turned = torch.stack([angle.cos(), angle.sin()], dim=-1)
-    found = Kernel(1.2, "geodesic").paired_distances(turned, torch.tensor([[1.0, 0]]).double())
+    found = DistanceKernel(1.2, "geodesic").paired_distances(
+        turned, torch.tensor([[1.0, 0]]).double()
+    )
     assert torch.allclose(found, angle, rtol=1e-12, atol=1e-15)
 
 
@@ -37,17 +39,19 @@ def test_alpha_below_two_does_not_approach_the_form_at_two() -> None:
     g = torch.tensor([0.0, 0.5, 3.0, 40.0], dtype=torch.float64)
     limit = -(6 + 2) * torch.log1p(g)
     for off in (1e-3, 1e-6, 1e-9):
-        found = Kernel(2 - off).log_weights(g, 6, 1.0)
+        found = DistanceKernel(2 - off).log_weights(g, 6, 1.0)
         assert torch.allclose(found, limit, rtol=off, atol=1e-12)
-    assert torch.equal(Kernel(2).log_weights(g, 6, 1.0), -g.square())
+    assert torch.equal(DistanceKernel(2).log_weights(g, 6, 1.0), -g.square())
     # Distances jump as well, by 1 / (2^(1/d) - 1).
     ends = torch.eye(2, 6, dtype=torch.float64)
-    below, at = (Kernel(a).distances(ends[:1], ends[1:]) for a in (2 - 1e-9, 2))
+    below, at = (DistanceKernel(a).distances(ends[:1], ends[1:]) for a in (2 - 1e-9, 2))
     assert torch.allclose(at / below, torch.full_like(at, 1 / (2 ** (1 / 6) - 1)))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_a_smaller_alpha_leaves_far_keys_more(geometry: str) -> None:
     g = torch.tensor([0.1, 3.0], dtype=torch.float64)
-    shares = [float(Kernel(a, geometry).log_weights(g, 8, 1.0).diff()) for a in (1.0, 1.2, 1.6)]
+    shares = [
+        float(DistanceKernel(a, geometry).log_weights(g, 8, 1.0).diff()) for a in (1.0, 1.2, 1.6)
+    ]
     assert shares == sorted(shares, reverse=True)
