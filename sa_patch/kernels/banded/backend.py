@@ -1,10 +1,10 @@
 """Backend `banded`: pure torch on any device, O(n w) time, O(n) memory, differentiable.
 
 Tiles of queries meet the keys that some of them see, many tiles to a call of torch's own fused
-attention or of its matrix products: bands of keys for first tokens and windows (`banded_window`),
-bands of slots for stochastic attention (`banded_ring`), ranges of a ring for its prefix-stable kin
-and in unions (`banded_ranges`), chosen blocks (`banded_blocks`). Unions are made of disjoint pieces
-(`banded_union`).
+attention or of its matrix products: bands of keys for first tokens and windows (`sliding_window`),
+bands of slots for stochastic attention (`slots`), ranges of a ring for its prefix-stable kin
+and in unions (`ring`), chosen blocks (`chosen_blocks`). Unions are made of disjoint pieces
+(`union`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention over chosen blocks in pure torch, alone or as a piece of a union: MoBA and BlockTopK.
 
-Two ways lead over the chosen blocks: small ones on a CPU are read where they lie (`banded_leaves`);
-in all other cases the queries are grouped by the block they chose (`banded_takers`).
+Two ways lead over the chosen blocks: small ones on a CPU are read where they lie (`small_blocks`);
+in all other cases the queries are grouped by the block they chose (`queries_by_block`).
 """
 
 from __future__ import annotations

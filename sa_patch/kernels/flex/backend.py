@@ -2,7 +2,7 @@
 
 One call serves a batch whatever its lengths where the pattern is prefix-stable, since causality
 hides padding at the right; stochastic attention is one call for each length that occurs. How a
-pattern is divided into calls of FlexAttention is told in `flex_pieces`.
+pattern is divided into calls of FlexAttention is told in `parts`.
 
 Run on CPUs only so far. There the first call of a family of shapes compiles C++ for some seconds.
 """
@@ -24,7 +24,7 @@ from sa_patch.errors import UserError
 from sa_patch.kernels.backend import Backend, Spans
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Union
 
-# `flex_pieces` is imported where it is used: it loads torch's compiler, which takes seconds.
+# `parts` is imported where it is used: it loads torch's compiler, which takes seconds.
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of FlexAttention's GPU kernels.

@@ -1,7 +1,7 @@
 """Triton kernel of tokens on a ring: stochastic attention and its prefix-stable kin.
 
 A tile holds queries that are neighbours on the ring. Their keys are some of the band around them,
-sorted by position (`triton_ring_plans`) and gathered, and the results are scattered back to where
+sorted by position (`ring_tiles`) and gathered, and the results are scattered back to where
 the queries stood.
 """
 

@@ -1,4 +1,4 @@
-"""Times launch parameters of the Triton kernels on the GPU at hand, to fill `triton_configs`."""
+"""Times launch parameters of the Triton kernels on the GPU at hand, to fill `launch_table`."""
 
 from __future__ import annotations
 
