@@ -11,7 +11,7 @@ from sa_patch.patterns import SWA, BlockTopK, MoBA, Pattern, Sinks
 
 
 @dataclass(frozen=True)
-class Near:
+class LocalWindow:
     """Query i sees the keys ``j <= i`` that are sinks, or not before a first key of its own.
 
     Several neighbourhoods are the largest of them, so that a union has one `Near`.
@@ -52,20 +52,20 @@ class Near:
         return int((self.first(positions) <= self.sinks).sum())
 
 
-def near_of(pattern: Pattern) -> Near:
+def local_window_of(pattern: Pattern) -> LocalWindow:
     """What a pattern that is no union shows without drawing or choosing."""
     if isinstance(pattern, Sinks):
-        return Near(pattern.size, ())
+        return LocalWindow(pattern.size, ())
     if isinstance(pattern, SWA):
-        return Near(0, ((0, 1, pattern.window - 1),))
+        return LocalWindow(0, ((0, 1, pattern.window - 1),))
     if isinstance(pattern, MoBA):
-        return Near(0, ((0, pattern.block_size, 0),))
+        return LocalWindow(0, ((0, pattern.block_size, 0),))
     if isinstance(pattern, BlockTopK):
-        return Near(pattern.sinks, ((pattern.sinks, pattern.block_size, pattern.local),))
-    return Near(0, ())
+        return LocalWindow(pattern.sinks, ((pattern.sinks, pattern.block_size, pattern.local),))
+    return LocalWindow(0, ())
 
 
-def joined(nears: list[Near]) -> Near:
+def joined(nears: list[LocalWindow]) -> LocalWindow:
     """What any of them shows, without neighbourhoods that lie within another."""
     wanted: list[tuple[int, int, int]] = []
     several = [each for near in nears for each in near.neighbourhoods]
@@ -73,4 +73,4 @@ def joined(nears: list[Near]) -> Near:
         # A neighbourhood of single steps holds all that reach no farther.
         if not any(block == 1 and each[1] - 1 + each[2] <= local for _, block, local in wanted):
             wanted.append(each)
-    return Near(max(near.sinks for near in nears), tuple(wanted))
+    return LocalWindow(max(near.sinks for near in nears), tuple(wanted))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, whole_number
-from sa_patch.patterns.block_selection.tree import best_leaves, scored_nodes
+from sa_patch.patterns.block_selection.tree import best_blocks, scored_nodes
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class BlockTopK(Pattern):
         per_kv_head = q.float().unflatten(0, (len(k), -1))
         if self.grouped:
             per_kv_head = per_kv_head.sum(1, keepdim=True)
-        leaves = best_leaves(
+        finest_blocks = best_blocks(
             per_kv_head,
             k[:, self.sinks :],
             self.eligible(positions),
@@ -138,7 +138,7 @@ class BlockTopK(Pattern):
             branch=self.branch,
             beam=self.beam,
         )
-        return leaves.flatten(0, 1)
+        return finest_blocks.flatten(0, 1)
 
     def near(self, query_positions: Tensor, seq_len: int) -> Tensor:
         """What is in view unchosen, sinks and neighbourhood: bool ``[nq, seq_len]``."""

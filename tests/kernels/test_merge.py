@@ -70,15 +70,15 @@ def test_a_hugely_negative_sum_counts_as_none() -> None:
 
 
 def test_gradients_are_those_of_the_whole() -> None:
-    leaves = [x.double().requires_grad_() for x in inputs(torch.float32)[:3]]
+    small_blocks = [x.double().requires_grad_() for x in inputs(torch.float32)[:3]]
     part_of = inputs(torch.float32)[3]
     part_of[0] = 1
-    q, k, v = leaves
+    q, k, v = small_blocks
     joined = merge([attend_with_lse(q, k, v, part_of == part, SCALE) for part in range(3)])
     expected = whole(q, k, v, torch.ones_like(part_of, dtype=torch.bool))
     target = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).double()
-    actual_grads = torch.autograd.grad((joined * target).sum(), leaves)
-    expected_grads = torch.autograd.grad((expected * target).sum(), leaves)
+    actual_grads = torch.autograd.grad((joined * target).sum(), small_blocks)
+    expected_grads = torch.autograd.grad((expected * target).sum(), small_blocks)
     for actual, wanted in zip(actual_grads, expected_grads, strict=True):
         assert torch.allclose(actual, wanted, atol=1e-10)
 

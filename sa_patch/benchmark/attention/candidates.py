@@ -78,7 +78,7 @@ class Call(Protocol):
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """One thing that is measured.
 
     Args:
@@ -114,7 +114,7 @@ class NotServed:
 
 def gather(
     patterns: Sequence[Pattern], backends: Sequence[str], q: Tensor, k: Tensor
-) -> tuple[list[Contestant], list[NotServed]]:
+) -> tuple[list[Candidate], list[NotServed]]:
     """The contestants for inputs like q and k, the baseline first, and who could not take part."""
     found = [_baseline()]
     refused = []
@@ -144,33 +144,33 @@ def automatic(pattern: Pattern, q: Tensor, k: Tensor) -> str:
     return choose_backend(pattern, q, k).name
 
 
-def _on_backend(pattern: Pattern, backend: str) -> Contestant:
+def _on_backend(pattern: Pattern, backend: str) -> Candidate:
     def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         return sparse_attention(q, k, v, pattern, layer=layer, backend=backend)
 
-    return Contestant(
+    return Candidate(
         str(pattern), pattern.name, backend, pattern, call, dense=backend == "reference"
     )
 
 
-def _baseline() -> Contestant:
+def _baseline() -> Candidate:
     def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         return scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
         )
 
-    return Contestant(BASELINE, "full", "torch", Full(), call, rival=True)
+    return Candidate(BASELINE, "full", "torch", Full(), call, rival=True)
 
 
 def _flash_rivals(
     windows: Sequence[int], q: Tensor, k: Tensor
-) -> tuple[list[Contestant], list[NotServed]]:
+) -> tuple[list[Candidate], list[NotServed]]:
     """FlashAttention on full attention and on bands; or why it takes no part."""
-    found: list[Contestant] = []
+    found: list[Candidate] = []
     refused: list[NotServed] = []
     try:
         library = flash.serving(q, k, windowed=False)
-        found.append(Contestant(str(Full()), "full", library, Full(), _flash_full, rival=True))
+        found.append(Candidate(str(Full()), "full", library, Full(), _flash_full, rival=True))
     except UserError as error:
         refused.append(NotServed("rival: full", "FlashAttention", str(error)))
     try:
@@ -179,9 +179,9 @@ def _flash_rivals(
         return found, [*refused, NotServed("rival: bands", "FlashAttention", str(error))]
     for w in windows:
         label, both = f"two-sided band ({w - 1}, {w - 1})", _flash_band(w - 1, w - 1)
-        found.append(Contestant(label, "band", library, TwoSidedBand(w), both, rival=True))
+        found.append(Candidate(label, "band", library, TwoSidedBand(w), both, rival=True))
         behind = _flash_band(w - 1, 0)
-        found.append(Contestant(str(SWA(w)), "swa", library, SWA(w), behind, rival=True))
+        found.append(Candidate(str(SWA(w)), "swa", library, SWA(w), behind, rival=True))
     return found, refused
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sa_patch.benchmark.attention.candidates import Contestant, Visibility, automatic, gather
+from sa_patch.benchmark.attention.candidates import Candidate, Visibility, automatic, gather
 from sa_patch.benchmark.attention.correctness import Expected, expect, judge, merge
 from sa_patch.benchmark.attention.options import BenchOptions
 from sa_patch.benchmark.attention.record import FAILED, OUT_OF_MEMORY, TIMED, WRONG, Bench, Cell
@@ -89,7 +89,7 @@ class Runner:
             cell.reason = reasons.get(one.key, "interrupted before it was timed often enough")
             cells[one.key] = cell
             self.bench.cells.append(cell)
-        ready: dict[str, Contestant] = {}
+        ready: dict[str, Candidate] = {}
         expected: dict[Visibility, list[Expected]] = {}
         self.say(f"n = {n}: checking {len(contestants) - len(reasons)} contestants")
         for one in contestants:
@@ -102,7 +102,7 @@ class Runner:
                 self.say(f"  {one.label} on {one.backend}: check and compilation {seconds:.0f} s")
         self._time(n, ready, cells, inputs, share)
 
-    def _call(self, one: Contestant, inputs: Inputs, layer: int | None = None) -> Call:
+    def _call(self, one: Candidate, inputs: Inputs, layer: int | None = None) -> Call:
         """A call to be measured, in a layer that no call had before unless one is given."""
         chosen = next(self._layers) if layer is None else layer
         return lambda: one.call(*inputs, chosen)
@@ -118,7 +118,7 @@ class Runner:
 
         return normal(options.heads), normal(options.kv_heads), normal(options.kv_heads)
 
-    def _cell(self, one: Contestant, n: int, inputs: Inputs) -> Cell:
+    def _cell(self, one: Candidate, n: int, inputs: Inputs) -> Cell:
         options, (q, k, v) = self.options, inputs
         pattern = one.shown if isinstance(one.shown, Pattern) else None
         window = pattern.effective_window if pattern else getattr(one.shown, "window", None)
@@ -137,7 +137,7 @@ class Runner:
             io_bytes=sum(t.numel() * t.element_size() for t in (q, k, v, q)),
         )
 
-    def _probe(self, contestants: list[Contestant]) -> None:
+    def _probe(self, contestants: list[Candidate]) -> None:
         """Learn what each contestant takes on a short sequence, before a long one is risked."""
         unknown = [one for one in contestants if one.key not in self.history.seen]
         if not unknown:
@@ -155,7 +155,7 @@ class Runner:
 
     def _check(
         self,
-        one: Contestant,
+        one: Candidate,
         cell: Cell,
         inputs: Inputs,
         expected: dict[Visibility, list[Expected]],
@@ -198,7 +198,7 @@ class Runner:
     def _time(
         self,
         n: int,
-        ready: dict[str, Contestant],
+        ready: dict[str, Candidate],
         cells: dict[str, Cell],
         inputs: Inputs,
         share: float,
@@ -226,7 +226,7 @@ class Runner:
                 self.history.keep(one, Seen(n, cell.median_ms, cell.extra_bytes or 0))
         self.clock.forget()
 
-    def _sample(self, ready: dict[str, Contestant], key: str, cell: Cell, inputs: Inputs) -> None:
+    def _sample(self, ready: dict[str, Candidate], key: str, cell: Cell, inputs: Inputs) -> None:
         """Time one call; a contestant that fails now is given up."""
         began = time.monotonic() - self.began
         try:

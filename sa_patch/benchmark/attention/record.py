@@ -33,7 +33,7 @@ class Cell:
 
     Args:
         n: tokens of each sequence.
-        label, method, backend, rival: as in `Contestant`.
+        label, method, backend, rival: as in `Candidate`.
         window: keys in view by name; None where unlimited.
         automatic: whether `auto` takes this backend here.
         status: one of `STATUSES`; a time is only given where it is "timed".

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sa_patch.benchmark.attention.candidates import Contestant
+from sa_patch.benchmark.attention.candidates import Candidate
 
 MIN_REPEATS = 3
 SLOW_MS = 1000.0  # calls longer than this are not repeated only to learn their time
@@ -31,12 +31,12 @@ class History:
 
     seen: dict[str, Seen] = field(default_factory=dict)
 
-    def keep(self, one: Contestant, seen: Seen) -> None:
+    def keep(self, one: Candidate, seen: Seen) -> None:
         known = self.seen.get(one.key)
         if known is None or known.n <= seen.n:
             self.seen[one.key] = seen
 
-    def milliseconds(self, one: Contestant, n: int) -> float | None:
+    def milliseconds(self, one: Candidate, n: int) -> float | None:
         """Predicted time of one call; None where nothing was measured yet."""
         known = self.seen.get(one.key)
         if known is None:
@@ -45,7 +45,7 @@ class History:
             return known.ms * (n / known.n) ** 2
         return known.ms * needed_work(one, n) / needed_work(one, known.n)
 
-    def extra_bytes(self, one: Contestant, n: int) -> float | None:
+    def extra_bytes(self, one: Candidate, n: int) -> float | None:
         """Predicted memory beside inputs and result; None where nothing was measured yet."""
         known = self.seen.get(one.key)
         if known is None:
@@ -53,7 +53,7 @@ class History:
         return float(known.extra_bytes * (n / known.n) ** (2 if one.dense else 1))
 
 
-def needed_work(one: Contestant, n: int) -> float:
+def needed_work(one: Candidate, n: int) -> float:
     """Multiply-adds in units of head_dim for one head: visible pairs twice, choosing once."""
     # Every pattern's expected number of visible pairs is its exact number: stochastic attention
     # sees each pair of near slots once, whatever the permutation.
@@ -75,7 +75,7 @@ def least_calls(ms: float) -> int:
 
 
 def refuse(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[Candidate],
     history: History,
     n: int,
     *,

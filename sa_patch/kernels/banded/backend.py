@@ -16,10 +16,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from sa_patch.kernels.backend import Backend, Spans
 from sa_patch.kernels.banded.chosen_blocks import attend_blocks
 from sa_patch.kernels.banded.decode import gather_blocks
-from sa_patch.kernels.banded.sliding_window import attend_near
+from sa_patch.kernels.banded.sliding_window import attend_local_window
 from sa_patch.kernels.banded.slots import attend_ring
-from sa_patch.kernels.banded.union import attend_pieces
-from sa_patch.kernels.local_window import Near, joined, near_of
+from sa_patch.kernels.banded.union import attend_union
+from sa_patch.kernels.local_window import LocalWindow, joined, local_window_of
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
 
 _PARTS = (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK)
@@ -42,7 +42,7 @@ def attend(
             q, k, v, is_causal=True, scale=scale, enable_gqa=_grouped(q, k)
         )
     if prefill and pattern.bounded_reach is not None:
-        return _attend_near(pattern, q, k, v, start=0, scale=scale)
+        return _attend_local_window(pattern, q, k, v, start=0, scale=scale)
     if prefill and min(spans.lengths) == q.shape[2]:
         return _attend_rows(pattern, q, k, v, layer=layer, start=0, scale=scale)
     out = q.new_zeros(*q.shape[:3], v.shape[3])
@@ -71,24 +71,24 @@ def _attend_rows(
     """Rows of one length n: queries at ``start .. start + nq - 1``, keys at ``0 .. n - 1``."""
     seq_len, queries = k.shape[2], q.shape[2]
     if pattern.saturated(seq_len):
-        return _attend_near(SWA(seq_len), q, k, v, start=start, scale=scale)
+        return _attend_local_window(SWA(seq_len), q, k, v, start=start, scale=scale)
     if pattern.bounded_reach is not None:
-        return _attend_near(pattern, q, k, v, start=start, scale=scale)
+        return _attend_local_window(pattern, q, k, v, start=start, scale=scale)
     if isinstance(pattern, MoBA):
         if queries < pattern.block_size:
             return gather_blocks(pattern, q, k, v, start=start, scale=scale)
         return attend_blocks(pattern, q, k, v, start=start, scale=scale)
     if isinstance(pattern, SA) and queries == seq_len:
         return attend_ring(pattern, q, k, v, layer=layer, scale=scale)
-    return attend_pieces(pattern, q, k, v, layer=layer, start=start, scale=scale)
+    return attend_union(pattern, q, k, v, layer=layer, start=start, scale=scale)
 
 
-def _attend_near(
+def _attend_local_window(
     pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float
 ) -> Tensor:
     """First tokens and windows alone."""
-    near: Near = joined([near_of(part) for part in parts_of(pattern)])
-    return attend_near(near, q, k, v, start=start, scale=scale, sums=False)[0]
+    near: LocalWindow = joined([local_window_of(part) for part in parts_of(pattern)])
+    return attend_local_window(near, q, k, v, start=start, scale=scale, sums=False)[0]
 
 
 def _grouped(q: Tensor, k: Tensor) -> bool:

@@ -11,8 +11,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.banded.queries_by_block import attend_takers, attend_tiles
-from sa_patch.kernels.banded.small_blocks import attend_leaves
+from sa_patch.kernels.banded.queries_by_block import attend_queries_by_block, attend_tiles
+from sa_patch.kernels.banded.small_blocks import attend_small_blocks
 from sa_patch.kernels.merge import hidden_score, merge
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.patterns.base import Rule
@@ -65,10 +65,10 @@ def _attend_kv_head(
     wide, k_wide, v_wide = _widened(q, k, v, scale)
     blocks = _cut(k_wide[0], v_wide[0], pattern.block_size)
     own = _own_blocks(wide, *blocks, start)
-    if not _by_leaves(pattern, q, k, v):
-        return attend_takers(*own, wide, *blocks, picks)[0].to(q.dtype)
+    if not _by_small_blocks(pattern, q, k, v):
+        return attend_queries_by_block(*own, wide, *blocks, picks)[0].to(q.dtype)
     size = pattern.block_size
-    chosen = attend_leaves(wide, k_wide, v_wide, picks, first=0, size=size, start=start)
+    chosen = attend_small_blocks(wide, k_wide, v_wide, picks, first=0, size=size, start=start)
     return merge([own, chosen]).to(q.dtype)
 
 
@@ -156,7 +156,7 @@ def _first_token(pattern: MoBA | BlockTopK) -> int:
     return pattern.sinks if isinstance(pattern, BlockTopK) else 0
 
 
-def _by_leaves(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor, v: Tensor) -> bool:
+def _by_small_blocks(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor, v: Tensor) -> bool:
     on_cpu = q.device.type == "cpu" and not needs_gradients(q, k, v)
     return on_cpu and pattern.block_size <= _LARGEST_LEAF
 
@@ -190,9 +190,9 @@ def _chosen_of_row(
     """`attend_chosen` for one row."""
     first, size = _first_token(pattern), pattern.block_size
     wide, k_wide, v_wide = _widened(q, k, v, scale)
-    if _by_leaves(pattern, q, k, v):
+    if _by_small_blocks(pattern, q, k, v):
         blocks = {"first": first, "size": size, "start": start}
-        return attend_leaves(wide, k_wide, v_wide, picks, **blocks, unless=unless)
+        return attend_small_blocks(wide, k_wide, v_wide, picks, **blocks, unless=unless)
     if not picks.shape[2] or k.shape[1] < first + size:
         return torch.zeros_like(wide), wide.new_full(wide.shape[:2], -torch.inf)
     hidden = None if unless is None else _hidden(picks, unless, first, size, start)
@@ -200,7 +200,7 @@ def _chosen_of_row(
     outs, sums = [], []
     for head, group in enumerate(wide.unflatten(0, (len(k), -1))):
         mine = slice(head * len(group), (head + 1) * len(group))
-        out, lse = attend_takers(
+        out, lse = attend_queries_by_block(
             torch.zeros_like(group),
             group.new_full(group.shape[:2], nothing),
             group,

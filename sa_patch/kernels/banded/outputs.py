@@ -10,7 +10,7 @@ from sa_patch.kernels.merge import attend_with_lse
 from sa_patch.kernels.tiling import RowWriter
 
 
-class PieceWriter:
+class OutputWriter:
     """Attends tiles and writes them to their place, log-sum-exps too where they are wanted.
 
     Args:

@@ -18,7 +18,7 @@ from sa_patch.kernels.tiling import needs_gradients
 _SCORES = 1 << 18
 
 
-def attend_takers(
+def attend_queries_by_block(
     out: Tensor,
     lse: Tensor,
     q: Tensor,
@@ -68,11 +68,11 @@ def _one_each(
     for low in range(0, len(plan.blocks), plan.per_call):
         own = plan.blocks[low : low + plan.per_call]
         places = slice(low * plan.tile, (low + plan.per_call) * plan.tile)
-        takers = plan.queries[places]
-        tiles = q_rows[takers].unflatten(0, (-1, plan.tile))
+        block_queries = plan.queries[places]
+        tiles = q_rows[block_queries].unflatten(0, (-1, plan.tile))
         bias = None
         if hidden_rows is not None:
-            unseen = hidden_rows[takers].unflatten(0, (-1, plan.tile))
+            unseen = hidden_rows[block_queries].unflatten(0, (-1, plan.tile))
             bias = torch.zeros_like(unseen, dtype=q.dtype).masked_fill_(unseen, nothing)
         out, lse = attend_tiles(tiles, k_blocks[own], v_blocks[own], bias)
         sums.append(lse.flatten())
@@ -108,16 +108,16 @@ class _TilePlan:
 
 def _plan_tiles(chosen: Tensor, blocks: int, size: int, *, group: int) -> _TilePlan:
     """Group queries by their block, ``chosen [queries]``, -1 for none."""
-    tile = _taker_tile(group * size)
-    takers = chosen.sort(stable=True)
+    tile = _query_tile(group * size)
+    block_queries = chosen.sort(stable=True)
     counts = torch.bincount(chosen + 1, minlength=blocks + 1)
     tiles = (counts[1:] + tile - 1) // tile
     # A query's row: its block's first tile, and its place among the takers.
     first_taker, first_tile = counts.cumsum(0) - counts, tiles.cumsum(0) - tiles
-    place = torch.arange(len(chosen), device=chosen.device) - first_taker[takers.values + 1]
-    row = first_tile[takers.values.clamp(min=0)] * tile + place
+    place = torch.arange(len(chosen), device=chosen.device) - first_taker[block_queries.values + 1]
+    row = first_tile[block_queries.values.clamp(min=0)] * tile + place
     places = torch.empty_like(chosen)
-    places.scatter_(0, takers.indices, torch.where(takers.values < 0, 0, row))
+    places.scatter_(0, block_queries.indices, torch.where(block_queries.values < 0, 0, row))
     # Every call has as many tiles as the next; a bound on all there can be suits short sequences.
     per_call = max(1, min(_SCORES // (tile * size), len(chosen) // tile + blocks))
     used = int(tiles.sum())
@@ -129,12 +129,12 @@ def _plan_tiles(chosen: Tensor, blocks: int, size: int, *, group: int) -> _TileP
     return _TilePlan(tile, per_call, of_tiles, queries, places)
 
 
-def _taker_tile(takers: int) -> int:
+def _query_tile(block_queries: int) -> int:
     """Rows of a tile, given how many queries choose a block on average.
 
     A block is copied for each of its tiles, and its last tile is padded: on average an eighth.
     """
-    return min(256, max(32, 1 << ((takers // 4) | 1).bit_length() - 1))
+    return min(256, max(32, 1 << ((block_queries // 4) | 1).bit_length() - 1))
 
 
 def attend_tiles(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.banded.outputs import PieceWriter
+from sa_patch.kernels.banded.outputs import OutputWriter
 from sa_patch.kernels.banded.ring_ranges import RingRanges, ring_ranges
 from sa_patch.kernels.merge import hidden_score
 from sa_patch.kernels.tiling import by_rows, take_rows, whole_vectors
@@ -28,7 +28,7 @@ _PAIRS = 1 << 20
 
 
 @dataclass(frozen=True)
-class RingPiece:
+class RingPart:
     """What queries see of a ring, less what other pieces show them.
 
     Args:
@@ -53,7 +53,7 @@ class RingPiece:
 
 
 def attend_ranges(
-    piece: RingPiece,
+    piece: RingPart,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -74,7 +74,7 @@ def attend_ranges(
         and v, O(n) indices, and a few ranges at a time.
     """
     seq_len = k.shape[2]
-    out = PieceWriter(q, k, v, scale=scale, sums=sums)
+    out = OutputWriter(q, k, v, scale=scale, sums=sums)
     # Whoever comes before may be shown nothing.
     first = max(start, int(torch.searchsorted(piece.latest, piece.sinks)))
     if first > start:
@@ -101,8 +101,8 @@ def _tile(dtype: torch.dtype) -> int:
 
 
 def _masked(
-    piece: RingPiece,
-    out: PieceWriter,
+    piece: RingPart,
+    out: OutputWriter,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -146,9 +146,9 @@ def _needed(seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _tiles(
-    piece: RingPiece,
+    piece: RingPart,
     ranges: RingRanges,
-    out: PieceWriter,
+    out: OutputWriter,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -208,7 +208,7 @@ class _Bias:
     yield booleans cost several times as much as this arithmetic.
     """
 
-    def __init__(self, piece: RingPiece, ranges: RingRanges, dtype: torch.dtype):
+    def __init__(self, piece: RingPart, ranges: RingRanges, dtype: torch.dtype):
         self._unless, self._dtype = piece.unless, dtype
         self._queries, self._turn = ranges.queries, ranges.turn * _HIDDEN
         self._wide = ranges.wide

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.banded.outputs import PieceWriter
-from sa_patch.kernels.local_window import Near
+from sa_patch.kernels.banded.outputs import OutputWriter
+from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.merge import hidden_score
 from sa_patch.kernels.tiling import tile_rows, whole_vectors
 
@@ -18,8 +18,8 @@ from sa_patch.kernels.tiling import tile_rows, whole_vectors
 _SCORES = 1 << 20
 
 
-def attend_near(
-    near: Near, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float, sums: bool
+def attend_local_window(
+    near: LocalWindow, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float, sums: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of queries at ``start .. start + nq - 1`` over sinks and their neighbourhood.
 
@@ -33,7 +33,7 @@ def attend_near(
         time.
     """
     tile, queries = tile_rows(q.dtype), q.shape[2]
-    out = PieceWriter(q, k, v, scale=scale, sums=sums)
+    out = OutputWriter(q, k, v, scale=scale, sums=sums)
     dense = min(queries, max(0, near.all_seen(start + queries) - start))
     if dense:
         _dense(near, out, q[:, :, :dense], k, v, start=start)
@@ -52,14 +52,16 @@ def attend_near(
     return out.result()
 
 
-def _bias(near: Near, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+def _bias(near: LocalWindow, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to the scores, like q: for positions that broadcast against each other."""
     hidden = ~near.sees(queries, keys) | (keys > queries)
     bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return bias.masked_fill_(hidden, hidden_score(dtype))
 
 
-def _dense(near: Near, out: PieceWriter, q: Tensor, k: Tensor, v: Tensor, *, start: int) -> None:
+def _dense(
+    near: LocalWindow, out: OutputWriter, q: Tensor, k: Tensor, v: Tensor, *, start: int
+) -> None:
     """The first queries, which see all keys up to their own."""
     end = start + q.shape[2]
     if start == 0:
@@ -75,7 +77,9 @@ def _dense(near: Near, out: PieceWriter, q: Tensor, k: Tensor, v: Tensor, *, sta
         out.write(out.attend(q[:, :, low:high], k[:, :, seen], v[:, :, seen], bias), low)
 
 
-def _sinks_alone(near: Near, out: PieceWriter, q: Tensor, k: Tensor, v: Tensor, low: int) -> None:
+def _sinks_alone(
+    near: LocalWindow, out: OutputWriter, q: Tensor, k: Tensor, v: Tensor, low: int
+) -> None:
     """Queries from `low` on, all of them behind the sinks."""
     if low == q.shape[2]:
         return
@@ -89,8 +93,8 @@ def _sinks_alone(near: Near, out: PieceWriter, q: Tensor, k: Tensor, v: Tensor, 
 
 
 def _tile(
-    near: Near,
-    out: PieceWriter,
+    near: LocalWindow,
+    out: OutputWriter,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -115,8 +119,8 @@ def _tile(
 
 
 def _whole_tiles(
-    near: Near,
-    out: PieceWriter,
+    near: LocalWindow,
+    out: OutputWriter,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -155,7 +159,7 @@ def _whole_tiles(
         out.write_tiles(parts, begin)
 
 
-def _tiles_bias(near: Near, low: int, count: int, width: int, like: Tensor) -> Tensor:
+def _tiles_bias(near: LocalWindow, low: int, count: int, width: int, like: Tensor) -> Tensor:
     """``[tiles, 1, tile, sinks + width]`` for tiles of queries from position `low` on."""
     tile = tile_rows(like.dtype)
     begins = low + torch.arange(count, device=like.device)[:, None, None, None] * tile

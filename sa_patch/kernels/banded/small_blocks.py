@@ -17,7 +17,7 @@ from sa_patch.patterns.block_selection.pair_dots import pair_dots
 _SCORES = 1 << 18
 
 
-def attend_leaves(
+def attend_small_blocks(
     q: Tensor,
     k: Tensor,
     v: Tensor,

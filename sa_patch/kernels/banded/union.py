@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.banded.chosen_blocks import attend_chosen, choose, chosen_rule
-from sa_patch.kernels.banded.ring import RingPiece, attend_ranges
-from sa_patch.kernels.banded.sliding_window import attend_near
-from sa_patch.kernels.local_window import Near, joined, near_of
+from sa_patch.kernels.banded.ring import RingPart, attend_ranges
+from sa_patch.kernels.banded.sliding_window import attend_local_window
+from sa_patch.kernels.local_window import LocalWindow, joined, local_window_of
 from sa_patch.kernels.merge import merge
 from sa_patch.patterns import PSA, SA, BlockTopK, MoBA, Pattern, parts_of
 from sa_patch.patterns.base import Rule
 
 
-def attend_pieces(
+def attend_union(
     pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, start: int, scale: float
 ) -> Tensor:
     """Attention of queries at ``start .. start + nq - 1`` over what the parts of a pattern show.
@@ -34,39 +34,41 @@ def attend_pieces(
         the kernels of pieces hold.
     """
     parts = parts_of(pattern)
-    near = joined([near_of(part) for part in parts])
+    near = joined([local_window_of(part) for part in parts])
     drawn = [part for part in parts if isinstance(part, (SA, PSA))]
     chosen = [part for part in parts if isinstance(part, (MoBA, BlockTopK)) and _chooses(part)]
     is_near = near.sinks > 0 or near.reach >= 0
     sums = is_near + len(drawn) + len(chosen) > 1
-    pieces: list[tuple[Tensor, Tensor | None]] = []
+    disjoint_parts: list[tuple[Tensor, Tensor | None]] = []
     hidden: list[Rule] = []
     if is_near:
-        pieces.append(attend_near(near, q, k, v, start=start, scale=scale, sums=sums))
+        disjoint_parts.append(
+            attend_local_window(near, q, k, v, start=start, scale=scale, sums=sums)
+        )
     for part in drawn:
-        piece = _ring_piece(part, near, k.shape[2], layer, q, hidden)
-        pieces.append(attend_ranges(piece, q, k, v, start=start, scale=scale, sums=sums))
+        piece = _ring_part(part, near, k.shape[2], layer, q, hidden)
+        disjoint_parts.append(attend_ranges(piece, q, k, v, start=start, scale=scale, sums=sums))
         hidden.append(piece.ring.rule())
     if chosen:
         # What a choice shows by itself, it does not choose as well.
-        if near != near_of(chosen[0]) or len(chosen) > 1:
+        if near != local_window_of(chosen[0]) or len(chosen) > 1:
             hidden.insert(0, near.sees)
-        pieces += _chosen_pieces(chosen, q, k, v, start=start, scale=scale, hidden=hidden)
+        disjoint_parts += _chosen_parts(chosen, q, k, v, start=start, scale=scale, hidden=hidden)
     if not sums:
-        return pieces[0][0]
-    return merge([(out, lse) for out, lse in pieces if lse is not None]).to(q.dtype)
+        return disjoint_parts[0][0]
+    return merge([(out, lse) for out, lse in disjoint_parts if lse is not None]).to(q.dtype)
 
 
 def _chooses(part: MoBA | BlockTopK) -> bool:
     return part.topk > (1 if isinstance(part, MoBA) else 0)
 
 
-def _ring_piece(
-    part: SA | PSA, near: Near, seq_len: int, layer: int, q: Tensor, hidden: list[Rule]
-) -> RingPiece:
+def _ring_part(
+    part: SA | PSA, near: LocalWindow, seq_len: int, layer: int, q: Tensor, hidden: list[Rule]
+) -> RingPart:
     """What a ring shows beyond what is near and what `hidden` names."""
     positions = torch.arange(seq_len, device=q.device)
-    return RingPiece(
+    return RingPart(
         ring=part.ring(seq_len, layer, q.shape[1], q.device),
         sinks=near.sinks,
         latest=torch.minimum(positions, near.first(positions) - 1),
@@ -75,7 +77,7 @@ def _ring_piece(
     )
 
 
-def _chosen_pieces(
+def _chosen_parts(
     chosen: Sequence[MoBA | BlockTopK],
     q: Tensor,
     k: Tensor,
@@ -93,10 +95,10 @@ def _chosen_pieces(
     for row in range(len(q)):
         one = slice(row, row + 1)
         named = list(hidden)
-        pieces = []
+        disjoint_parts = []
         for part in chosen:
             picks = choose(part, q[row], k[row], start)
-            pieces.append(
+            disjoint_parts.append(
                 attend_chosen(
                     part,
                     q[one],
@@ -109,7 +111,7 @@ def _chosen_pieces(
                 )
             )
             named.append(chosen_rule(part, picks, start))
-        rows.append(pieces)
+        rows.append(disjoint_parts)
     return [
         (torch.cat([out for out, _ in same]), torch.cat([lse for _, lse in same]))
         for same in zip(*rows, strict=True)

@@ -41,7 +41,9 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
         of two, so that few families are compiled, or 0 for a pattern that chooses nothing.
     """
     batch, heads, seq_len = q.shape[:3]
-    picks = _moba_picks(pattern, q, k) if isinstance(pattern, MoBA) else _leaves(pattern, q, k)
+    picks = (
+        _moba_picks(pattern, q, k) if isinstance(pattern, MoBA) else _small_blocks(pattern, q, k)
+    )
     first = pattern.sinks if isinstance(pattern, BlockTopK) else 0
     starts = (picks * pattern.block_size + first).masked_fill(picks < 0, seq_len)
     most = pattern.topk - 1 if isinstance(pattern, MoBA) else pattern.topk
@@ -64,7 +66,7 @@ def _moba_picks(pattern: MoBA, q: Tensor, k: Tensor) -> Tensor:
     return torch.cat(chosen, dim=1)
 
 
-def _leaves(pattern: BlockTopK, q: Tensor, k: Tensor) -> Tensor:
+def _small_blocks(pattern: BlockTopK, q: Tensor, k: Tensor) -> Tensor:
     """int64 ``[batch * q_heads, n, topk]``, -1 where there is none."""
     positions = torch.arange(q.shape[2], device=q.device)
     picks = pattern.picks(q.flatten(0, 1), k.flatten(0, 1), positions)

@@ -55,7 +55,7 @@ class Table(NamedTuple):
     """numbers for each head, one element; 0 where all heads share them"""
 
 
-class Near(NamedTuple):
+class LocalWindow(NamedTuple):
     """Who is within reach of whom on a ring, in the order of a call's queries and keys."""
 
     queries: Table
@@ -158,9 +158,9 @@ def _ring(
     call: Call,
     tables: Tensor,
     positions: tuple[Table, Table],
-    reach: tuple[Tensor, Tensor] | Near,
+    reach: tuple[Tensor, Tensor] | LocalWindow,
     hidden: tuple[Tensor, Tensor],
-    others: tuple[Near, ...],
+    others: tuple[LocalWindow, ...],
 ) -> Any:
     """Keys within reach on a ring, those left out that are seen otherwise.
 
@@ -173,7 +173,7 @@ def _ring(
     """
 
     def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        if isinstance(reach, Near):
+        if isinstance(reach, LocalWindow):
             near = _within(tables, reach, head, i, j)
         else:
             apart = (i - j).abs()
@@ -198,7 +198,7 @@ def _content(
     fixed: tuple[Tensor, Tensor],
     first_near: Table,
     choices: tuple[Chosen, ...],
-    others: tuple[Near, ...],
+    others: tuple[LocalWindow, ...],
 ) -> Any:
     """Sinks and window; a neighbourhood and chosen blocks, but for keys that `others` see.
 
@@ -220,7 +220,7 @@ def _content(
     return _attend(q, k, v, call, visible)
 
 
-def _within(tables: Tensor, near: Near, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+def _within(tables: Tensor, near: LocalWindow, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
     apart = (_at(tables, near.queries, head, i) - _at(tables, near.keys, head, j)).abs()
     reach = _at(tables, near.reach, head, i)
     return (apart <= reach) | (apart >= near.size - reach)

@@ -44,30 +44,32 @@ def attend_rows(
     if q.shape[2] == 1:
         # One token sees itself.
         return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-    pieces = _pieces(pattern, q, k, layer=layer, scale=scale)
-    if len(pieces) == 1:
-        out: Tensor = pieces[0](q, k, v, lse=False)
+    disjoint_parts = _disjoint_parts(pattern, q, k, layer=layer, scale=scale)
+    if len(disjoint_parts) == 1:
+        out: Tensor = disjoint_parts[0](q, k, v, lse=False)
         return out
     if q.device.type != "cpu":
-        return merge([piece(q, k, v, lse=True) for piece in pieces])
+        return merge([piece(q, k, v, lse=True) for piece in disjoint_parts])
     wide = (q.float(), k.float(), v.float())
-    parts = [flex_lse.measured(partial(piece, lse=True), *wide, scale) for piece in pieces]
+    parts = [flex_lse.measured(partial(piece, lse=True), *wide, scale) for piece in disjoint_parts]
     return merge(parts).to(q.dtype)
 
 
-def _pieces(pattern: Pattern, q: Tensor, k: Tensor, *, layer: int, scale: float) -> list[_Piece]:
+def _disjoint_parts(
+    pattern: Pattern, q: Tensor, k: Tensor, *, layer: int, scale: float
+) -> list[_Piece]:
     parts = pattern.parts if isinstance(pattern, Union) else (pattern,)
     rings = tuple(part for part in parts if isinstance(part, (SA, PSA)))
     content = tuple(part for part in parts if isinstance(part, (MoBA, BlockTopK)))
     fixed = _fixed(parts, q.shape[2])
-    pieces: list[_Piece] = []
+    disjoint_parts: list[_Piece] = []
     if content:
-        pieces.append(_content_piece(content, fixed, rings, q, k, layer, scale))
+        disjoint_parts.append(_content_part(content, fixed, rings, q, k, layer, scale))
     elif any(fixed):
-        pieces.append(partial(_window_piece, fixed, scale))
+        disjoint_parts.append(partial(_window_part, fixed, scale))
     for place, ring in enumerate(rings):
-        pieces.append(partial(_ring_piece, ring, fixed, rings[:place], layer, scale))
-    return pieces
+        disjoint_parts.append(partial(_ring_part, ring, fixed, rings[:place], layer, scale))
+    return disjoint_parts
 
 
 def _fixed(parts: tuple[Pattern, ...], seq_len: int) -> _Fixed:
@@ -79,9 +81,7 @@ def _fixed(parts: tuple[Pattern, ...], seq_len: int) -> _Fixed:
     return max(sinks, default=0), max(windows, default=0)
 
 
-def _window_piece(
-    fixed: _Fixed, scale: float, q: Tensor, k: Tensor, v: Tensor, *, lse: bool
-) -> Any:
+def _window_part(fixed: _Fixed, scale: float, q: Tensor, k: Tensor, v: Tensor, *, lse: bool) -> Any:
     (sinks, window), seq_len, device = fixed, q.shape[2], q.device
 
     def lists() -> BlockLists:
@@ -94,7 +94,7 @@ def _window_piece(
     return flex_kernel.window(q, k, v, call, *numbers("fixed", fixed, device))
 
 
-def _ring_piece(
+def _ring_part(
     ring: SA | PSA,
     fixed: _Fixed,
     others: tuple[SA | PSA, ...],
@@ -128,7 +128,7 @@ def _ring_piece(
     return _take(out, plan.places), _take(total[..., None], plan.places)[..., 0]
 
 
-def _content_piece(
+def _content_part(
     parts: tuple[MoBA | BlockTopK, ...],
     fixed: _Fixed,
     others: tuple[SA | PSA, ...],
@@ -145,7 +145,7 @@ def _content_piece(
     keys = torch.arange(seq_len + absent_keys(seq_len, block), device=device)
     for other in others:
         of_other = other.ring(seq_len, layer, heads, device)
-        tables.add_near(of_other, positions[None], keys[None])
+        tables.add_local_window(of_other, positions[None], keys[None])
     with torch.no_grad():
         starts = [chosen_starts(part, q, k) for part in parts]
         sizes = [part.block_size for part in parts]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.flex.blocks import BlockLists, ring_blocks
-from sa_patch.kernels.flex.kernel import Near, Table, block_size
+from sa_patch.kernels.flex.kernel import LocalWindow, Table, block_size
 from sa_patch.kernels.flex.points import order_by_points, segments
 from sa_patch.kernels.flex.tables import (
     NOWHERE,
@@ -35,9 +35,9 @@ class RingPlan(NamedTuple):
     """of positions among the queries, int32 ``[draws, n]``"""
     tables: Tensor
     positions: tuple[Table, Table]
-    reach: tuple[Tensor, Tensor] | Near
+    reach: tuple[Tensor, Tensor] | LocalWindow
     """as `flex_kernel.ring` takes it"""
-    others: tuple[Near, ...]
+    others: tuple[LocalWindow, ...]
     lists_name: Hashable
     """names the lists in caches"""
     lists: BlockLists
@@ -58,7 +58,7 @@ def ring_plan(
     apart = heads if any(part.per_head for part in (ring, *others)) else 1
     name = ("ring", drawn, others, layer, apart, seq_len, device)
     places, *rest = plans.get(name, lambda: _drawn(ring, others, seq_len, layer, heads, device))
-    reach: tuple[Tensor, Tensor] | Near
+    reach: tuple[Tensor, Tensor] | LocalWindow
     lists_name: Hashable
     if isinstance(ring, SA):
         key_count = seq_len
@@ -101,7 +101,7 @@ def _drawn(
     tables.add_by_position(queries)
     tables.add_by_position(keys)
     for other in others if isinstance(ring, SA) else (ring, *others):
-        tables.add_near(other.ring(seq_len, layer, heads, device), queries, keys)
+        tables.add_local_window(other.ring(seq_len, layer, heads, device), queries, keys)
     return queries.argsort(dim=1).int(), *listed, *tables.joined()
 
 

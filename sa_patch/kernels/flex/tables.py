@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.flex.kernel import Near, Table
+from sa_patch.kernels.flex.kernel import LocalWindow, Table
 from sa_patch.kernels.tensor_cache import TensorCache
 from sa_patch.patterns.ring import Ring
 
@@ -38,7 +38,7 @@ class Tables:
         by_head = table.shape[1] if len(table) > 1 else 0
         self._note(self.add(table), by_head)
 
-    def add_near(self, ring: Ring, queries: Tensor, keys: Tensor) -> None:
+    def add_local_window(self, ring: Ring, queries: Tensor, keys: Tensor) -> None:
         """What tells who is within reach, of ``queries [draws, n]`` and ``keys [draws, nk]``."""
         self.add_by_position(_points(ring, queries))
         self.add_by_position(_points(ring, keys.clamp(max=ring.seq_len - 1)))
@@ -57,8 +57,8 @@ def table(noted: Iterator[Tensor]) -> Table:
     return Table(next(noted), next(noted))
 
 
-def near(noted: Iterator[Tensor]) -> Near:
-    return Near(table(noted), table(noted), table(noted), next(noted))
+def near(noted: Iterator[Tensor]) -> LocalWindow:
+    return LocalWindow(table(noted), table(noted), table(noted), next(noted))
 
 
 def _points(ring: Ring, positions: Tensor) -> Tensor:

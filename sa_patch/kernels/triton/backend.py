@@ -17,7 +17,7 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import Backend, Spans
 from sa_patch.kernels.triton.launch_table import Config
-from sa_patch.kernels.triton.parts import pieces
+from sa_patch.kernels.triton.parts import disjoint_parts
 from sa_patch.kernels.triton.tiles import Row
 from sa_patch.patterns import SA, Pattern
 
@@ -68,7 +68,7 @@ def interpreting() -> bool:
 
 
 def _wrong_problem(pattern: Pattern, q: Tensor, k: Tensor) -> str:
-    parts = pieces(pattern)
+    parts = disjoint_parts(pattern)
     if parts is None:
         return f"triton has no rule for the pattern {pattern.name!r}"
     if q.dtype not in _DTYPES or k.dtype != q.dtype:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sa_patch.kernels.triton.exclusion import shown_elsewhere
+from sa_patch.kernels.triton.exclusion import shown_by_other_part
 from sa_patch.kernels.triton.softmax import (
     finish_softmax,
     load_rows,
@@ -173,9 +173,9 @@ def chosen_kernel(
         group_first, tile_first: int64 ``[groups + 1]``, of sorted choices and of tiles. A group is
             a batch row, KV head and block.
         tile_group: int64, the group of each tile, `groups` for tiles that do not exist.
-        about, lows, sinks: of `row_table` and `near_kernel`; LIMITED leaves near keys out.
+        about, lows, sinks: of `row_table` and `local_window_kernel`; LIMITED leaves near keys out.
         origin: first token of block 0.
-        rings ... SPANS: of `shown_elsewhere`; read where LIMITED.
+        rings ... SPANS: of `shown_by_other_part`; read where LIMITED.
     """
     tile = tl.program_id(0)
     group = tl.load(tile_group + tile)
@@ -206,7 +206,7 @@ def chosen_kernel(
                 keys = (key + first + near).to(tl.int32)[None, :]
                 visible = visible & (keys >= sinks) & (keys < low[:, None])
                 if RINGS + SPANS:
-                    shown = shown_elsewhere(
+                    shown = shown_by_other_part(
                         keys,
                         positions,
                         head,

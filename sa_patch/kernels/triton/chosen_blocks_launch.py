@@ -10,20 +10,20 @@ from sa_patch.kernels.triton.launch import (
     LOG2_E,
     Call,
     Choices,
-    Elsewhere,
-    launch_near,
+    ExcludedKeys,
+    launch_local_window,
     shape,
     strides,
 )
 from sa_patch.kernels.triton.launch_table import (
     Launch,
-    LeavesConfig,
     MobaConfig,
+    SmallBlocksConfig,
     next_power_of_2,
     packed_heads,
 )
-from sa_patch.kernels.triton.parts import Near
-from sa_patch.kernels.triton.small_blocks import leaves_kernel
+from sa_patch.kernels.triton.parts import LocalWindow
+from sa_patch.kernels.triton.small_blocks import small_blocks_kernel
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.kernels.triton.tiles import row_table
 from sa_patch.patterns import BlockTopK, MoBA
@@ -103,8 +103,8 @@ def attend_choices(
     call: Call,
     pattern: MoBA | BlockTopK,
     picks: Tensor,
-    near: Near | None,
-    shown: Elsewhere,
+    near: LocalWindow | None,
+    shown: ExcludedKeys,
     launch: Launch,
 ) -> Choices:
     """Attention of every query over each of its picks alone.
@@ -171,9 +171,9 @@ def launch_sorted(
     call: Call,
     pattern: MoBA | BlockTopK,
     picks: Tensor | None,
-    near: Near,
-    hidden: Near | None,
-    shown: Elsewhere,
+    near: LocalWindow,
+    hidden: LocalWindow | None,
+    shown: ExcludedKeys,
     config: MobaConfig,
 ) -> None:
     """Chosen blocks by sorting, and the near keys in the same launch.
@@ -202,7 +202,7 @@ def launch_sorted(
             choices = attend_choices(
                 part, pattern, found.contiguous(), hidden, shown.of_heads(own), config.chosen
             )
-        launch_near(part, near, config.own, choices)
+        launch_local_window(part, near, config.own, choices)
         if call.lse is not None and part.lse is not None:
             call.lse[:, own] = part.lse
 
@@ -211,9 +211,9 @@ def launch_gathered(
     call: Call,
     pattern: MoBA | BlockTopK,
     picks: Tensor,
-    hidden: Near,
-    shown: Elsewhere,
-    config: LeavesConfig,
+    hidden: LocalWindow,
+    shown: ExcludedKeys,
+    config: SmallBlocksConfig,
 ) -> None:
     """Chosen blocks alone, each query gathering its own; arguments as of `launch_sorted`."""
     launch = config.launch
@@ -223,7 +223,7 @@ def launch_gathered(
     table = call.table(launch.block_m // pack)
     if not len(table) or not picks.shape[3]:
         return
-    leaves_kernel[(len(table) * (call.q.shape[1] // pack),)](
+    small_blocks_kernel[(len(table) * (call.q.shape[1] // pack),)](
         call.q,
         call.k,
         call.v,

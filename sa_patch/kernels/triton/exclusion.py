@@ -11,7 +11,7 @@ import triton.language as tl
 
 
 @triton.jit
-def shown_elsewhere(
+def shown_by_other_part(
     keys: tl.tensor,
     positions: tl.tensor,
     members: tl.tensor,

@@ -9,28 +9,34 @@ from typing import TypeVar
 
 import torch
 
-from sa_patch.kernels.triton import launch_table as triton_configs
+from sa_patch.kernels.triton import launch_table as launch_table
 from sa_patch.kernels.triton.chosen_blocks_launch import (
     choose,
     first_keys,
     launch_gathered,
     launch_sorted,
 )
-from sa_patch.kernels.triton.launch import Call, elsewhere, launch_near, launch_ring
+from sa_patch.kernels.triton.launch import Call, excluded_keys, launch_local_window, launch_ring
 from sa_patch.kernels.triton.launch_table import (
     BandConfig,
     Config,
-    LeavesConfig,
     MobaConfig,
+    SmallBlocksConfig,
     band_config,
-    leaves_config,
     moba_config,
+    small_blocks_config,
 )
-from sa_patch.kernels.triton.parts import EVERYTHING, NOTHING, Pieces, pieces, sorts_choices
+from sa_patch.kernels.triton.parts import (
+    EVERYTHING,
+    NOTHING,
+    DisjointParts,
+    disjoint_parts,
+    sorts_choices,
+)
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.patterns import Pattern
 
-Kind = TypeVar("Kind", BandConfig, MobaConfig, LeavesConfig)
+Kind = TypeVar("Kind", BandConfig, MobaConfig, SmallBlocksConfig)
 
 
 class Configs:
@@ -40,7 +46,7 @@ class Configs:
         self._q = call.q
         self._longest = max(row.length for row in call.rows)
         self._given = given
-        self._device = triton_configs.device_class(call.q.device, interpreted=INTERPRETED)
+        self._device = launch_table.device_class(call.q.device, interpreted=INTERPRETED)
 
     def _find(self, kind: type[Kind]) -> Kind | None:
         return next((config for config in self._given if isinstance(config, kind)), None)
@@ -55,8 +61,8 @@ class Configs:
             self._q, self._longest, block_size, self._device, compared=compared
         )
 
-    def leaves(self) -> LeavesConfig:
-        return self._find(LeavesConfig) or leaves_config(self._q, self._device)
+    def small_blocks(self) -> SmallBlocksConfig:
+        return self._find(SmallBlocksConfig) or small_blocks_config(self._q, self._device)
 
 
 def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
@@ -65,14 +71,14 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
     Raises:
         ValueError: for a pattern that `pieces` does not know.
     """
-    parts = pieces(pattern)
+    parts = disjoint_parts(pattern)
     if parts is None:
         raise ValueError(f"no pieces for {pattern}")
     configs = Configs(call, given)
     dense = tuple(row for row in call.rows if pattern.saturated(row.length))
     sparse = tuple(row for row in call.rows if not pattern.saturated(row.length))
     if dense:
-        launch_near(call._replace(rows=dense), EVERYTHING, configs.band().launch)
+        launch_local_window(call._replace(rows=dense), EVERYTHING, configs.band().launch)
     if not sparse:
         return
     fused = any(map(sorts_choices, parts.chosen))
@@ -91,7 +97,7 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
             call.lse[served] = lse[served]
 
 
-def _serve_sparse(parts: Pieces, call: Call, configs: Configs, fused: bool) -> None:
+def _serve_sparse(parts: DisjointParts, call: Call, configs: Configs, fused: bool) -> None:
     """Rows that the pattern does not saturate.
 
     Args:
@@ -99,19 +105,19 @@ def _serve_sparse(parts: Pieces, call: Call, configs: Configs, fused: bool) -> N
     """
     near, rings = parts.near, parts.rings
     if near.everywhere and not fused:
-        launch_near(call, near, configs.band().launch)
+        launch_local_window(call, near, configs.band().launch)
     elif near.dense and not fused:
         early = [row._replace(length=min(row.length, near.dense)) for row in call.rows]
         rows = tuple(row for row in early if row.start < row.length)
         if rows:
-            launch_near(call._replace(rows=rows), near, configs.band().launch)
+            launch_local_window(call._replace(rows=rows), near, configs.band().launch)
     for number, ring in enumerate(rings):
         launch_ring(call, ring, near, rings[:number], configs.band(compared=number > 0))
-    shown = elsewhere(call, rings if parts.chosen else ())
+    shown = excluded_keys(call, rings if parts.chosen else ())
     # What stands near goes with the first of them.
     chosen = sorted(parts.chosen, key=sorts_choices, reverse=True)
     # What a pattern itself keeps near is never among the blocks that it chooses.
-    alone = len(chosen) == 1 and pieces(chosen[0]) == parts
+    alone = len(chosen) == 1 and disjoint_parts(chosen[0]) == parts
     for number, pattern in enumerate(chosen):
         config = configs.moba(pattern.block_size, compared=not alone)
         picks = None if alone else choose(call, pattern, config.choose)
@@ -121,6 +127,6 @@ def _serve_sparse(parts: Pieces, call: Call, configs: Configs, fused: bool) -> N
             launch_sorted(call, pattern, picks, own, hidden, shown, config)
         else:
             picks = choose(call, pattern, config.choose) if picks is None else picks
-            launch_gathered(call, pattern, picks, near, shown, configs.leaves())
+            launch_gathered(call, pattern, picks, near, shown, configs.small_blocks())
         if number + 1 < len(chosen) and picks is not None:
             shown = shown.with_spans(first_keys(pattern, picks), pattern.block_size)

@@ -16,8 +16,8 @@ from sa_patch.kernels.triton.launch_table import (
     packed_heads,
     padded_head_dim,
 )
-from sa_patch.kernels.triton.local_window import near_kernel
-from sa_patch.kernels.triton.parts import Near
+from sa_patch.kernels.triton.local_window import local_window_kernel
+from sa_patch.kernels.triton.parts import LocalWindow
 from sa_patch.kernels.triton.ring import ring_kernel
 from sa_patch.kernels.triton.ring_tiles import ring_plan, ring_table
 from sa_patch.kernels.triton.softmax import INTERPRETED
@@ -72,7 +72,7 @@ class Call(NamedTuple):
     def stream(self) -> int:
         return current_stream(self.q.device)
 
-    def lows(self, near: Near) -> Tensor:
+    def lows(self, near: LocalWindow) -> Tensor:
         return near.lows(max(row.length for row in self.rows), self.q.device, self.stream)
 
     def table(self, slots: int) -> Tensor:
@@ -86,8 +86,8 @@ class Call(NamedTuple):
         return {"WITH_LSE": self.lse is not None, "JOIN": self.join}
 
 
-class Elsewhere(NamedTuple):
-    """Keys beside near ones that a piece leaves out, as `shown_elsewhere` takes them."""
+class ExcludedKeys(NamedTuple):
+    """Keys beside near ones that a piece leaves out, as `shown_by_other_part` takes them."""
 
     rings: Tensor | None = None
     sizes: Tensor | None = None
@@ -95,7 +95,7 @@ class Elsewhere(NamedTuple):
     """int32 ``[batch, q_heads, nq, spans]``"""
     extents: Tensor | None = None
 
-    def with_spans(self, starts: Tensor, extent: int) -> Elsewhere:
+    def with_spans(self, starts: Tensor, extent: int) -> ExcludedKeys:
         """And spans of `extent` keys from ``starts [batch, q_heads, nq, spans]`` on."""
         extents = torch.full_like(starts[0, 0, 0], extent)
         if self.starts is not None and self.extents is not None:
@@ -103,7 +103,7 @@ class Elsewhere(NamedTuple):
             extents = torch.cat([self.extents, extents])
         return self._replace(starts=starts, extents=extents)
 
-    def of_heads(self, heads: slice) -> Elsewhere:
+    def of_heads(self, heads: slice) -> ExcludedKeys:
         """For some of the query heads."""
         rings, starts = self.rings, self.starts
         if rings is not None and rings.shape[2] > 2:
@@ -126,14 +126,14 @@ class Elsewhere(NamedTuple):
         }
 
 
-def elsewhere(call: Call, rings: tuple[SA | PSA, ...]) -> Elsewhere:
+def excluded_keys(call: Call, rings: tuple[SA | PSA, ...]) -> ExcludedKeys:
     """The keys within reach on `rings`."""
     if not rings:
-        return Elsewhere()
+        return ExcludedKeys()
     tables, sizes = ring_tables(
         rings, call.rows, layer=call.layer, heads=call.q.shape[1], device=call.q.device
     )
-    return Elsewhere(tables, sizes)
+    return ExcludedKeys(tables, sizes)
 
 
 def strides(*tensors: Tensor) -> list[int]:
@@ -168,13 +168,15 @@ class Choices(NamedTuple):
     partial_lse: Tensor
 
 
-def launch_near(call: Call, near: Near, launch: Launch, choices: Choices | None = None) -> None:
+def launch_local_window(
+    call: Call, near: LocalWindow, launch: Launch, choices: Choices | None = None
+) -> None:
     """Attention over the near keys, and over chosen blocks where their results are given."""
     pack = packed_heads(call.group, launch.block_m)
     table = call.table(launch.block_m // pack)
     if not len(table):
         return
-    near_kernel[(len(table) * (call.q.shape[1] // pack),)](
+    local_window_kernel[(len(table) * (call.q.shape[1] // pack),)](
         call.q,
         call.k,
         call.v,
@@ -199,7 +201,11 @@ def launch_near(call: Call, near: Near, launch: Launch, choices: Choices | None 
 
 
 def launch_ring(
-    call: Call, pattern: SA | PSA, near: Near, before: tuple[SA | PSA, ...], config: BandConfig
+    call: Call,
+    pattern: SA | PSA,
+    near: LocalWindow,
+    before: tuple[SA | PSA, ...],
+    config: BandConfig,
 ) -> None:
     """Attention over the keys of a ring that neither `near` nor the rings `before` show.
 
@@ -226,7 +232,7 @@ def launch_ring(
     ordered = config.permute_once and isinstance(pattern, SA) and not (pattern.per_head or before)
     if ordered and isinstance(pattern, SA):
         k, v = (slot_ordered(x, pattern, call.rows, call.layer) for x in (k, v))
-    arguments = elsewhere(call, before).arguments()
+    arguments = excluded_keys(call, before).arguments()
     ring_kernel[(len(table) * config.tiles * (heads // pack),)](
         q,
         k,

@@ -64,13 +64,13 @@ class MobaConfig:
 
 
 @dataclass(frozen=True)
-class LeavesConfig:
+class SmallBlocksConfig:
     """Small blocks chosen by content."""
 
     launch: Launch
 
 
-Config = BandConfig | MobaConfig | LeavesConfig
+Config = BandConfig | MobaConfig | SmallBlocksConfig
 
 # Under the interpreter a program costs milliseconds whatever its size. Short sequences, which tests
 # use, must still fill several tiles.
@@ -159,15 +159,15 @@ def moba_config(
     return MobaConfig(choose, replace(chosen, block_n=fitting), own)
 
 
-def leaves_config(q: Tensor, device: str) -> LeavesConfig:
+def small_blocks_config(q: Tensor, device: str) -> SmallBlocksConfig:
     """The table's entry for small blocks chosen by content."""
     if device == "interpreter":
-        return LeavesConfig(Launch(block_m=64, block_n=16))
+        return SmallBlocksConfig(Launch(block_m=64, block_n=16))
     width = padded_head_dim(q.shape[3])
     # A thread holds its part of all keys and then of all values of a step in fp32.
     block_n = 8 if width <= 128 else 4
     block_m = min(64, _GATHERED // (block_n * width))
-    return LeavesConfig(Launch(block_m, block_n, warps=4, stages=1))
+    return SmallBlocksConfig(Launch(block_m, block_n, warps=4, stages=1))
 
 
 def next_power_of_2(n: int) -> int:

@@ -22,7 +22,7 @@ from sa_patch.kernels.triton.softmax import (
 
 
 @triton.jit
-def near_walk(
+def local_window_walk(
     state: tl.tensor,
     q: tl.tensor,
     k_base: tl.tensor,
@@ -118,7 +118,7 @@ def join_choices(
 
 
 @triton.jit(do_not_specialize=["query_len", "sinks", "count"])
-def near_kernel(
+def local_window_kernel(
     q: tl.tensor,
     k: tl.tensor,
     v: tl.tensor,
@@ -176,7 +176,7 @@ def near_kernel(
     reach = tl.where(real, positions + 1 - low, 0)
     limits = tl.where(real, tl.minimum(low, sinks), 0)
     state = start_softmax(BLOCK_M, BLOCK_D)
-    state = near_walk(
+    state = local_window_walk(
         state,
         q_tile,
         k_base,

@@ -19,7 +19,7 @@ from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sink
 _SORTED_BLOCK = 16
 
 
-class Near(NamedTuple):
+class LocalWindow(NamedTuple):
     """The keys of a query that depend on its position alone."""
 
     sinks: int = 0
@@ -48,12 +48,12 @@ class Near(NamedTuple):
         return _lows(self, 1 << seq_len.bit_length(), device, stream)
 
 
-EVERYTHING = Near(dense=UNLIMITED)
-NOTHING = Near()
+EVERYTHING = LocalWindow(dense=UNLIMITED)
+NOTHING = LocalWindow()
 
 
 @lru_cache(maxsize=64)
-def _lows(near: Near, size: int, device: torch.device, stream: int) -> Tensor:
+def _lows(near: LocalWindow, size: int, device: torch.device, stream: int) -> Tensor:
     i = torch.arange(size, device=device)
     low = i + 1
     for origin, block, behind in near.edges:
@@ -64,10 +64,10 @@ def _lows(near: Near, size: int, device: torch.device, stream: int) -> Tensor:
     return low.masked_fill(i < near.dense, 0).to(torch.int32)
 
 
-class Pieces(NamedTuple):
+class DisjointParts(NamedTuple):
     """A pattern, taken apart."""
 
-    near: Near
+    near: LocalWindow
     rings: tuple[SA | PSA, ...]
     chosen: tuple[MoBA | BlockTopK, ...]
 
@@ -77,7 +77,7 @@ def sorts_choices(pattern: MoBA | BlockTopK) -> bool:
     return isinstance(pattern, MoBA) or pattern.block_size >= _SORTED_BLOCK
 
 
-def pieces(pattern: Pattern) -> Pieces | None:
+def disjoint_parts(pattern: Pattern) -> DisjointParts | None:
     """The pieces of a pattern; None for one that has a part unknown here."""
     rings: list[SA | PSA] = []
     chosen: list[MoBA | BlockTopK] = []
@@ -105,5 +105,5 @@ def pieces(pattern: Pattern) -> Pieces | None:
             edges.append((part.sinks, part.block_size, part.local // part.block_size))
         else:
             return None
-    near = Near(min(sinks, UNLIMITED), tuple(sorted(edges)), min(dense, UNLIMITED))
-    return Pieces(near, tuple(rings), tuple(chosen))
+    near = LocalWindow(min(sinks, UNLIMITED), tuple(sorted(edges)), min(dense, UNLIMITED))
+    return DisjointParts(near, tuple(rings), tuple(chosen))

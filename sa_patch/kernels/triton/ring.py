@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sa_patch.kernels.triton.exclusion import shown_elsewhere
+from sa_patch.kernels.triton.exclusion import shown_by_other_part
 from sa_patch.kernels.triton.softmax import (
     UNSEEN,
     load_rows,
@@ -76,7 +76,7 @@ def ring_kernel(
         q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.
         table: int32 ``[entries, 7]``, of `ring_table`: blocks of TILES tiles.
         queries, query_steps, windows, keys, key_steps, counts, skips: of `RingPlan`.
-        rings, sizes, padded_len: of `shown_elsewhere`; read where there are RINGS.
+        rings, sizes, padded_len: of `shown_by_other_part`; read where there are RINGS.
         width: keys of a band, padding counted.
         scale: at least 0, with log2(e) in it.
         SLOT_ORDER: k and v stand in the order of slots, and are read by slot.
@@ -126,7 +126,7 @@ def ring_kernel(
             position = tl.load(keys + block * width + key, mask=inside, other=0)
             near = position.to(tl.int64)
             if RINGS:
-                shown = shown_elsewhere(
+                shown = shown_by_other_part(
                     position[None, :],
                     positions,
                     members,

@@ -15,7 +15,7 @@ from torch import Tensor
 from sa_patch.kernels.slot_tiles import ring_tiles
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.kernels.triton.launch_table import UNLIMITED
-from sa_patch.kernels.triton.parts import Near
+from sa_patch.kernels.triton.parts import LocalWindow
 from sa_patch.kernels.triton.tiles import Row, current_stream, lengths_of, on_device
 from sa_patch.patterns import PSA, SA
 from sa_patch.patterns.prefix_stable import RING_SIZE
@@ -124,7 +124,7 @@ def ring_plan(
     pattern: SA | PSA,
     rows: tuple[Row, ...],
     query_len: int,
-    near: Near,
+    near: LocalWindow,
     *,
     layer: int,
     heads: int,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sa_patch.kernels.triton.exclusion import shown_elsewhere
+from sa_patch.kernels.triton.exclusion import shown_by_other_part
 from sa_patch.kernels.triton.softmax import load_rows, query_tile, start_softmax, store_result
 
 
@@ -30,7 +30,7 @@ def load_gathered(
 
 
 @triton.jit(do_not_specialize=["query_len", "block_size", "count", "sinks", "padded_len"])
-def leaves_kernel(
+def small_blocks_kernel(
     q: tl.tensor,
     k: tl.tensor,
     v: tl.tensor,
@@ -79,11 +79,11 @@ def leaves_kernel(
 
     Args:
         q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.
-        table, lows, sinks: of `near_kernel`, whose keys are left out.
+        table, lows, sinks: of `local_window_kernel`, whose keys are left out.
         first_keys: int32 ``[batch, HEADS, query_len, count]``: first key of each chosen block,
             beyond every position where there is none.
         scale: at least 0, with log2(e) in it.
-        rings ... SPANS: of `shown_elsewhere`.
+        rings ... SPANS: of `shown_by_other_part`.
     """
     batch, head, members, rows, positions, real, first, last = query_tile(
         table, HEADS, query_len, PACK, BLOCK_M
@@ -105,7 +105,7 @@ def leaves_kernel(
         visible = inside & (keys >= sinks) & (keys < low[:, None])
         keys = tl.where(visible, keys, 0)
         if RINGS + SPANS:
-            shown = shown_elsewhere(
+            shown = shown_by_other_part(
                 keys,
                 positions,
                 members,

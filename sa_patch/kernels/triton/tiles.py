@@ -85,7 +85,7 @@ def row_table(rows: tuple[Row, ...], batch: int, device: torch.device, stream: i
 
 
 class Rings(NamedTuple):
-    """Rings whose keys other pieces leave out, as `shown_elsewhere` takes them."""
+    """Rings whose keys other pieces leave out, as `shown_by_other_part` takes them."""
 
     tables: Tensor
     """int32 ``[lengths, rings, 1 + draws, padded_len]``"""

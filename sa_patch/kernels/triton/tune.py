@@ -14,11 +14,11 @@ from sa_patch.kernels.triton.launch_table import (
     BandConfig,
     Config,
     Launch,
-    LeavesConfig,
+    SmallBlocksConfig,
     device_class,
     moba_config,
 )
-from sa_patch.kernels.triton.parts import pieces, sorts_choices
+from sa_patch.kernels.triton.parts import disjoint_parts, sorts_choices
 from sa_patch.patterns import SA, BlockTopK, MoBA, Pattern
 
 _LAUNCHES = [
@@ -42,7 +42,7 @@ class Timing:
 
 def candidates(pattern: Pattern, q: Tensor, seq_len: int) -> list[Config]:
     """Launch parameters worth timing for a pattern; those that do not fit fail when tried."""
-    parts = pieces(pattern)
+    parts = disjoint_parts(pattern)
     if parts is None or pattern.saturated(seq_len):
         return [BandConfig(launch) for launch in _LAUNCHES]
     fused = any(map(sorts_choices, parts.chosen))
@@ -65,7 +65,7 @@ def candidates(pattern: Pattern, q: Tensor, seq_len: int) -> list[Config]:
 def _chosen_candidates(pattern: MoBA | BlockTopK, q: Tensor, seq_len: int) -> list[Config]:
     if not sorts_choices(pattern):
         few = [(m, n, warps) for m in (4, 8, 16, 32) for n in (4, 8, 16) for warps in (2, 4, 8)]
-        return [LeavesConfig(Launch(*size)) for size in few]
+        return [SmallBlocksConfig(Launch(*size)) for size in few]
     base = moba_config(q, seq_len, pattern.block_size, device_class(q.device, interpreted=False))
     varied: list[Config] = [replace(base, chosen=launch) for launch in _LAUNCHES]
     varied += [replace(base, own=launch) for launch in _LAUNCHES]

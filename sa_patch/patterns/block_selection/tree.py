@@ -48,7 +48,7 @@ def level_count(most: int, branch: int, beam: int) -> int:
 
 
 @torch.no_grad()
-def best_leaves(
+def best_blocks(
     q: Tensor,
     k: Tensor,
     eligible: Tensor,
@@ -96,7 +96,7 @@ def _all_of(known: Tensor, width: int) -> Tensor:
 def _search(
     q: Tensor, means: list[Tensor], eligible: Tensor, topk: int, branch: int, beam: int
 ) -> Tensor:
-    """`best_leaves` for a few queries."""
+    """`best_blocks` for a few queries."""
     # Levels of which these queries know `beam` nodes at most leave nothing to choose.
     most = int(eligible.max())
     top = level_count(most, branch, beam) - 1

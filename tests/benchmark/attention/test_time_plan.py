@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sa_patch.benchmark.attention.candidates import Contestant
+from sa_patch.benchmark.attention.candidates import Candidate
 from sa_patch.benchmark.attention.options import BenchOptions, make_options, prepare_folder
 from sa_patch.benchmark.attention.time_plan import (
     History,
@@ -24,8 +24,8 @@ from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 
 
-def contestant(name: str, pattern: Pattern, dense: bool = False) -> Contestant:
-    return Contestant(name, pattern.name, "b", pattern, lambda q, k, v, layer: q, dense=dense)
+def contestant(name: str, pattern: Pattern, dense: bool = False) -> Candidate:
+    return Candidate(name, pattern.name, "b", pattern, lambda q, k, v, layer: q, dense=dense)
 
 
 def test_time_grows_with_the_needed_work_and_a_dense_mask_as_the_square() -> None:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa_patch.kernels.banded.ring import RingPiece, attend_ranges
+from sa_patch.kernels.banded.ring import RingPart, attend_ranges
 from sa_patch.kernels.banded.ring_ranges import ring_ranges
 from sa_patch.patterns import PSA, SA
 from tests.laws.strategies import make_case
@@ -82,7 +82,7 @@ def test_hidden_keys_weigh_nothing_in_any_dtype(dtype: torch.dtype, sums: bool) 
     pattern, n = PSA(20, seed=2), 300
     case = make_case(q_heads=4, kv_heads=2, seq_len=n, head_dim=16)
     q, k, v = (x.to(dtype) for x in (case.q, case.k, case.v))
-    piece = RingPiece(pattern.ring(n, 0, 4), 0, torch.arange(n), dense=20)
+    piece = RingPart(pattern.ring(n, 0, 4), 0, torch.arange(n), dense=20)
     out, lse = attend_ranges(piece, q, k, v, start=0, scale=0.25, sums=sums)
     assert (lse is not None) == sums
     reference = case.with_tensors(q.float(), k.float(), v.float()).run(pattern, "reference")

@@ -85,8 +85,8 @@ def test_pieces_of_queries_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = case.q, case.k, case.v
     whole = attend_chosen(pattern, *inputs, start=0, scale=0.3)
     monkeypatch.setattr(banded_leaves, "_SCORES", 1)
-    pieces = attend_chosen(pattern, *inputs, start=0, scale=0.3)
-    for one, other in zip(whole, pieces, strict=True):
+    disjoint_parts = attend_chosen(pattern, *inputs, start=0, scale=0.3)
+    for one, other in zip(whole, disjoint_parts, strict=True):
         assert torch.equal(one, other)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sa_patch.kernels import sparse_attention
-from sa_patch.kernels.local_window import joined, near_of
+from sa_patch.kernels.local_window import joined, local_window_of
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, MoBA, Pattern, Sinks
 from tests.laws.drawn import METHODS, patterns
 from tests.laws.strategies import Case, make_case
@@ -102,9 +102,9 @@ def test_gradients_equal_those_of_reference(pattern: Pattern) -> None:
     target = torch.randn(case.q.shape, generator=torch.Generator().manual_seed(0))
     gradients = {}
     for backend in ("banded", "reference"):
-        leaves = [x.detach().clone().requires_grad_() for x in (case.q, case.k, case.v)]
-        out = case.with_tensors(*leaves).run(pattern, backend)
-        gradients[backend] = torch.autograd.grad((out * target).sum(), leaves)
+        small_blocks = [x.detach().clone().requires_grad_() for x in (case.q, case.k, case.v)]
+        out = case.with_tensors(*small_blocks).run(pattern, backend)
+        gradients[backend] = torch.autograd.grad((out * target).sum(), small_blocks)
     for actual, expected in zip(gradients["banded"], gradients["reference"], strict=True):
         assert torch.isfinite(actual).all()
         assert (actual - expected).abs().max() <= GRADIENT_TOLERANCE
@@ -115,7 +115,7 @@ def test_a_neighbourhood_is_the_union_of_its_parts() -> None:
     n = 60
     positions = torch.arange(n)
     for chosen in ([0], [1], [2], [3], [0, 1], [1, 2], [1, 3], [0, 2, 3], [0, 1, 2, 3]):
-        near = joined([near_of(parts[index]) for index in chosen])
+        near = joined([local_window_of(parts[index]) for index in chosen])
         i, j = positions[:, None], positions
         q, k = torch.zeros(1, n, 2), torch.zeros(1, n, 2)
         expected = torch.zeros(n, n, dtype=torch.bool)
@@ -130,7 +130,9 @@ def test_a_neighbourhood_is_the_union_of_its_parts() -> None:
 
 
 def test_a_window_that_holds_a_block_needs_no_block() -> None:
-    near = joined([near_of(MoBA(16, 2)), near_of(SWA(16)), near_of(Sinks(4))])
-    assert near == near_of(SWA(16)).__class__(4, near_of(SWA(16)).neighbourhoods)
-    wider = joined([near_of(MoBA(17, 2)), near_of(SWA(16))])
+    near = joined(
+        [local_window_of(MoBA(16, 2)), local_window_of(SWA(16)), local_window_of(Sinks(4))]
+    )
+    assert near == local_window_of(SWA(16)).__class__(4, local_window_of(SWA(16)).neighbourhoods)
+    wider = joined([local_window_of(MoBA(17, 2)), local_window_of(SWA(16))])
     assert len(wider.neighbourhoods) == 2

@@ -14,7 +14,7 @@ from sa_patch.kernels.tensor_cache import TensorCache
 from sa_patch.kernels.triton import backend as triton_backend
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.kernels.triton.launch_table import packed_heads, padded_head_dim
-from sa_patch.kernels.triton.parts import NOTHING, Near
+from sa_patch.kernels.triton.parts import NOTHING, LocalWindow
 from sa_patch.kernels.triton.ring_tiles import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row, band_table
 from sa_patch.kernels.triton.tune import tune
@@ -124,14 +124,22 @@ def test_plans_are_remembered_by_what_determines_them(monkeypatch: pytest.Monkey
     rows, five = (Row(0, 0, 50),), SA(5)
 
     def plan(
-        pattern: SA = five, layer: int = 0, heads: int = 4, block: int = 16, near: Near = NOTHING
+        pattern: SA = five,
+        layer: int = 0,
+        heads: int = 4,
+        block: int = 16,
+        near: LocalWindow = NOTHING,
     ) -> RingPlan:
         return ring_plan(pattern, rows, 50, near, layer=layer, heads=heads, block=block, device=CPU)
 
     first = plan()
     assert plan().queries is first.queries and plan(heads=8).queries is first.queries
     others = [plan(layer=1), plan(SA(5, seed=1)), plan(SA(6)), plan(block=8)]
-    others += [plan(near=Near(sinks=2)), plan(SA(5, circular=False)), plan(SA(5, per_head=True))]
+    others += [
+        plan(near=LocalWindow(sinks=2)),
+        plan(SA(5, circular=False)),
+        plan(SA(5, per_head=True)),
+    ]
     others.append(plan(SA(5, per_head=True), heads=8))
     assert all(other.queries is not first.queries for other in others)
     assert len(triton_plans.PLANS) == 9

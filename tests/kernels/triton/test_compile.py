@@ -72,12 +72,12 @@ def compile_all(dtype: str, head_dim: int, capability: int) -> list[dict[str, An
 
     from sa_patch.kernels.backend import Spans
     from sa_patch.kernels.triton import backend as triton_backend
-    from sa_patch.kernels.triton import launch_table as triton_configs
+    from sa_patch.kernels.triton import launch_table as launch_table
     from sa_patch.patterns import SA, SWA, MoBA, parse_pattern
 
     triton.runtime.driver.set_active(NamedTarget(capability))
     part = "hopper" if capability >= 90 else "ampere"
-    vars(triton_configs)["device_class"] = lambda device, interpreted: part
+    vars(launch_table)["device_class"] = lambda device, interpreted: part
     run, records = JITFunction.run, []
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -131,16 +131,16 @@ def test_committed_launches_compile_and_do_not_spill(
     records = json.loads(child.stdout.splitlines()[-1])
     kinds = {(record["kernel"], *record["flags"]) for record in records}
     assert kinds == {
-        ("near_kernel",),
-        ("near_kernel", "CHOSEN"),
-        ("near_kernel", "CHOSEN", "JOIN"),
+        ("local_window_kernel",),
+        ("local_window_kernel", "CHOSEN"),
+        ("local_window_kernel", "CHOSEN", "JOIN"),
         ("ring_kernel",),
         ("ring_kernel", "JOIN"),
         ("ring_kernel", "JOIN", "RINGS"),
         ("choose_kernel",),
         ("chosen_kernel",),
         ("chosen_kernel", "LIMITED", "RINGS"),
-        ("leaves_kernel", "JOIN", "RINGS", "SPANS"),
+        ("small_blocks_kernel", "JOIN", "RINGS", "SPANS"),
     }
     assert all(fits(record, capability) for record in records), records
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sa_patch.kernels.triton.launch_table import BandConfig
-from sa_patch.kernels.triton.parts import EVERYTHING, NOTHING, Near, pieces
+from sa_patch.kernels.triton.parts import EVERYTHING, NOTHING, LocalWindow, disjoint_parts
 from sa_patch.kernels.triton.ring_tiles import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row, current_stream
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 CPU = torch.device("cpu")
 
 
-def near_mask(near: Near, n: int) -> Tensor:
+def near_mask(near: LocalWindow, n: int) -> Tensor:
     """What the kernel of near keys shows: bool ``[n, n]``."""
     low = near.lows(n, CPU, current_stream(CPU))[:n, None]
     keys = torch.arange(n)
@@ -45,7 +45,7 @@ def test_near_keys_equal_the_definitions(data: st.DataObject, n: int) -> None:
     union = drawn[0]
     for part in drawn[1:]:
         union = union | part
-    found = pieces(union)
+    found = disjoint_parts(union)
     assert found is not None and torch.equal(near_mask(found.near, n), wanted)
     low = found.near.lows(n, CPU, 0)
     assert (low.diff() >= 0).all(), "the kernel takes the first and the last query for all between"
@@ -53,9 +53,9 @@ def test_near_keys_equal_the_definitions(data: st.DataObject, n: int) -> None:
 
 @pytest.mark.parametrize("pattern", [Full(), SWA(2**40), MoBA(2**40, 2), BlockTopK(2**35, 1)])
 def test_numbers_beyond_every_length_do_not_overflow(pattern: Pattern) -> None:
-    found = pieces(pattern)
+    found = disjoint_parts(pattern)
     assert found is not None and near_mask(found.near, 50).equal(near_mask(EVERYTHING, 50))
-    sinks = pieces(Sinks(2**40))
+    sinks = disjoint_parts(Sinks(2**40))
     assert sinks is not None and near_mask(sinks.near, 50).equal(near_mask(EVERYTHING, 50))
 
 
@@ -95,7 +95,7 @@ def test_a_plan_shows_each_pair_of_the_ring_once(
         return
     start = data.draw(st.integers(0, n - 1)) if method == "psa" else 0
     count = data.draw(st.integers(1, n - start)) if method == "psa" else n
-    near = Near(data.draw(st.integers(0, 4)), ((0, 1, data.draw(st.integers(0, 6))),))
+    near = LocalWindow(data.draw(st.integers(0, 4)), ((0, 1, data.draw(st.integers(0, 6))),))
     near = data.draw(st.sampled_from([NOTHING, near]))
     # A row of another length stands before and after.
     other = Row(1, 0, max(1, n - 3))

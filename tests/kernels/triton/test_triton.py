@@ -161,7 +161,7 @@ def test_rows_of_different_lengths_take_one_launch(monkeypatch: pytest.MonkeyPat
             launches.append(grid)
             return self.kernel[grid]
 
-    for name in ("near_kernel", "ring_kernel"):
+    for name in ("local_window_kernel", "ring_kernel"):
         monkeypatch.setattr(triton_launch, name, Counted(vars(triton_launch)[name]))
     case = make_case(batch=3, seq_len=40, lengths=[40, 17, 29])
     assert_matches(case, SA(4))

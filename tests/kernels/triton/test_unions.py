@@ -10,14 +10,14 @@ from torch import Tensor
 
 from sa_patch.kernels.backend import Spans
 from sa_patch.kernels.triton import backend as triton_backend
-from sa_patch.kernels.triton.launch_table import BandConfig, LeavesConfig, MobaConfig
+from sa_patch.kernels.triton.launch_table import BandConfig, MobaConfig, SmallBlocksConfig
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, MoBA, Pattern, Sinks
 from tests.kernels.triton.test_triton import FP32_TOLERANCE, TINY, oracle_lse, sdpa_error
 from tests.laws.strategies import Case, make_case
 
 pytest.importorskip("triton")
 
-CONFIGS = (BandConfig(TINY, tiles=3), MobaConfig(TINY, TINY, TINY), LeavesConfig(TINY))
+CONFIGS = (BandConfig(TINY, tiles=3), MobaConfig(TINY, TINY, TINY), SmallBlocksConfig(TINY))
 # Every kind of piece after every other that it has to leave out, and each alone.
 PATTERNS = [
     Sinks(4),
