@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from sa_patch.kernels.triton import launch_table as launch_table
+from sa_patch.kernels.triton import launch_table
 from sa_patch.kernels.triton.chosen_blocks_launch import (
     choose,
     first_keys,

@@ -72,7 +72,7 @@ def compile_all(dtype: str, head_dim: int, capability: int) -> list[dict[str, An
 
     from sa_patch.kernels.backend import Spans
     from sa_patch.kernels.triton import backend as triton_backend
-    from sa_patch.kernels.triton import launch_table as launch_table
+    from sa_patch.kernels.triton import launch_table
     from sa_patch.patterns import SA, SWA, MoBA, parse_pattern
 
     triton.runtime.driver.set_active(NamedTarget(capability))
