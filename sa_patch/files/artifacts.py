@@ -33,7 +33,8 @@ def check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / ".writable", b"")
-        (folder / ".writable").unlink()
+        # Another process may ask the same at the same moment.
+        (folder / ".writable").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"the folder {folder} cannot be written ({one_line(error)}); give another one by --out"
