@@ -52,7 +52,7 @@ def test_defaults_fill_in_what_was_not_said() -> None:
         ({"name": 3}, "name must be text, got 3"),
         (
             {"kind": "citybike"},
-            "unknown kind 'citybike'; did you mean 'city bike'? allowed: road",
+            "unknown kind 'citybike'; did you mean 'city bike'? allowed: road, ",
         ),
         ({"speeds": 2}, "unknown speeds 2; allowed: 1, 3"),
         ({"wheels": 3}, "wheels[0] must be a mapping of keys to values, got 3"),
