@@ -70,11 +70,6 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise UserError(_sentence(cls, what, error.errors()[0])) from error
 
-    def or_else(self, **defaults: Any) -> Self:
-        """These settings, with `defaults` for what the file does not say."""
-        unsaid = {key: value for key, value in defaults.items() if key not in self.model_fields_set}
-        return self.model_copy(update=unsaid)
-
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file; ``-`` stands for standard input.

@@ -96,11 +96,18 @@ def parse_layers(layers: Iterable[int] | str | int) -> set[int]:
     # "+" serves where commas already separate arguments, as in lm-eval's --model_args.
     for part in filter(None, (piece.strip() for piece in layers.replace("+", ",").split(","))):
         first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        numbers = (first, last if dash else first)
+        # isdecimal() alone admits digits of every script.
+        if not all(number.isascii() and number.isdecimal() for number in numbers):
             raise UserError(
                 f"layers are written as numbers and ranges, such as 4-35 or 0,1,5-7; got {part!r}"
             )
-        chosen.update(range(int(first), int(last or first) + 1))
+        low, high = map(int, numbers)
+        if high < low:
+            raise UserError(
+                f"a range of layers ends before it begins: {part!r}; write {high}-{low}"
+            )
+        chosen.update(range(low, high + 1))
     return chosen
 
 

@@ -38,11 +38,6 @@ def test_a_single_value_is_a_list_and_nothing_an_empty_one() -> None:
     assert Bicycle.read({"name": "x", "spokes": [4, 2]}, "the file").spokes == (4, 2)
 
 
-def test_defaults_fill_in_what_was_not_said() -> None:
-    said = Wheel.read({"inches": 28}, "the wheel").or_else(inches=20, width=2.0)
-    assert (said.inches, said.width) == (28, 2.0)
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

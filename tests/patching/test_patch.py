@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
 
 from sa_patch import SA, SWA, Full, MoBA, patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
-from sa_patch.patching import attention_layers, format_layers, parse_layers
+from sa_patch.patching import Schedule, attention_layers, format_layers, parse_layers
 from sa_patch.patching.plan import get_plan
 from tests.small_models import FAMILIES, random_tokens, tiny_config, tiny_model
 
@@ -252,6 +253,21 @@ def test_layer_text_reads_back() -> None:
     assert parse_layers("0,1,5-7") == {0, 1, 5, 6, 7} == parse_layers("0+1+5-7")
     assert parse_layers(3) == {3}
     assert format_layers(parse_layers("0,1,5-7,9")) == "0-1,5-7,9"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("0,7-3", "a range of layers ends before it begins: '7-3'; write 3-7"),
+        ("\N{SUPERSCRIPT TWO}", "layers are written as numbers and ranges"),
+        ("4-", "layers are written as numbers and ranges, such as 4-35 or 0,1,5-7; got '4-'"),
+    ],
+)
+def test_layer_text_of_another_form_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        parse_layers(text)
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        Schedule.read({text: "full", 1: "swa:4"})
 
 
 def test_configuration_of_another_model_is_not_touched() -> None:

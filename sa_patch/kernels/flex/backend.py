@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import Backend, Spans
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Union
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
 
 # `parts` is imported where it is used: it loads torch's compiler, which takes seconds.
 
@@ -43,7 +43,7 @@ def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
 
 def _refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:
     """Why flex cannot serve a call; empty where it can."""
-    for part in pattern.parts if isinstance(pattern, Union) else (pattern,):
+    for part in parts_of(pattern):
         if not isinstance(part, (Full, Sinks, SWA, SA, PSA, MoBA, BlockTopK)):
             return f"flex has no rule for the pattern {part.name!r}"
     if q.shape[2] != k.shape[2]:

@@ -23,7 +23,7 @@ from sa_patch.kernels.flex.kernel import Call, Chosen
 from sa_patch.kernels.flex.rings import ring_plan
 from sa_patch.kernels.flex.tables import Tables, absent_keys, near, numbers, plans, table
 from sa_patch.kernels.merge import merge
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Union
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
 
 _Fixed = tuple[int, int]
 """(sinks, window): the first and the nearest keys in view"""
@@ -58,7 +58,7 @@ def attend_rows(
 def _disjoint_parts(
     pattern: Pattern, q: Tensor, k: Tensor, *, layer: int, scale: float
 ) -> list[_Piece]:
-    parts = pattern.parts if isinstance(pattern, Union) else (pattern,)
+    parts = parts_of(pattern)
     rings = tuple(part for part in parts if isinstance(part, (SA, PSA)))
     content = tuple(part for part in parts if isinstance(part, (MoBA, BlockTopK)))
     fixed = _fixed(parts, q.shape[2])

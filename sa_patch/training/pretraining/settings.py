@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     Field,
-    StringConstraints,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -17,24 +16,22 @@ from pydantic import (
 from transformers import LlamaConfig
 
 from sa_patch.errors import UserError
-from sa_patch.files.settings import LISTED, Settings, read_yaml
+from sa_patch.files.settings import LISTED, Positive, Settings, Text, read_yaml
 from sa_patch.kernels import check_backend
 
-Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class ModelSettings(Settings):
     """A Llama's size; see `transformers.LlamaConfig`."""
 
-    layers: Count
-    hidden: Count
-    heads: Count
-    kv_heads: Count
-    intermediate: Count
+    layers: Positive
+    hidden: Positive
+    heads: Positive
+    kv_heads: Positive
+    intermediate: Positive
     tie_embeddings: bool = True
 
     @model_validator(mode="after")
@@ -62,14 +59,14 @@ class TextSettings(Settings):
     """
 
     vocabulary: int = Field(ge=512)
-    validation_tokens: Count
+    validation_tokens: Positive
     source: Text = "installed"
     subset: Text | None = None
     data_files: Annotated[tuple[Text, ...], LISTED] = ()
     split: Text = "train"
     validation_split: Text | None = None
     column: Text = "text"
-    max_tokens: Count | None = None
+    max_tokens: Positive | None = None
 
 
 class RecallSettings(Settings):
@@ -109,21 +106,21 @@ class PretrainingSettings(Settings):
     name: Text
     model: ModelSettings
     text: TextSettings
-    sequence: Count
-    batch: Count
-    micro_batch: Count
-    steps: Count
+    sequence: Positive
+    batch: Positive
+    micro_batch: Positive
+    steps: Positive
     warmup: int = Field(ge=0)
     learning_rate: float = Field(gt=0)
-    window: Count
-    checkpoint_every: Count
-    validate_every: Count
+    window: Positive
+    checkpoint_every: Positive
+    validate_every: Positive
     recall: RecallSettings = RecallSettings()
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: NonNegative = 0.1
     clip: float = Field(default=1.0, gt=0)
     final_share: Share = 0.1
-    log_every: Count = 10
+    log_every: Positive = 10
     precision: Literal["no", "bf16", "fp16"] = "no"
     backend: Annotated[Text, AfterValidator(check_backend)] = "auto"
 

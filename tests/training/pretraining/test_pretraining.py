@@ -264,6 +264,7 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["unknown key 'vocab'", "'text'", "vocabulary"],
     ),
     "empty": ({"name": ""}, ["name must be"]),
+    "blank": ({"name": " "}, ["name must be"]),
     "recall": ({"sequence": 32}, ["at least 64 tokens"]),
 }
 
