@@ -7,6 +7,7 @@ permutation, and the global random number generator is neither read nor moved.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -56,9 +57,21 @@ def hash_key(*coordinates: int) -> int:
 
 def hash_positions(seq_len: int, key: int, device: torch.device | None = None) -> Tensor:
     """62-bit pseudo-random integers, one per position: int64 ``[seq_len]``."""
-    positions = torch.arange(seq_len, device=device)
-    high = _mix32(_mix32(positions + key) ^ _mix32_int(key ^ 0x3C6EF372))
-    low = _mix32(_mix32(positions ^ _mix32_int(key + 0x1B873593)) + high)
+    return _hashes(seq_len, _salts(key), device)
+
+
+def _salts(key: int) -> tuple[int, int, int]:
+    return key, _mix32_int(key ^ 0x3C6EF372), _mix32_int(key + 0x1B873593)
+
+
+def _hashes(
+    seq_len: int, salts: Tensor | tuple[int, int, int], device: torch.device | None = None
+) -> Tensor:
+    """Of `_salts`, or of ``[3, draws, 1]`` of them: int64 ``[seq_len]`` or ``[draws, seq_len]``."""
+    first, second, third = salts
+    positions = torch.arange(seq_len, device=salts.device if isinstance(salts, Tensor) else device)
+    high = _mix32(_mix32(positions + first) ^ second)
+    low = _mix32(_mix32(positions ^ third) + high)
     return ((high >> 1) << 31) | (low >> 1)
 
 
@@ -77,6 +90,26 @@ def permutation_order(
         device: where the result lives.
     """
     return _draw(seq_len, seed, layer, head, device)[0].clone()
+
+
+def permutation_orders(
+    seq_len: int,
+    draws: Sequence[tuple[int, int, int | None]],
+    device: torch.device | None = None,
+) -> Tensor:
+    """`permutation_order` of several draws at once: int64 ``[draws, seq_len]``.
+
+    As many operations as for one draw, and no waiting for a GPU.
+
+    Args:
+        draws: seed, layer and head of each.
+    """
+    keys = [_draw_key(seq_len, *draw) for draw in draws]
+    salted = torch.tensor([_salts(key) for key in keys])
+    if device is not None and device.type == "cuda":
+        # From pageable memory the copy would wait for all work queued before it.
+        salted = salted.pin_memory().to(device, non_blocking=True)
+    return torch.argsort(_hashes(seq_len, salted.T[..., None]), dim=-1, stable=True)
 
 
 def permutation_slots(
@@ -103,10 +136,14 @@ def _draw(
     return draw(seq_len, seed, layer, head, where)
 
 
+def _draw_key(seq_len: int, seed: int, layer: int, head: int | None) -> int:
+    return hash_key(seed, layer, 0 if head is None else head + 1, seq_len)
+
+
 def _draw_fresh(
     seq_len: int, seed: int, layer: int, head: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    key = hash_key(seed, layer, 0 if head is None else head + 1, seq_len)
+    key = _draw_key(seq_len, seed, layer, head)
     order = torch.argsort(hash_positions(seq_len, key, device), stable=True)
     slots = torch.empty_like(order)
     slots[order] = torch.arange(seq_len, device=device)

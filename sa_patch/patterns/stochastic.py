@@ -10,7 +10,11 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, Rule, whole_number
-from sa_patch.patterns.permutation import permutation_order, permutation_slots
+from sa_patch.patterns.permutation import (
+    permutation_order,
+    permutation_orders,
+    permutation_slots,
+)
 from sa_patch.patterns.ring import Ring
 
 
@@ -77,6 +81,13 @@ class SA(Pattern):
                 for head in self.draws(heads)
             ]
         )
+
+    def orders(
+        self, seq_len: int, layers: range, heads: int, device: torch.device | None = None
+    ) -> Tensor:
+        """`order` of several layers at once: int64 ``[layers, heads or 1, seq_len]``."""
+        draws = [(self.seed, layer, head) for layer in layers for head in self.draws(heads)]
+        return permutation_orders(seq_len, draws, device).unflatten(0, (len(layers), -1))
 
     def ring(
         self, seq_len: int, layer: int = 0, heads: int = 1, device: torch.device | None = None

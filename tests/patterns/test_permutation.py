@@ -11,6 +11,7 @@ from sa_patch.patterns.permutation import (
     _draw_fresh,
     hash_key,
     permutation_order,
+    permutation_orders,
     permutation_slots,
 )
 
@@ -63,3 +64,11 @@ def test_global_random_state_is_left_alone() -> None:
 @pytest.mark.parametrize("a, b", [((1, 2), (2, 1)), ((0,), (0, 0)), ((1, 0), (0, 1))])
 def test_hash_key_depends_on_order_and_number(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     assert hash_key(*a) != hash_key(*b)
+
+
+def test_several_draws_at_once_are_what_each_is_alone() -> None:
+    draws = [(0, 0, None), (0, 1, None), (7, 3, 2), (-5, 40, 0)]
+    for n in (1, 2, 63, 1500):
+        together = permutation_orders(n, draws)
+        alone = [permutation_order(n, seed, layer, head) for seed, layer, head in draws]
+        assert torch.equal(together, torch.stack(alone))

@@ -92,7 +92,7 @@ def _rows(seq_len: int, block: int) -> tuple[Tensor, Tensor]:
     return row, (row * block + block).clamp(max=seq_len) - 1
 
 
-def listed(counts: Tensor, blocks: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+def listed(counts: Tensor, blocks: Tensor, columns: int, width: int = 0) -> tuple[Tensor, Tensor]:
     """Lists in the form FlexAttention takes: ``[.., rows]`` and ``[.., rows, columns]``.
 
     It wants as many columns as the keys have blocks, n^2 / block^2 entries, though it reads only
@@ -100,6 +100,10 @@ def listed(counts: Tensor, blocks: Tensor, columns: int) -> tuple[Tensor, Tensor
     therefore become an overlapping view of O(rows) memory, whose uncounted columns run on into the
     rows below. Lists ``[batch, heads, rows, width]`` are filled up. There are at least two rows and
     columns, since sizes of 1 are compiled in.
+
+    Args:
+        width: columns to make room for: on GPUs the full blocks are read by the strides of the
+            others (torch 2.11), so both lists of a call must be equally wide.
     """
     pad = torch.nn.functional.pad
     rows, columns = max(2, blocks.shape[-2]), max(2, columns)
@@ -110,7 +114,7 @@ def listed(counts: Tensor, blocks: Tensor, columns: int) -> tuple[Tensor, Tensor
     if blocks.ndim == 2:
         counts, blocks = counts[None], blocks[None]
     # A stride of 1, or one that happens to equal the number of columns, would be compiled in.
-    stride = max(2, blocks.shape[-1])
+    stride = max(2, blocks.shape[-1], width)
     stride += stride == columns
     heads = len(blocks)
     room = blocks.new_zeros(heads * rows * stride + columns)

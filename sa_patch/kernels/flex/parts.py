@@ -197,10 +197,13 @@ def _call(
         lists = build()
         if sentinel:
             lists = lists.with_block(index // flex_kernel.block_size(k.device))
-        some = listed(lists.counts, lists.blocks, lists.columns)
         if lists.full_counts is None or lists.full_blocks is None:
-            return some
-        return *some, *listed(lists.full_counts, lists.full_blocks, lists.columns)
+            return listed(lists.counts, lists.blocks, lists.columns)
+        width = max(lists.blocks.shape[-1], lists.full_blocks.shape[-1])
+        return (
+            *listed(lists.counts, lists.blocks, lists.columns, width),
+            *listed(lists.full_counts, lists.full_blocks, lists.columns, width),
+        )
 
     lists = ready() if name is None else plans.get(("lists", sentinel, name), ready)
     if not sentinel:

@@ -51,10 +51,9 @@ class Configs:
     def _find(self, kind: type[Kind]) -> Kind | None:
         return next((config for config in self._given if isinstance(config, kind)), None)
 
-    def band(self, *, compared: bool = False) -> BandConfig:
-        return self._find(BandConfig) or band_config(
-            self._q, self._longest, self._device, compared=compared
-        )
+    def band(self, **kind: bool) -> BandConfig:
+        """With the keyword arguments of `band_config`."""
+        return self._find(BandConfig) or band_config(self._q, self._longest, self._device, **kind)
 
     def moba(self, block_size: int, *, compared: bool) -> MobaConfig:
         return self._find(MobaConfig) or moba_config(
@@ -78,7 +77,7 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
     dense = tuple(row for row in call.rows if pattern.saturated(row.length))
     sparse = tuple(row for row in call.rows if not pattern.saturated(row.length))
     if dense:
-        launch_local_window(call._replace(rows=dense), EVERYTHING, configs.band().launch)
+        launch_local_window(call._replace(rows=dense), EVERYTHING, configs.band(dense=True).launch)
     if not sparse:
         return
     fused = any(map(sorts_choices, parts.chosen))
@@ -105,14 +104,17 @@ def _serve_sparse(parts: DisjointParts, call: Call, configs: Configs, fused: boo
     """
     near, rings = parts.near, parts.rings
     if near.everywhere and not fused:
-        launch_local_window(call, near, configs.band().launch)
+        launch_local_window(call, near, configs.band(joining=call.join).launch)
     elif near.dense and not fused:
         early = [row._replace(length=min(row.length, near.dense)) for row in call.rows]
         rows = tuple(row for row in early if row.start < row.length)
         if rows:
-            launch_local_window(call._replace(rows=rows), near, configs.band().launch)
+            launch = configs.band(joining=call.join).launch
+            launch_local_window(call._replace(rows=rows), near, launch)
     for number, ring in enumerate(rings):
-        launch_ring(call, ring, near, rings[:number], configs.band(compared=number > 0))
+        launch_ring(
+            call, ring, near, rings[:number], configs.band(compared=number > 0, joining=call.join)
+        )
     shown = excluded_keys(call, rings if parts.chosen else ())
     # What stands near goes with the first of them.
     chosen = sorted(parts.chosen, key=sorts_choices, reverse=True)
