@@ -12,8 +12,10 @@ from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.flex import backend as flex
+from sa_patch.kernels.self_check import failure
+from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.kernels.triton import backend as triton_backend
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import Pattern, split_tail
 
 BACKENDS: dict[str, Backend] = {
     # `reference` takes every pattern by its definition, and is what the others are held against.
@@ -34,8 +36,9 @@ BACKENDS: dict[str, Backend] = {
 #   0.63
 #   MoBA, blocks of 16: 3.2, 1.6, 0.69, 0.25 | 2.1, 1.0, 0.47    of 64: 0.97, 1.8, 0.73, 0.27 | 2.4,
 #   1.1, 0.49
-# On CPUs `flex` is behind `banded` at all lengths measured (eval/results/attention). No GPU has
-# been measured yet, so there too `auto` stays with these two; scripts/gpu_goals measures the rest.
+# On CPUs `flex` is behind `banded` at all lengths measured (eval/results/attention). On an H200
+# (eval/results/gpu) `triton` is ahead of `banded` and `flex` for every sparse pattern from 2,048
+# tokens up, and torch's own attention, which `banded` calls, ahead of it where nothing is hidden.
 _DENSE_KEYS, _DENSE_KEYS_DRAWN = 128, 256
 
 
@@ -58,12 +61,17 @@ def check_backend(name: str) -> str:
     return name
 
 
-def choose_backend(pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto") -> Backend:
+def choose_backend(
+    pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto", *, v: Tensor | None = None
+) -> Backend:
     """The backend that serves a call.
 
     Args:
         q, k: ``[batch, q_heads, nq, head_dim]`` and ``[batch, kv_heads, n, head_dim]``.
-        backend: a name, which must be able, or "auto" for the fastest that is able.
+        backend: a name, which must be able, or "auto" for the fastest that is able. On CUDA that is
+            `triton` for prompts that a pattern does not saturate, once one small case of its kind
+            has been compared with `reference` there.
+        v: like k; whether it needs a gradient is asked as well.
 
     Raises:
         UserError: for an unknown name, or a named backend that cannot serve (with its reason).
@@ -73,10 +81,27 @@ def choose_backend(pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto"
         if not ok:
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
+    if _fused_device(q.device) and _fused(pattern, q, k, v):
+        return BACKENDS["triton"]
     banded_ok, _ = BACKENDS["banded"].supports(pattern, q, k)
     if k.shape[2] <= _dense_keys(pattern, q.dtype) or not banded_ok:
         return BACKENDS["reference"]
     return BACKENDS["banded"]
+
+
+def _fused_device(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def _fused(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None) -> bool:
+    """Whether `triton` takes a call: a sparse prompt that it can serve and serves right here."""
+    if q.shape[2] == 1 or pattern.saturated(k.shape[2]):
+        return False
+    if needs_gradients(q, k, *(() if v is None else (v,))):
+        return False
+    backend = BACKENDS["triton"]
+    able, _ = backend.supports(pattern, q, k)
+    return able and not failure(backend, split_tail(pattern)[0], q, k)
 
 
 def attend(
@@ -91,7 +116,7 @@ def attend(
     backend: str = "auto",
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
-    chosen = choose_backend(pattern, q, k, backend)
+    chosen = choose_backend(pattern, q, k, backend, v=v)
     padded_keys = spans.padded_keys(k.shape[2], k.device)
     padded_queries = spans.padded_queries(q.shape[2], q.device)
     # Padding may hold anything, NaN too, and 0 * NaN would reach real rows.

@@ -1,0 +1,115 @@
+"""Does a fused kernel compute the right thing on this device? One small case, before its first use.
+
+A kernel that is wrong on a card, does not compile there or does not fit into its shared memory is
+said once and left out by ``backend="auto"``; a backend that was named is never replaced.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import one_line
+from sa_patch.kernels import reference
+from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
+
+# One row fills several tiles, the other is shorter: padding is tested too.
+_LENGTHS = (300, 211)
+# Largest relative error of a query's output, times what its dtype resolves.
+_ROOM = 16.0
+# Of the queries of patterns that choose by content, which may choose otherwise where scores tie.
+_UNDECIDED = 0.02
+
+_FOUND: dict[tuple[str, ...], str] = {}
+
+
+def failures() -> dict[str, str]:
+    """What was left out in this process, and why: reasons by backend, kind of pattern, device, dtype, width and group."""
+    return {" ".join(key): reason for key, reason in _FOUND.items() if reason}
+
+
+def failure(backend: Backend, pattern: Pattern, q: Tensor, k: Tensor) -> str:
+    """Why a backend's kernels for this kind of pattern cannot be trusted here; empty if they can.
+
+    Computed once for each device, dtype, head_dim, group size and kind of pattern.
+    """
+    kind = _small(pattern)
+    group = q.shape[1] // k.shape[1]
+    about = (backend.name, kind, q.device, q.dtype, q.shape[3], group)
+    key = tuple(map(str, about))
+    if key not in _FOUND:
+        _FOUND[key] = ""  # what runs inside must not ask again
+        _FOUND[key] = reason = _compare(backend, kind, q, group)
+        if reason:
+            warnings.warn(
+                f"backend {backend.name!r} is left out for patterns such as {kind} on {q.device} "
+                f"in {str(q.dtype).split('.')[-1]} with a head_dim of {q.shape[3]}: {reason}",
+                stacklevel=2,
+            )
+    return _FOUND[key]
+
+
+def _small(pattern: Pattern) -> Pattern:
+    """A pattern of the same kinds that is sparse at a few hundred tokens."""
+    small = {
+        Full: Full(),
+        Sinks: Sinks(4),
+        SWA: SWA(40),
+        PSA: PSA(24),
+        MoBA: MoBA(32, 3),
+        BlockTopK: BlockTopK(topk=3, block_size=16, sinks=4),
+    }
+    parts: list[Pattern] = []
+    for part in parts_of(pattern):
+        if isinstance(part, SA):
+            parts.append(SA(24, circular=part.circular, per_head=part.per_head))
+        elif isinstance(part, PSA):
+            parts.append(PSA(24, per_head=part.per_head))
+        else:
+            parts.append(small.get(type(part), part))
+    united = parts[0]
+    for part in parts[1:]:
+        united = united | part
+    return united
+
+
+def _compare(backend: Backend, pattern: Pattern, q: Tensor, group: int) -> str:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(heads: int) -> Tensor:
+        drawn = torch.randn(len(_LENGTHS), heads, _LENGTHS[0], q.shape[3], generator=generator)
+        return drawn.to(q.device, q.dtype)
+
+    tensors = normal(2 * group), normal(2), normal(2)
+    ok, reason = backend.supports(pattern, *tensors[:2])
+    if not ok:
+        return reason
+    spans = Spans(_LENGTHS, (0,) * len(_LENGTHS))
+    scale = q.shape[3] ** -0.5
+    try:
+        with torch.no_grad():
+            found = backend.attend(pattern, *tensors, layer=1, spans=spans, scale=scale)
+            wide = (x.float() for x in tensors)
+            truth = reference.BACKEND.attend(pattern, *wide, layer=1, spans=spans, scale=scale)
+            wrong = torch.cat(
+                [
+                    _wrong(found[row, :, :n].float(), truth[row, :, :n], q.dtype)
+                    for row, n in enumerate(_LENGTHS)
+                ]
+            )
+    # Whatever the compiler or the driver refuses (shared memory, registers, shapes) is a reason.
+    except Exception as error:
+        return f"{type(error).__name__}: {one_line(error)}"
+    share = float(wrong.float().mean())
+    if share > (_UNDECIDED if pattern.reads_content else 0.0):
+        return f"it differs from the reference in {share:.1%} of the queries of a test case"
+    return ""
+
+
+def _wrong(found: Tensor, truth: Tensor, dtype: torch.dtype) -> Tensor:
+    error = (found - truth).norm(dim=-1) / truth.norm(dim=-1)
+    # NaN passes no comparison.
+    return ~(error <= _ROOM * torch.finfo(dtype).eps).flatten()
