@@ -27,7 +27,7 @@ _FOUND: dict[tuple[str, ...], str] = {}
 
 
 def failures() -> dict[str, str]:
-    """What was left out in this process, and why: reasons by backend, kind of pattern, device, dtype, width and group."""
+    """What was left out in this process, and why: by kind, device, dtype and shape."""
     return {" ".join(key): reason for key, reason in _FOUND.items() if reason}
 
 

@@ -138,42 +138,66 @@ def ring_plan(
         heads: query heads, each of which has a draw of its own where `pattern.per_head`.
         block: queries of a block.
     """
+    spans = tuple(_spans(rows, query_len))
+    if isinstance(pattern, SA):
+        return _sa_plan(pattern, spans, near, layer, heads, block, device)
     draws = len(pattern.draws(heads))
     stream = current_stream(device)
+    drawn = pattern
 
     def plan(span: Span) -> RingPlan:
         def build() -> RingPlan:
-            assert isinstance(pattern, PSA)
             lows = near.lows(span.length, device, stream)
-            parts = _psa_blocks(pattern, span, layer, heads, block, device)
+            parts = _psa_blocks(drawn, span, layer, heads, block, device)
             return _limited(parts, lows, near.sinks)
 
         key = (pattern, span, near, layer, draws, block, device, stream)
         return RingPlan(*triton_plans.PLANS.get(key, build))
 
-    def sa_plan(span: Span) -> RingPlan:
-        """A model asks layer after layer: the plans of several are made in one go."""
-        assert isinstance(pattern, SA)
-        drawn = pattern
-        layers = _together(drawn, span.length, block, draws, layer)
+    plans = [plan(span) for span in spans]
+    return plans[0] if len(plans) == 1 else RingPlan(*map(_joined, zip(*plans, strict=True)))
 
+
+def _sa_plan(
+    pattern: SA,
+    spans: tuple[Span, ...],
+    near: LocalWindow,
+    layer: int,
+    heads: int,
+    block: int,
+    device: torch.device,
+) -> RingPlan:
+    """`ring_plan`; a model asks layer after layer, and several are planned in one go."""
+    draws = len(pattern.draws(heads))
+    counts = [draws * _block_count(pattern, span, block) for span in spans]
+    layers = _together(pattern, sum(counts), block, layer)
+    stream = current_stream(device)
+
+    def of_span(span: Span) -> RingPlan:
         def build() -> RingPlan:
-            orders = drawn.orders(span.length, layers, heads, device).flatten(0, 1)
-            tiles = tiles_of(drawn, orders, block)
-            windows = torch.full_like(tiles.queries, 2 * drawn.window - 1)
+            orders = pattern.orders(span.length, layers, heads, device).flatten(0, 1)
+            tiles = tiles_of(pattern, orders, block)
+            windows = torch.full_like(tiles.queries, 2 * pattern.window - 1)
             lows = near.lows(span.length, device, stream)
             parts = (tiles.queries, tiles.query_steps, windows, tiles.keys, tiles.key_steps)
             return _limited(parts, lows, near.sinks)
 
         key = (pattern, span, near, layers, draws, block, device, stream)
-        together = triton_plans.PLANS.get(key, build)
-        blocks = draws * _block_count(pattern, span, block)
-        begin = (layer - layers.start) * blocks
-        return RingPlan(*(part[begin : begin + blocks] for part in together))
+        return RingPlan(*triton_plans.PLANS.get(key, build))
 
-    make = sa_plan if isinstance(pattern, SA) else plan
-    plans = [make(span) for span in _spans(rows, query_len)]
-    return plans[0] if len(plans) == 1 else RingPlan(*map(_joined, zip(*plans, strict=True)))
+    def of_all() -> RingPlan:
+        plans = [[x.unflatten(0, (len(layers), -1)) for x in of_span(span)] for span in spans]
+        # Bands of stochastic attention are equally wide at every length.
+        joined = (torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*plans, strict=True))
+        return RingPlan(*joined)
+
+    if len(spans) == 1:
+        together = of_span(spans[0])
+    else:
+        key = ("joined", pattern, spans, near, layers, draws, block, device, stream)
+        together = RingPlan(*triton_plans.PLANS.get(key, of_all))
+    begin = (layer - layers.start) * sum(counts)
+    return RingPlan(*(part[begin : begin + sum(counts)] for part in together))
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -208,11 +232,14 @@ def _limited(parts: _Blocks, lows: Tensor, sinks: int) -> RingPlan:
 _LAYERS_TOGETHER, _BYTES_TOGETHER = 16, 32 << 20
 
 
-def _together(pattern: SA, seq_len: int, block: int, draws: int, layer: int) -> range:
-    """The layers planned with this one, which are the same for each of them."""
+def _together(pattern: SA, blocks: int, block: int, layer: int) -> range:
+    """The layers planned with this one, which are the same for each of them.
+
+    Args:
+        blocks: of a layer's plan.
+    """
     numbers = 4 * block + 2 * (block + 2 * pattern.window)
-    size = 4 * draws * numbers * -(-seq_len // block)
-    count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // size))
+    count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // (4 * numbers * blocks)))
     first = layer // count * count
     return range(first, first + count)
 
