@@ -159,7 +159,9 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
         methods=methods,
         tasks=tuple(tasks),
         batch_size=whole_number(top.get("batch_size", 1), "batch_size", 1),
-        batch_tokens=None if batch_tokens is None else whole_number(batch_tokens, "batch_tokens", 1),
+        batch_tokens=None
+        if batch_tokens is None
+        else whole_number(batch_tokens, "batch_tokens", 1),
         decode=choice(top.get("decode", "full"), "decode", DECODE_MODES),
         layers=read_layers(top.get("layers")),
         backend=check_backend(text(top.get("backend", "auto"), "backend")),
