@@ -18,7 +18,7 @@ from typing import Any
 
 from sa_patch.errors import UserError, one_line
 from sa_patch.models.quiet_output import silenced
-from sa_patch.sweep.cell_runner import check_model, failed_content, Computed
+from sa_patch.sweep.cell_runner import Computed, check_model, failed_content
 from sa_patch.sweep.config import SweepConfig
 from sa_patch.sweep.executor import Event, Finished, Remark, Starts
 from sa_patch.sweep.plan import Plan, PlannedCell
