@@ -7,22 +7,20 @@ the GPU fill the gaps.
 from __future__ import annotations
 
 import multiprocessing
-import os
+import pickle
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from sa_patch.errors import UserError, one_line
 from sa_patch.models.quiet_output import silenced
-from sa_patch.sweep.cell_runner import Computed, check_model, failed_content
+from sa_patch.sweep.cell_runner import CellRunner, Computed, check_model, failed_content
 from sa_patch.sweep.config import SweepConfig
 from sa_patch.sweep.executor import Event, Finished, Remark, Starts
 from sa_patch.sweep.plan import Plan, PlannedCell
-from sa_patch.sweep.ray.worker import Job, SweepWorker
 
 # A process takes a cell of a task that it has loaded, if one is among so many next ones for each
 # process, and else the next one.
@@ -35,12 +33,12 @@ PATIENCE = 5.0
 class _Worker:
     process: BaseProcess
     connection: Connection
+    tasks: set[str]
     cell: PlannedCell | None = None
-    tasks: set[str] = field(default_factory=set)
 
 
 class ProcessExecutor:
-    """Processes of this machine that share its CPUs and its GPU.
+    """Processes of this machine that share its CPUs and its GPU; they start at once, and wait.
 
     Args:
         jobs: how many, at least 1.
@@ -50,6 +48,7 @@ class ProcessExecutor:
 
     def __init__(self, jobs: int, seconds: float | None = None) -> None:
         self._jobs = jobs
+        self._workers = [_start() for _ in range(jobs)]
         self._end = None if seconds is None else time.monotonic() + seconds
 
     def run(
@@ -63,11 +62,14 @@ class ProcessExecutor:
             return
         (model,) = models
         check_model(model, cells)
-        job = Job(config, model, tuple(cells), plan.benchmarks, run_code)
-        waiting, workers = deque(cells), []
-        yield Starts(f"loading {model.pretrained}", min(self._jobs, len(cells)))
+        waiting, workers = deque(cells), self._workers
+        # Indexing lm-eval's tasks takes longer than handing the index on.
+        shared = (config, model, plan.catalogue, plan.benchmarks, run_code)
+        parcel = pickle.dumps((shared, list(cells)))
+        yield Starts(f"loading {model.pretrained}", self._jobs)
         try:
-            workers += [_start(job) for _ in range(min(self._jobs, len(cells)))]
+            for worker in workers:
+                worker.connection.send_bytes(parcel)
             while workers:
                 ready = wait([worker.connection for worker in workers], self._left())
                 if not ready:
@@ -118,14 +120,14 @@ def _count(waiting: Sequence[PlannedCell] | deque[PlannedCell], workers: list[_W
     return len(waiting) + sum(worker.cell is not None for worker in workers)
 
 
-def _start(job: Job) -> _Worker:
+def _start() -> _Worker:
     # A forked process could not use a GPU that this one has touched.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(job, there), daemon=True)
+    process = context.Process(target=_work, args=(there,), daemon=True)
     process.start()
     there.close()
-    return _Worker(process, here)
+    return _Worker(process, here, set())
 
 
 def _dismiss(workers: list[_Worker]) -> None:
@@ -138,22 +140,22 @@ def _dismiss(workers: list[_Worker]) -> None:
             worker.process.kill()
 
 
-def _work(job: Job, connection: Connection) -> None:
-    """What runs in a process: prepare, then cells until the other end is closed."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import torch
+def _work(connection: Connection) -> None:
+    """What runs in a process: load the model, then cells until the other end is closed."""
+    # Imported while the sweep is planned.
+    import sa_patch.evaluation.lm_eval_model  # noqa: F401
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    worker = SweepWorker(gpus=1)
-    answer: Any
     try:
-        with silenced():
-            answer = worker.prepare(job)
-    except Exception as error:
-        answer = f"a process could not begin: {one_line(error)}"
-    try:
-        connection.send(answer)
+        shared, cells = pickle.loads(connection.recv_bytes())
+        try:
+            with silenced():
+                runner = CellRunner(*shared)
+                runner.try_patterns(cells)
+        except Exception as error:
+            connection.send(f"a process could not begin: {one_line(error)}")
+            return
+        connection.send(None)
         while True:
-            connection.send(worker.compute(connection.recv()))
+            connection.send(runner.compute(connection.recv()))
     except (EOFError, OSError, KeyboardInterrupt):
         return
