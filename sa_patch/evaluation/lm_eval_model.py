@@ -282,9 +282,11 @@ class SAPatchLM(HFLM):
     @contextmanager
     def _at_most_tokens(self, length: int) -> Iterator[None]:
         """Have batches of sequences of `length` tokens hold no more than `batch_tokens`."""
-        before: Any = self.batch_size_per_gpu
-        if self._batch_tokens is not None and self.batch_size != "auto":
-            self.batch_size_per_gpu = max(1, min(int(before), self._batch_tokens // length))
+        if self._batch_tokens is None or self.batch_size == "auto":
+            yield
+            return
+        before = int(self.batch_size)
+        self.batch_size_per_gpu = max(1, min(before, self._batch_tokens // length))
         try:
             yield
         finally:
