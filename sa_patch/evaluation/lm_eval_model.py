@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,10 +34,15 @@ from sa_patch.patching import (
 )
 from sa_patch.patching.layers import base_model
 from sa_patch.patterns import Pattern, make_pattern, parse_pattern, with_seed
+from sa_patch.patterns.base import whole_number
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 _CACHE_OWNER = "sa_patch:owner"
+# Encoded requests that are remembered: a sweep asks the same ones of every pattern.
+_REMEMBERED_PAIRS = 1 << 17
+# Requests that share a batch differ in length by this much at most, so that little is padding.
+_SHORTEST_OF_BATCH = 0.8
 
 
 @register_model("sa-patch")
@@ -63,6 +69,9 @@ class SAPatchLM(HFLM):
         layers: see `sa_patch.patch_model`; or the path of a schedule file (``.yaml``). In
             ``--model_args`` ``layers=0-3+7`` means layers 0 to 3, and 7.
         decode, backend: see `sa_patch.patch_model`.
+        batch_tokens: most tokens of a log-likelihood batch, padding counted; long requests then
+            share smaller batches than `batch_size`. The logits of a batch take
+            ``batch_tokens * vocabulary`` numbers.
         hf_arguments: everything that lm-eval's `hf` model takes (``batch_size``, ``dtype``,
             ``device``, ``gguf_file``, ``device_map``, ...).
 
@@ -90,6 +99,7 @@ class SAPatchLM(HFLM):
         layers: Layers = None,
         decode: str = "full",
         backend: str = "auto",
+        batch_tokens: int | None = None,
         **hf_arguments: Any,
     ) -> None:
         params = {
@@ -109,6 +119,10 @@ class SAPatchLM(HFLM):
         check_backend(backend)
         check_decode(decode)
         schedule = read_layers(layers)
+        if batch_tokens is not None:
+            whole_number(batch_tokens, "batch_tokens", 1)
+        self._batch_tokens = batch_tokens
+        self._encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         if isinstance(pretrained, str):
             source = resolve_model(
                 pretrained, hf_arguments.pop("gguf_file", None), hf_arguments.get("revision")
@@ -229,6 +243,16 @@ class SAPatchLM(HFLM):
         _, context, continuation = request
         return min(len(context) + len(continuation) - 1, self.max_length)
 
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """As lm-eval's, remembered: encoding takes longer than a small model's forward pass."""
+        pair = (context, continuation)
+        found = self._encoded.get(pair)
+        if found is None:
+            if len(self._encoded) >= _REMEMBERED_PAIRS:
+                self._encoded.clear()
+            found = self._encoded[pair] = super()._encode_pair(context, continuation)
+        return found
+
     def _loglikelihood_tokens(
         self,
         requests: Sequence[Request],
@@ -238,7 +262,7 @@ class SAPatchLM(HFLM):
     ) -> list[tuple[float, bool]]:
         self._meter_requests(requests)
         padding_is_harmless = self._unstable is None and not self.meter.observed_layers
-        if padding_is_harmless or not requests:
+        if not requests or (padding_is_harmless and self._batch_tokens is None):
             return self._run(requests, disable_tqdm, override_bs, **kwargs)
         by_length: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
@@ -248,11 +272,25 @@ class SAPatchLM(HFLM):
             longest = [requests[by_length[lengths[0]][0]]]
             override_bs = self._detect_batch_size(longest, 0)
         answers: dict[int, tuple[float, bool]] = {}
-        for length in lengths:
-            members = by_length[length]
-            part = self._run([requests[i] for i in members], True, override_bs, **kwargs)
+        for together in _similar(lengths) if padding_is_harmless else [[n] for n in lengths]:
+            members = [index for length in together for index in by_length[length]]
+            with self._at_most_tokens(together[0]):
+                part = self._run([requests[i] for i in members], True, override_bs, **kwargs)
             answers.update(zip(members, part, strict=True))
         return [answers[index] for index in range(len(requests))]
+
+    @contextmanager
+    def _at_most_tokens(self, length: int) -> Iterator[None]:
+        """Have batches of sequences of `length` tokens hold no more than `batch_tokens`."""
+        if self._batch_tokens is None or self.batch_size == "auto":
+            yield
+            return
+        before = int(self.batch_size)
+        self.batch_size_per_gpu = max(1, min(before, self._batch_tokens // length))
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = before
 
     def _run(
         self,
@@ -290,6 +328,17 @@ class SAPatchLM(HFLM):
         """lm-eval's description of the model, with the pattern in it."""
         info: dict[str, Any] = super().get_model_info()
         return info | {"sa_patch_pattern": self._identity}
+
+
+def _similar(lengths: Iterable[int]) -> list[list[int]]:
+    """Falling lengths in groups whose shortest is not much shorter than their longest."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and length >= _SHORTEST_OF_BATCH * groups[-1][0]:
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    return groups
 
 
 def _read_pattern(

@@ -20,6 +20,9 @@ from sa_patch.sweep.cells import SCHEMA
 from sa_patch.sweep.config import ModelSpec, SweepConfig
 from sa_patch.sweep.plan import PlannedCell
 
+# Tasks whose data are kept for further cells.
+TASKS_HELD = 8
+
 
 @dataclass(frozen=True)
 class Computed:
@@ -49,11 +52,9 @@ class CellRunner:
     ) -> None:
         self._config, self._run_code = config, run_code
         self._catalogue, self._benchmarks = catalogue, benchmarks
-        self._lm = load_model(model, config.batch_size)
+        self._lm = load_model(model, config.batch_size, config.batch_tokens)
         self._hardware = hardware()
-        # The data of the last task: its cells come one after another.
-        self._task: tuple[Any, str] | None = None
-        self._loaded: Mapping[str, Any] = {}
+        self._loaded: dict[tuple[str, str], Mapping[str, Any]] = {}
 
     def try_patterns(self, cells: Iterable[PlannedCell]) -> None:
         """Patch the model as each of the cells asks, computing nothing.
@@ -99,13 +100,16 @@ class CellRunner:
     def _data(self, cell: PlannedCell) -> Mapping[str, Any]:
         from sa_patch.evaluation import scoring
 
-        wanted = (cell.task, cell.info.name)
-        if self._task != wanted:
-            self._task, self._loaded = None, {}
-            fresh = self._catalogue.load(cell.info.name, self._benchmarks)
-            scoring.prepare(fresh, cell.task.num_fewshot, cell.task.gen_kwargs)
-            self._task, self._loaded = wanted, fresh
-        return self._loaded
+        wanted = (repr(cell.task), cell.info.name)
+        found = self._loaded.pop(wanted, None)
+        if found is None:
+            found = self._catalogue.load(cell.info.name, self._benchmarks)
+            scoring.prepare(found, cell.task.num_fewshot, cell.task.gen_kwargs)
+        # The last used comes last.
+        self._loaded[wanted] = found
+        if len(self._loaded) > TASKS_HELD:
+            del self._loaded[next(iter(self._loaded))]
+        return found
 
     def _use(self, cell: PlannedCell) -> None:
         self._lm.use_pattern(
@@ -151,7 +155,7 @@ def check_model(model: ModelSpec, cells: Iterable[PlannedCell]) -> None:
         check_layers(source, layers.named)
 
 
-def load_model(spec: ModelSpec, batch_size: int) -> Any:
+def load_model(spec: ModelSpec, batch_size: int, batch_tokens: int | None = None) -> Any:
     """Load a model once, as an `SAPatchLM` that attends in full until told otherwise.
 
     Raises:
@@ -171,6 +175,7 @@ def load_model(spec: ModelSpec, batch_size: int) -> Any:
                 method="full",
                 dtype=spec.dtype,
                 batch_size=batch_size,
+                batch_tokens=batch_tokens,
                 # lm-eval's own default is "cuda", None takes what there is.
                 device=spec.device,
                 **{key: value for key, value in options.items() if value is not None},

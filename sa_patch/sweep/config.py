@@ -25,7 +25,7 @@ from sa_patch.sweep.worker_resources import WorkerResources, read_resources
 
 TOP_KEYS = (
     *("name", "model", "dtype", "windows", "methods", "tasks", "limit", "num_fewshot"),
-    *("gen_kwargs", "batch_size", "decode", "layers", "backend", "resources"),
+    *("gen_kwargs", "batch_size", "batch_tokens", "decode", "layers", "backend", "resources"),
 )
 
 
@@ -61,6 +61,7 @@ class SweepConfig:
     methods: tuple[MethodSpec, ...]
     tasks: tuple[TaskSpec, ...]
     batch_size: int = 1
+    batch_tokens: int | None = None
     decode: str = "full"
     layers: Schedule = Schedule()
     backend: str = "auto"
@@ -146,6 +147,9 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
     )
     methods = read_methods(listed(top.get("methods"), "methods"), windows)
     tasks = unique(_task(entry, top) for entry in listed(top.get("tasks"), "tasks"))
+    batch_tokens = top.get("batch_tokens")
+    if batch_tokens is not None:
+        whole_number(batch_tokens, "batch_tokens", 1)
     resources = read_resources(top.get("resources"), WorkerResources())
     models = unique(_model(entry, dtype, resources) for entry in listed(top.get("model"), "model"))
     for what, found in (("methods", methods), ("tasks", tasks)):
@@ -157,6 +161,7 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
         methods=methods,
         tasks=tuple(tasks),
         batch_size=whole_number(top.get("batch_size", 1), "batch_size", 1),
+        batch_tokens=batch_tokens,
         decode=choice(top.get("decode", "full"), "decode", DECODE_MODES),
         layers=read_layers(top.get("layers")),
         backend=check_backend(text(top.get("backend", "auto"), "backend")),
