@@ -22,9 +22,6 @@ from sa_patch.sweep.config import SweepConfig
 from sa_patch.sweep.executor import Event, Finished, Remark, Starts
 from sa_patch.sweep.plan import Plan, PlannedCell
 
-# A process takes a cell of a task that it has loaded, if one is among so many next ones for each
-# process, and else the next one.
-AHEAD = 4
 # Seconds that a process is given to end.
 PATIENCE = 5.0
 
@@ -107,7 +104,8 @@ class ProcessExecutor:
             raise UserError(str(said))
         if not waiting:
             return
-        near = list(waiting)[: AHEAD * self._jobs]
+        # A task that it has loaded, if one is near, so that not every process loads all of them.
+        near = list(waiting)[: self._jobs]
         cell = next((each for each in near if each.info.name in worker.tasks), near[0])
         waiting.remove(cell)
         worker.cell = cell

@@ -96,6 +96,23 @@ def test_scores_do_not_depend_on_the_batch_size(
     assert one == pytest.approx(eight)
 
 
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_batches_limited_by_tokens_score_the_same(
+    checkpoint: Path, single: SAPatchLM, pattern: Pattern
+) -> None:
+    limited = SAPatchLM(
+        pretrained=str(checkpoint), batch_size=8, batch_tokens=64, dtype="float32", device="cpu"
+    )
+    sizes: list[tuple[int, int]] = []
+    call = limited._model_call
+    limited._model_call = lambda x, *a, **k: (sizes.append(tuple(x.shape)), call(x, *a, **k))[1]
+    single.use_pattern(pattern)
+    limited.use_pattern(pattern)
+    assert close(answers(single, "loglikelihood"), answers(limited, "loglikelihood"))
+    assert all(rows == 1 or rows * tokens <= 64 for rows, tokens in sizes)
+    assert limited.batch_size == 8
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_full_equals_the_stock_model(checkpoint: Path, eights: SAPatchLM, kind: str) -> None:
     stock = HFLM(pretrained=str(checkpoint), batch_size=8, dtype="float32", device="cpu")
