@@ -98,14 +98,19 @@ def test_scores_do_not_depend_on_the_batch_size(
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_batches_limited_by_tokens_score_the_same(
-    checkpoint: Path, single: SAPatchLM, pattern: Pattern
+    checkpoint: Path, single: SAPatchLM, pattern: Pattern, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited = SAPatchLM(
         pretrained=str(checkpoint), batch_size=8, batch_tokens=64, dtype="float32", device="cpu"
     )
     sizes: list[tuple[int, int]] = []
     call = limited._model_call
-    limited._model_call = lambda x, *a, **k: (sizes.append(tuple(x.shape)), call(x, *a, **k))[1]
+
+    def watched(tokens: Tensor, **named: Any) -> Tensor:
+        sizes.append((tokens.shape[0], tokens.shape[1]))
+        return call(tokens, **named)
+
+    monkeypatch.setattr(limited, "_model_call", watched)
     single.use_pattern(pattern)
     limited.use_pattern(pattern)
     assert close(answers(single, "loglikelihood"), answers(limited, "loglikelihood"))
