@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -54,8 +54,8 @@ class Runner:
     history: History = field(default_factory=History)
 
     def __post_init__(self) -> None:
-        # A fresh layer for each call: stochastic attention draws and plans anew, as in a model.
-        self._layers = itertools.count(CHECK_LAYER + 1)
+        # Layer after layer for each: stochastic attention draws and plans anew, as in a model.
+        self._layers: dict[str, Iterator[int]] = {}
         self._random = random.Random(self.options.seed)
         self.began = time.monotonic()
 
@@ -104,8 +104,11 @@ class Runner:
 
     def _call(self, one: Candidate, inputs: Inputs, layer: int | None = None) -> Call:
         """A call to be measured, in a layer that no call had before unless one is given."""
-        chosen = next(self._layers) if layer is None else layer
+        chosen = self._next_layer(one) if layer is None else layer
         return lambda: one.call(*inputs, chosen)
+
+    def _next_layer(self, one: Candidate) -> int:
+        return next(self._layers.setdefault(one.key, itertools.count(CHECK_LAYER + 1)))
 
     def _inputs(self, n: int) -> Inputs:
         options = self.options
@@ -146,7 +149,7 @@ class Runner:
         q, k, v = inputs = self._inputs(PROBE)
         for one in unknown:
             try:
-                one.call(q, k, v, next(self._layers))
+                one.call(q, k, v, self._next_layer(one))
                 extra = self.clock.memory(self._call(one, inputs))[1]
                 ms = self.clock.milliseconds(self._call(one, inputs))
             except Exception:  # the check at the length that was asked for records the reason

@@ -13,17 +13,17 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from sa_patch.benchmark.clock import Clock
-from sa_patch.benchmark.prefill.parts import counting_backends, time_parts
+from sa_patch.benchmark.prefill.parts import CORE, counting_backends, time_parts
 from sa_patch.benchmark.prefill.record import FAILED, OUT_OF_MEMORY, TIMED, Prefill
 from sa_patch.benchmark.prefill.setups import Setup, applied
 from sa_patch.errors import one_line
 from sa_patch.kernels import forget_plans
 from sa_patch.patterns import SA
-from sa_patch.patterns.permutation import permutation_order
 
 MIN_ROUNDS, MAX_ROUNDS = 2, 10
 QUICK = 2.0  # seconds below which a first pass, which warms up, is not looked at
 DRAWS = 20
+LAYERS = 16
 
 
 @dataclass
@@ -48,7 +48,8 @@ class Measurer:
     say: Callable[[str], None]
     keep: Callable[[], None]
     clock: Clock = field(init=False)
-    _last: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _last: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    """Tokens, seconds and the share of attention in them, of the last length of each setup."""
     _owed: float = 0.0
 
     def __post_init__(self) -> None:
@@ -73,7 +74,8 @@ class Measurer:
         for setup, cell in running:
             if cell.seconds:
                 cell.status = TIMED
-                self._last[setup.key] = (n, min(cell.seconds))
+                share = cell.parts[CORE] / sum(cell.parts.values())
+                self._last[setup.key] = (n, min(cell.seconds), share)
         self._decode(running, tokens)
         self.clock.forget()
         self.keep()
@@ -178,17 +180,14 @@ class Measurer:
         return self._now() - start
 
     def _draw_seconds(self, pattern: SA, n: int) -> float:
-        """The median of drawing a layer's permutation, as a kernel does."""
-        device = self.model.device
-
-        layers = iter(range(1 + DRAWS))
+        """The median of drawing a layer's permutation, several layers at a time as kernels do."""
 
         def draw() -> Tensor:
-            forget_plans()
-            return permutation_order(n, pattern.seed, next(layers), device=device)
+            return pattern.orders(n, range(LAYERS), 1, self.model.device)
 
         draw()
-        return statistics.median(self.clock.milliseconds(draw) for _ in range(DRAWS)) / 1e3
+        taken = statistics.median(self.clock.milliseconds(draw) for _ in range(DRAWS))
+        return taken / 1e3 / LAYERS
 
     def _now(self) -> float:
         if self.model.device.type == "cuda":
@@ -196,11 +195,13 @@ class Measurer:
         return time.perf_counter()
 
     def _expected(self, setup: Setup, n: int) -> float:
-        """Seconds of a pass, from the last length: at most as n squared, or n to the 1.2."""
+        """Seconds of a pass, from the last length: n to the 1.2, and full attention n squared."""
         if setup.key not in self._last:
             return 0.0
-        length, seconds = self._last[setup.key]
-        return seconds * (n / length) ** (2.0 if setup.full else 1.2)
+        length, seconds, share = self._last[setup.key]
+        ratio = n / length
+        squared = share if setup.full else 0.0
+        return seconds * (squared * ratio**2 + (1 - squared) * ratio**1.2)
 
     def _prompt(self, n: int) -> Tensor:
         generator = torch.Generator().manual_seed(n)

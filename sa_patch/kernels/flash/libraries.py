@@ -5,7 +5,7 @@ Sources: flash_attn 2.8 (`flash_attn_interface.py`), FlashAttention-3 (`hopper/
 flash_attn_interface.py`, and the package fa3_fwd 0.0.3), flash-attn-4 4.0.0b36
 (`flash_attn/cute/interface.py`). All take ``[batch, n, heads, head_dim]``, or packed rows
 ``[tokens, heads, head_dim]`` with cumulative lengths, and align a causal mask or a window to the
-last key. Tested against stand-ins with these signatures; not run on a GPU.
+last key. Tested against stand-ins with these signatures; fa3_fwd was run on an H200 as well.
 """
 
 from __future__ import annotations
