@@ -7,6 +7,8 @@ said once and left out by ``backend="auto"``; a backend that was named is never 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Hashable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,12 +25,12 @@ _ROOM = 16.0
 # Of the queries of patterns that choose by content, which may choose otherwise where scores tie.
 _UNDECIDED = 0.02
 
-_FOUND: dict[tuple[str, ...], str] = {}
+_FOUND: dict[tuple[Hashable, ...], str] = {}
 
 
 def failures() -> dict[str, str]:
     """What was left out in this process, and why: by kind, device, dtype and shape."""
-    return {" ".join(key): reason for key, reason in _FOUND.items() if reason}
+    return {" ".join(map(str, key)): reason for key, reason in _FOUND.items() if reason}
 
 
 def failure(backend: Backend, pattern: Pattern, q: Tensor, k: Tensor) -> str:
@@ -38,8 +40,7 @@ def failure(backend: Backend, pattern: Pattern, q: Tensor, k: Tensor) -> str:
     """
     kind = _small(pattern)
     group = q.shape[1] // k.shape[1]
-    about = (backend.name, kind, q.device, q.dtype, q.shape[3], group)
-    key = tuple(map(str, about))
+    key = (backend.name, kind, q.device, q.dtype, q.shape[3], group)
     if key not in _FOUND:
         _FOUND[key] = ""  # what runs inside must not ask again
         _FOUND[key] = reason = _compare(backend, kind, q, group)
@@ -52,6 +53,7 @@ def failure(backend: Backend, pattern: Pattern, q: Tensor, k: Tensor) -> str:
     return _FOUND[key]
 
 
+@lru_cache(maxsize=256)
 def _small(pattern: Pattern) -> Pattern:
     """A pattern of the same kinds that is sparse at a few hundred tokens."""
     small = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import ClassVar
 
 import torch
@@ -238,6 +238,8 @@ def seed_of(pattern: Pattern) -> int | None:
     return seeds[0] if seeds else None
 
 
+# Asked several times in every call.
+@lru_cache(maxsize=256)
 def split_tail(pattern: Pattern) -> tuple[Pattern, int]:
     """What a pattern shows beside its dense tail, and the tail's size, 0 without one.
 

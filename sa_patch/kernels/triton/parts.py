@@ -77,6 +77,8 @@ def sorts_choices(pattern: MoBA | BlockTopK) -> bool:
     return isinstance(pattern, MoBA) or pattern.block_size >= _SORTED_BLOCK
 
 
+# Asked several times in every call.
+@lru_cache(maxsize=256)
 def disjoint_parts(pattern: Pattern) -> DisjointParts | None:
     """The pieces of a pattern; None for one that has a part unknown here."""
     rings: list[SA | PSA] = []
