@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa_patch.errors import UserError
+from sa_patch.files.packed import stored_text
 from sa_patch.report.series import strip_parameters
 from sa_patch.sweep.results import Cell, Run
 
@@ -107,7 +108,7 @@ def read_items(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, list[tupl
     for run in runs:
         for cell in run.cells:
             path = run.path / "cells" / f"{cell.id}.json"
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(stored_text(path))
             items = data.get("items")
             if "items" in data and items is None:
                 # Its score is no mean of items, such as byte perplexity.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sa_patch.files.packed import stored_text
+
 if TYPE_CHECKING:
     # Reading a run must not load torch.
     from sa_patch.patterns import Pattern
@@ -50,7 +52,7 @@ class Found:
 def read_cell(path: Path, expected: Mapping[str, Any]) -> Found:
     """Read the file of the cell `expected`, trusting nothing that it does not prove."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = stored_text(path)
     except FileNotFoundError:
         return Found(None)
     except (OSError, UnicodeDecodeError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
+from sa_patch.files.packed import stored_files, stored_text
 from sa_patch.sweep.cells import SCHEMA, cell_id
 
 # What a report needs of a cell's identity, and the types it may have there.
@@ -104,7 +105,7 @@ def load_run(path: Path | str) -> Run:
     planned = _planned(manifest)
     cells: list[Cell] = []
     set_aside: list[SetAside] = []
-    for file in sorted((folder / "cells").glob("*.json")):
+    for file in stored_files(folder / "cells"):
         outcome = _read_cell(file, folder, planned)
         if isinstance(outcome, Cell):
             cells.append(outcome)
@@ -174,7 +175,7 @@ def _planned(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cell | SetAside:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(stored_text(file))
     except (OSError, ValueError):
         return SetAside(file, "torn: not a complete JSON file")
     reason = _distrust(data, file.stem, planned)

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_whole
+from sa_patch.files.packed import stored_text
 from sa_patch.files.provenance import describe_session, now
 from sa_patch.training.classification.data import LabelledTexts, Numbered, learn_words, load_texts
 from sa_patch.training.classification.model import TextClassifier
@@ -166,13 +167,13 @@ def ensure_trial(
 def read_trial(trial: Trial, folder: Path) -> dict[str, Any] | None:
     """The result of a trial, or None if it is still to be trained."""
     path = folder / trial.file_name
-    if not path.exists():
-        return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(stored_text(path))
         if record["identity"] == json.loads(json.dumps(trial.identity())):
             found: dict[str, Any] = record["result"]
             return found
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError):
         pass
     print(f"{path} is damaged or foreign; it is done again", file=sys.stderr)

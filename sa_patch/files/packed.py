@@ -1,0 +1,93 @@
+"""Many small JSON files of a folder packed into one, for runs that are published.
+
+``cells.jsonl`` beside the folder ``cells/`` holds a line for each file: its name and its content.
+What reads the files reads both; a file comes before the line of its name, so that a packed run can
+be gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from sa_patch.errors import UserError
+from sa_patch.files.atomic_write import write_whole
+
+
+def packed_path(folder: Path) -> Path:
+    """Where the files of a folder are packed."""
+    return folder.with_name(folder.name + ".jsonl")
+
+
+def stored_files(folder: Path) -> list[Path]:
+    """Paths of the JSON files of a folder, packed ones as if they were there, by name."""
+    names = {path.name for path in folder.glob("*.json")} | set(_lines(folder))
+    return [folder / name for name in sorted(names)]
+
+
+def stored_text(path: Path) -> str:
+    """What a file holds, or what it held when it was packed.
+
+    Raises:
+        FileNotFoundError: where there is neither.
+        OSError, UnicodeDecodeError: if it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        line = _lines(path.parent).get(path.name)
+        if line is None:
+            raise
+        return line
+
+
+def pack(folder: Path) -> Path:
+    """Move the JSON files of a folder into its packed file; the folder goes if it is then empty.
+
+    Raises:
+        UserError: if there is nothing to pack, or a file holds no JSON.
+    """
+    files = stored_files(folder)
+    if not files:
+        raise UserError(f"{folder} holds no JSON files to pack")
+    lines = []
+    for file in files:
+        try:
+            content = json.loads(stored_text(file))
+        except ValueError as error:
+            raise UserError(
+                f"{file} is torn ({error}); finish the run before packing it"
+            ) from error
+        line = {"name": file.name, "content": content}
+        lines.append(json.dumps(line, separators=(",", ":"), ensure_ascii=False))
+    target = packed_path(folder)
+    write_whole(target, ("\n".join(lines) + "\n").encode())
+    for file in files:
+        file.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    return target
+
+
+def _lines(folder: Path) -> Mapping[str, str]:
+    path = packed_path(folder)
+    try:
+        about = path.stat()
+    except OSError:
+        return {}
+    return _read(path, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, changed: int, size: int) -> Mapping[str, str]:
+    """Content by name; a line that is torn is left out, as if its file were missing."""
+    found = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            found[str(entry["name"])] = json.dumps(entry["content"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
