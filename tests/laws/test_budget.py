@@ -11,6 +11,7 @@ took k blocks beside the query's own.
 import math
 import pickle
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sa_patch.patterns import SA
-from sa_patch.patterns.permutation import permutation_slots
+from sa_patch.patterns.permutation import permutation_orders, permutation_slots
 from tests.laws.drawn import COUNTED_METHODS, METHODS, narrow_pattern, patterns
 from tests.laws.strategies import BACKEND_NAMES, affordable, make_case, serves, visible_sets
 
@@ -136,6 +137,11 @@ def slots(n: int, seed: int, layer: int, head: int | None = None) -> np.ndarray:
     return permutation_slots(n, seed=seed, layer=layer, head=head).numpy()
 
 
+def slots_of(n: int, draws: Sequence[tuple[int, int, int | None]]) -> np.ndarray:
+    """`slots` of many draws, made at once."""
+    return permutation_orders(n, draws).argsort(-1).numpy()
+
+
 DRAWS: dict[str, list[tuple[int, int, int | None]]] = {
     "seeds": [(seed, 0, None) for seed in range(4000)],
     "layers": [(0, layer, None) for layer in range(4000)],
@@ -149,7 +155,8 @@ DRAWS: dict[str, list[tuple[int, int, int | None]]] = {
 @pytest.mark.parametrize("along", DRAWS)
 @pytest.mark.parametrize("n", [2, 5, 16, 33])
 def test_permutations_are_uniform(n: int, along: str) -> None:
-    drawn = np.stack([slots(n, *coordinates) for coordinates in DRAWS[along]])
+    drawn = slots_of(n, DRAWS[along])
+    assert (drawn[7] == slots(n, *DRAWS[along][7])).all()
     assert (np.sort(drawn, axis=1) == np.arange(n)).all()
     assert uniformity(drawn) > P_VALUE
     # Neighbours in the text must not be neighbours in the slots any more often than others.
@@ -160,7 +167,8 @@ def test_permutations_are_uniform(n: int, along: str) -> None:
 
 
 def test_all_orders_of_four_are_equally_likely() -> None:
-    drawn = [tuple(slots(4, seed, layer)) for seed in range(2400) for layer in (0, 3)]
+    draws = [(seed, layer, None) for seed in range(2400) for layer in (0, 3)]
+    drawn = [tuple(order) for order in slots_of(4, draws)]
     counts = [drawn.count(order) for order in sorted(set(drawn))]
     assert len(counts) == 24
     assert stats.chisquare(counts).pvalue > P_VALUE
@@ -170,14 +178,15 @@ def test_all_orders_of_four_are_equally_likely() -> None:
 @pytest.mark.parametrize("n", [5, 16])
 def test_neighbouring_draws_are_independent(n: int, along: str) -> None:
     """Of independent uniform permutations, one undone by the next is uniform again."""
-    drawn = [slots(n, *coordinates) for coordinates in DRAWS[along]]
+    drawn = slots_of(n, DRAWS[along])
     relative = np.stack([b[np.argsort(a)] for a, b in zip(drawn[:-1], drawn[1:], strict=True)])
     assert uniformity(relative) > P_VALUE
 
 
 def test_neighbouring_lengths_are_independent() -> None:
     """The permutation of n + 1 tokens is no permutation of n tokens with one more put in."""
-    pairs = [(slots(16, seed, 1), slots(17, seed, 1)) for seed in range(4000)]
+    draws = [(seed, 1, None) for seed in range(4000)]
+    pairs = zip(slots_of(16, draws), slots_of(17, draws), strict=True)
     table = np.zeros((16, 17))
     for a, b in pairs:
         table[a, b[:16]] += 1
