@@ -75,6 +75,8 @@ class CellRunner:
 
     def _attempt(self, cell: PlannedCell, noise: Noise) -> dict[str, Any]:
         from sa_patch.evaluation import scoring
+        from sa_patch.kernels.counting import counting_backends
+        from sa_patch.kernels.self_check import failures
 
         content = failed_content(cell, None) | {"hardware": self._hardware}
         start = time.perf_counter()
@@ -82,13 +84,18 @@ class CellRunner:
             loaded = self._data(cell)
             self._use(cell)
             self._lm.meter.reset()
-            results = scoring.score(self._lm, loaded, cell.task.limit, self._run_code)
+            with counting_backends() as calls:
+                results = scoring.score(self._lm, loaded, cell.task.limit, self._run_code)
             scores = scoring.plain_scores(results, cell.info.name)
             content["primary"] = scoring.primary_score(results, cell.info, scores)
             content["scores"] = scores
             content["samples"] = scoring.sample_count(results, cell.info.name)
             content["items"] = scoring.item_scores(results, content["primary"]["metric"])
-            content["measured"] = self._lm.meter.summary()
+            content["measured"] = self._lm.meter.summary() | {
+                "backends": dict(sorted(calls.items()))
+            }
+            if left_out := failures():
+                content["measured"]["left_out"] = left_out
             content["status"] = "done"
         except Exception as error:
             content.update(scores=None, primary=None, samples=None, items=None, measured=None)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sa_patch.benchmark.prefill.parts import counting_backends
 from sa_patch.benchmark.prefill.record import Verdict
 from sa_patch.benchmark.prefill.setups import STOCK, Setup, applied
+from sa_patch.kernels.counting import counting_backends
 from sa_patch.patching import attention_layers
 
 # Times what two right implementations differ by. A key too many, a wrong scale or a wrong layer's

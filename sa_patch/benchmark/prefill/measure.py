@@ -13,11 +13,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from sa_patch.benchmark.clock import Clock
-from sa_patch.benchmark.prefill.parts import CORE, counting_backends, time_parts
+from sa_patch.benchmark.prefill.parts import CORE, time_parts
 from sa_patch.benchmark.prefill.record import FAILED, OUT_OF_MEMORY, TIMED, Prefill
 from sa_patch.benchmark.prefill.setups import Setup, applied
 from sa_patch.errors import one_line
 from sa_patch.kernels import forget_plans
+from sa_patch.kernels.counting import counting_backends
 from sa_patch.patterns import SA
 
 MIN_ROUNDS, MAX_ROUNDS = 2, 10

@@ -1,8 +1,7 @@
-"""Where a forward pass spends its time, and which backends its layers really took."""
+"""Where a forward pass spends its time."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sa_patch.kernels import BACKENDS, Backend
 from sa_patch.patching.layers import attention_layers
 
 CORE, PROJECTIONS, MLP, REST = "attention", "projections", "mlp", "rest"
@@ -84,27 +82,6 @@ def time_parts(model: PreTrainedModel, forward: Callable[[], object]) -> dict[st
     core, module_time, mlp = (taken.get(name, 0.0) for name in (CORE, _MODULE, MLP))
     rest = taken[_WHOLE] - module_time - mlp
     return {CORE: core, PROJECTIONS: module_time - core, MLP: mlp, REST: rest}
-
-
-@contextmanager
-def counting_backends() -> Iterator[Counter[str]]:
-    """How often each backend is called inside."""
-    calls: Counter[str] = Counter()
-    before = dict(BACKENDS)
-    for name, backend in before.items():
-        BACKENDS[name] = _counted(backend, calls)
-    try:
-        yield calls
-    finally:
-        BACKENDS.update(before)
-
-
-def _counted(backend: Backend, calls: Counter[str]) -> Backend:
-    def attend(*args: Any, **kwargs: Any) -> Any:
-        calls[backend.name] += 1
-        return backend.attend(*args, **kwargs)
-
-    return dataclasses.replace(backend, attend=attend)
 
 
 @contextmanager

@@ -30,7 +30,6 @@ from sa_patch.benchmark.prefill.parts import (
     PROJECTIONS,
     REST,
     Stopwatch,
-    counting_backends,
     time_parts,
 )
 from sa_patch.benchmark.prefill.record import FAILED, SKIPPED, TIMED, Prefill, Verdict
@@ -38,6 +37,7 @@ from sa_patch.benchmark.prefill.run import run_prefill
 from sa_patch.benchmark.prefill.setups import Setup, applied, gather
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS
+from sa_patch.kernels.counting import counting_backends
 from sa_patch.patterns import SA, SWA, Full, MoBA, permutation
 from tests.mistakes import refusal
 
