@@ -44,7 +44,7 @@ def test_of_several_tails_the_longest_stays() -> None:
     ids=str,
 )
 def test_the_rest_beside_a_tail(pattern: object, rest: object, size: int) -> None:
-    assert split_tail(pattern) == (rest, size)  # type: ignore[arg-type]
+    assert split_tail(pattern) == (rest, size)
 
 
 @pytest.mark.parametrize("backend", ["reference", "banded"])

@@ -46,7 +46,7 @@ def _no_triton() -> str:
 
 def _wrong_device(device: torch.device) -> str:
     if device.type == "cuda":
-        found = torch.cuda.get_device_capability(device)
+        found = _capability(device)
         if found < _MIN_CAPABILITY:
             return f"the GPU has compute capability {found[0]}.{found[1]}, 8.0 or later is needed"
         return ""
@@ -60,6 +60,11 @@ def _wrong_device(device: torch.device) -> str:
     if kernels is not None and not kernels.INTERPRETED:
         return "TRITON_INTERPRET was set after the kernels were loaded; set it before the start"
     return ""
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def interpreting() -> bool:

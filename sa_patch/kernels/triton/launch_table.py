@@ -9,6 +9,7 @@ spilling. `tune.tune` measures candidates.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -133,6 +134,8 @@ _CHOOSE_ON: dict[tuple[str, ShapeClass], Launch] = {
 _GATHERED = 4096
 
 
+# Asked in every call.
+@lru_cache(maxsize=64)
 def device_class(device: torch.device, *, interpreted: bool) -> str:
     """Which part of the table serves a device: "interpreter", "ampere" or "hopper"."""
     if interpreted:
