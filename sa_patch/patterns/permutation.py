@@ -60,6 +60,15 @@ def hash_positions(seq_len: int, key: int, device: torch.device | None = None) -
     return _hashes(seq_len, _salts(key), device)
 
 
+def hash_draws(seq_len: int, keys: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """`hash_positions` of several keys at once: int64 ``[keys, seq_len]``."""
+    salts = torch.tensor([_salts(key) for key in keys])
+    if device is not None and device.type == "cuda":
+        # From pageable memory the copy would wait for all work queued before it.
+        salts = salts.pin_memory().to(device, non_blocking=True)
+    return _hashes(seq_len, salts.T[..., None])
+
+
 def _salts(key: int) -> tuple[int, int, int]:
     return key, _mix32_int(key ^ 0x3C6EF372), _mix32_int(key + 0x1B873593)
 
@@ -105,11 +114,7 @@ def permutation_orders(
         draws: seed, layer and head of each.
     """
     keys = [_draw_key(seq_len, *draw) for draw in draws]
-    salted = torch.tensor([_salts(key) for key in keys])
-    if device is not None and device.type == "cuda":
-        # From pageable memory the copy would wait for all work queued before it.
-        salted = salted.pin_memory().to(device, non_blocking=True)
-    return torch.argsort(_hashes(seq_len, salted.T[..., None]), dim=-1, stable=True)
+    return torch.argsort(hash_draws(seq_len, keys, device), dim=-1, stable=True)
 
 
 def permutation_slots(

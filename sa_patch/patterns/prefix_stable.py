@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, Rule, whole_number
-from sa_patch.patterns.permutation import hash_key, hash_positions
+from sa_patch.patterns.permutation import hash_draws, hash_key
 from sa_patch.patterns.ring import Ring
 
 # Points on the ring: so many that distances are exact in fp32, where kernels compute with them.
@@ -60,18 +60,19 @@ class PSA(Pattern):
         self, seq_len: int, layer: int = 0, heads: int = 1, device: torch.device | None = None
     ) -> Ring:
         """The points and reaches of the first `seq_len` positions."""
-        points = torch.stack(
-            [
-                hash_positions(
-                    seq_len,
-                    hash_key(_DOMAIN, self.seed, layer, 0 if head is None else head + 1),
-                    device,
-                )
-                >> 38
-                for head in self.draws(heads)
-            ]
-        )
+        points = self.points(seq_len, range(layer, layer + 1), heads, device)[0]
         return Ring(points, self.reach(seq_len, device), RING_SIZE)
+
+    def points(
+        self, seq_len: int, layers: range, heads: int, device: torch.device | None = None
+    ) -> Tensor:
+        """The points of several layers: int64 ``[layers, heads or 1, seq_len]``."""
+        keys = [
+            hash_key(_DOMAIN, self.seed, layer, 0 if head is None else head + 1)
+            for layer in layers
+            for head in self.draws(heads)
+        ]
+        return (hash_draws(seq_len, keys, device) >> 38).unflatten(0, (len(layers), -1))
 
     def reach(self, seq_len: int, device: torch.device | None = None) -> Tensor:
         """Distance within which each query sees: int64 ``[seq_len]``."""

@@ -139,57 +139,28 @@ def ring_plan(
         block: queries of a block.
     """
     spans = tuple(_spans(rows, query_len))
-    if isinstance(pattern, SA):
-        return _sa_plan(pattern, spans, near, layer, heads, block, device)
-    draws = len(pattern.draws(heads))
-    stream = current_stream(device)
-    drawn = pattern
-
-    def plan(span: Span) -> RingPlan:
-        def build() -> RingPlan:
-            lows = near.lows(span.length, device, stream)
-            parts = _psa_blocks(drawn, span, layer, heads, block, device)
-            return _limited(parts, lows, near.sinks)
-
-        key = (pattern, span, near, layer, draws, block, device, stream)
-        return RingPlan(*triton_plans.PLANS.get(key, build))
-
-    plans = [plan(span) for span in spans]
-    return plans[0] if len(plans) == 1 else RingPlan(*map(_joined, zip(*plans, strict=True)))
-
-
-def _sa_plan(
-    pattern: SA,
-    spans: tuple[Span, ...],
-    near: LocalWindow,
-    layer: int,
-    heads: int,
-    block: int,
-    device: torch.device,
-) -> RingPlan:
-    """`ring_plan`; a model asks layer after layer, and several are planned in one go."""
     draws = len(pattern.draws(heads))
     counts = [draws * _block_count(pattern, span, block) for span in spans]
+    # A model asks layer after layer, and several are planned in one go.
     layers = _together(pattern, sum(counts), block, layer)
     stream = current_stream(device)
 
     def of_span(span: Span) -> RingPlan:
         def build() -> RingPlan:
-            orders = pattern.orders(span.length, layers, heads, device).flatten(0, 1)
-            tiles = tiles_of(pattern, orders, block)
-            windows = torch.full_like(tiles.queries, 2 * pattern.window - 1)
             lows = near.lows(span.length, device, stream)
-            parts = (tiles.queries, tiles.query_steps, windows, tiles.keys, tiles.key_steps)
+            blocks = _sa_blocks if isinstance(pattern, SA) else _psa_blocks
+            parts = blocks(pattern, span, layers, heads, block, device)  # type: ignore[arg-type]
             return _limited(parts, lows, near.sinks)
 
         key = (pattern, span, near, layers, draws, block, device, stream)
         return RingPlan(*triton_plans.PLANS.get(key, build))
 
     def of_all() -> RingPlan:
-        plans = [[x.unflatten(0, (len(layers), -1)) for x in of_span(span)] for span in spans]
-        # Bands of stochastic attention are equally wide at every length.
-        joined = (torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*plans, strict=True))
-        return RingPlan(*joined)
+        plans = [
+            [x.unflatten(0, (len(layers), count)) for x in of_span(span)]
+            for span, count in zip(spans, counts, strict=True)
+        ]
+        return RingPlan(*(_joined(parts).flatten(0, 1) for parts in zip(*plans, strict=True)))
 
     if len(spans) == 1:
         together = of_span(spans[0])
@@ -201,16 +172,16 @@ def _sa_plan(
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Blocks one after the other, bands padded to the widest."""
-    if parts[0].ndim == 1:
-        return torch.cat(list(parts))
+    """Blocks one after the other, ``[draws, blocks, ...]``, bands padded to the widest."""
+    if parts[0].ndim == 2:
+        return torch.cat(list(parts), dim=1)
     width = max(part.shape[-1] for part in parts)
     return torch.cat(
         [
             torch.nn.functional.pad(part, (0, width - part.shape[-1]), value=UNLIMITED)
             for part in parts
         ],
-        dim=-2,
+        dim=1,
     )
 
 
@@ -226,34 +197,45 @@ def _limited(parts: _Blocks, lows: Tensor, sinks: int) -> RingPlan:
     return RingPlan(queries, query_steps, windows, keys, key_steps, counts, skips)
 
 
-# Layers whose plans of stochastic attention are made in one go: at most so many, and so many bytes.
+# Layers whose plans are made in one go: at most so many, and so many bytes.
 # One layer alone takes some 100 small operations, 1.7 ms of launching on an H200 against 0.3 ms of
 # attention at n = 8,192.
 _LAYERS_TOGETHER, _BYTES_TOGETHER = 16, 32 << 20
 
 
-def _together(pattern: SA, blocks: int, block: int, layer: int) -> range:
+def _together(pattern: SA | PSA, blocks: int, block: int, layer: int) -> range:
     """The layers planned with this one, which are the same for each of them.
 
     Args:
         blocks: of a layer's plan.
     """
-    numbers = 4 * block + 2 * (block + 2 * pattern.window)
-    count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // (4 * numbers * blocks)))
+    band = block + 2 * pattern.window
+    # Bands of PSA are as wide as the widest, about twice the usual one.
+    numbers = 4 * block + (2 if isinstance(pattern, SA) else 4) * band
+    count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // (4 * numbers * max(1, blocks))))
     first = layer // count * count
     return range(first, first + count)
 
 
-def _psa_blocks(
-    pattern: PSA, span: Span, layer: int, heads: int, block: int, device: torch.device
+def _sa_blocks(
+    pattern: SA, span: Span, layers: range, heads: int, block: int, device: torch.device
 ) -> _Blocks:
-    ring = pattern.ring(span.end, layer, heads, device)
+    orders = pattern.orders(span.length, layers, heads, device).flatten(0, 1)
+    tiles = tiles_of(pattern, orders, block)
+    windows = torch.full_like(tiles.queries, 2 * pattern.window - 1)
+    return tiles.queries, tiles.query_steps, windows, tiles.keys, tiles.key_steps
+
+
+def _psa_blocks(
+    pattern: PSA, span: Span, layers: range, heads: int, block: int, device: torch.device
+) -> _Blocks:
+    points = pattern.points(span.end, layers, heads, device).flatten(0, 1)
+    reach = pattern.reach(span.end, device)
     parts = [
-        _segment(ring.points, ring.reach, first, last, block)
-        for first, last in _segments(pattern, span)
+        _segment(points, reach, first, last, block) for first, last in _segments(pattern, span)
     ]
     if not parts:
-        empty = torch.zeros(len(ring.points), 0, block, dtype=torch.int32, device=device)
+        empty = torch.zeros(len(points), 0, block, dtype=torch.int32, device=device)
         return empty, empty, empty, empty, empty
     queries, query_steps, windows, keys, key_steps = map(_joined, zip(*parts, strict=True))
     return queries, query_steps, windows, keys, key_steps
