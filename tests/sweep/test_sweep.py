@@ -18,12 +18,13 @@ import yaml
 from sa_patch.cli.command import main
 from sa_patch.errors import UserError
 from sa_patch.evaluation import scoring
-from sa_patch.files.packed import stored_files, stored_text
+from sa_patch.files.packed import pack, stored_files, stored_text
 from sa_patch.patterns import SA, parse_pattern
 from sa_patch.sweep.cell_runner import load_model
 from sa_patch.sweep.cells import cell_id, pattern_fields
 from sa_patch.sweep.config import SweepConfig, parse_config
 from sa_patch.sweep.plan import Plan, make_plan
+from sa_patch.sweep.results import load_run
 from sa_patch.sweep.run import Outcome, describe_plan, run_sweep
 from tests.sweep.small_sweep import SETTINGS
 
@@ -132,6 +133,21 @@ def copy_of(folder: Path, out: Path) -> Path:
     for path in [folder / "manifest.json", *(folder / "cells").iterdir()]:
         (out / path.relative_to(folder)).write_bytes(path.read_bytes())
     return out
+
+
+def test_a_packed_run_is_reported_and_gone_on_with(
+    checkpoint: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    out = copy_of(unbroken, tmp_path / "run")
+    (again,) = sorted((out / "cells").iterdir())[:1]
+    again.unlink()
+    pack(out / "cells")
+    assert len(load_run(out).cells) == 4
+    outcome = run(sweep_of(checkpoint), out)
+    assert (outcome.found, outcome.ran) == (4, 1)
+    assert [path.name for path in (out / "cells").iterdir()] == [again.name]
+    assert load_run(out).cells[0].value == load_run(unbroken).cells[0].value
+    assert not load_run(out).missing
 
 
 def test_torn_foreign_and_missing_files_are_reported_and_done_again(
