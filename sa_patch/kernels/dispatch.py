@@ -37,8 +37,9 @@ BACKENDS: dict[str, Backend] = {
 #   MoBA, blocks of 16: 3.2, 1.6, 0.69, 0.25 | 2.1, 1.0, 0.47    of 64: 0.97, 1.8, 0.73, 0.27 | 2.4,
 #   1.1, 0.49
 # On CPUs `flex` is behind `banded` at all lengths measured (eval/results/attention). On an H200
-# (eval/results/gpu) `triton` is ahead of `banded` and `flex` for every sparse pattern from 2,048
-# tokens up, and torch's own attention, which `banded` calls, ahead of it where nothing is hidden.
+# (eval/results/gpu, first table) `triton` is ahead of both for SA, SWA and MoBA from 2,048 tokens,
+# in bf16, and torch's own attention, which `banded` calls, ahead of it where nothing is hidden. Not
+# compared there: shorter prompts, fp32, PSA, block choices and unions.
 _DENSE_KEYS, _DENSE_KEYS_DRAWN = 128, 256
 
 
@@ -81,9 +82,13 @@ def choose_backend(
         if not ok:
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
-    if _fused_device(q.device) and _fused(pattern, q, k, v):
-        return BACKENDS["triton"]
     banded_ok, _ = BACKENDS["banded"].supports(pattern, q, k)
+    if _fused_device(q.device):
+        if _fused(pattern, q, k, v):
+            return BACKENDS["triton"]
+        # Torch's own attention, without a mask.
+        if banded_ok and q.shape[2] == k.shape[2] and pattern.saturated(k.shape[2]):
+            return BACKENDS["banded"]
     if k.shape[2] <= _dense_keys(pattern, q.dtype) or not banded_ok:
         return BACKENDS["reference"]
     return BACKENDS["banded"]
