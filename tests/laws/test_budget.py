@@ -19,9 +19,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch import Tensor
 
 from sa_patch.patterns import SA
-from sa_patch.patterns.permutation import permutation_orders, permutation_slots
+from sa_patch.patterns.permutation import (
+    forget_permutations,
+    permutation_orders,
+    permutation_slots,
+)
 from tests.laws.drawn import COUNTED_METHODS, METHODS, narrow_pattern, patterns
 from tests.laws.strategies import BACKEND_NAMES, affordable, make_case, serves, visible_sets
 
@@ -205,29 +210,46 @@ def test_no_two_coordinates_share_a_permutation() -> None:
     assert len(drawn) == 16 * 12 * 7
 
 
-def numpy_state() -> bytes:
-    return pickle.dumps(np.random.get_state())
+State = tuple[Tensor, bytes, object]
+
+
+def generator_states() -> State:
+    return torch.get_rng_state(), pickle.dumps(np.random.get_state()), random.getstate()
+
+
+def seeded(seed: int) -> State:
+    """Seed every global generator; where they stand then."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    return generator_states()
+
+
+def assert_unmoved(before: State) -> None:
+    torch_state, *others = generator_states()
+    assert torch.equal(torch_state, before[0])
+    assert others == [*before[1:]]
 
 
 @pytest.mark.parametrize("n", [5, 700, 1500])
 def test_permutations_neither_read_nor_move_the_global_random_state(n: int) -> None:
+    drawn = []
+    for seed in (1, 2):
+        before = seeded(seed)
+        forget_permutations()
+        drawn.append(permutation_slots(n, seed=9, layer=1000 + n))
+        assert_unmoved(before)
+    assert torch.equal(*drawn)
+
+
+def test_no_backend_moves_the_global_random_state() -> None:
     case = make_case(seq_len=30)
-    first = []
-    for state in (1, 2):
-        torch.manual_seed(state)
-        np.random.seed(state)
-        random.seed(state)
-        states = torch.get_rng_state(), numpy_state(), random.getstate()
-        drawn = permutation_slots(n, seed=9, layer=1000 + n)
-        for method in METHODS:
-            for backend in BACKEND_NAMES:
-                if serves(backend, narrow_pattern(method), case):
-                    case.run(narrow_pattern(method), backend)
-        assert torch.equal(torch.get_rng_state(), states[0])
-        assert numpy_state() == states[1]
-        assert random.getstate() == states[2]
-        first.append(drawn)
-    assert torch.equal(*first)
+    before = seeded(1)
+    for method in METHODS:
+        for backend in BACKEND_NAMES:
+            if serves(backend, narrow_pattern(method), case):
+                case.run(narrow_pattern(method), backend)
+    assert_unmoved(before)
 
 
 def test_writing_into_a_permutation_does_not_change_the_next_draw() -> None:
