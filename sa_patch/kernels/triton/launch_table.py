@@ -94,6 +94,7 @@ _HOPPER: dict[ShapeClass, Launch] = {
 }
 _BAND: dict[str, dict[ShapeClass, Launch]] = {
     "hopper": _HOPPER,
+    "blackwell": _HOPPER,
     "ampere": {
         **_HOPPER,
         (False, False, False): Launch(64, 64, warps=4, stages=3),
@@ -137,11 +138,22 @@ _GATHERED = 4096
 # Asked in every call.
 @lru_cache(maxsize=64)
 def device_class(device: torch.device, *, interpreted: bool) -> str:
-    """Which part of the table serves a device: "interpreter", "ampere" or "hopper"."""
+    """Which part of the table serves a device: one of ampere, hopper, blackwell, interpreter."""
     if interpreted:
         return "interpreter"
-    early = device.type == "cuda" and torch.cuda.get_device_capability(device) < (9, 0)
-    return "ampere" if early else "hopper"
+    if device.type != "cuda":
+        return "hopper"
+    return class_of_capability(torch.cuda.get_device_capability(device))
+
+
+def class_of_capability(capability: tuple[int, int]) -> str:
+    """The part of the table for a compute capability."""
+    if capability < (9, 0):
+        return "ampere"
+    if capability < (10, 0):
+        return "hopper"
+    # Consumer Blackwell multiplies as Ampere does, with as little shared memory.
+    return "blackwell" if capability < (12, 0) else "ampere"
 
 
 def _shape_class(q: Tensor) -> ShapeClass:
