@@ -115,7 +115,8 @@ def compile_kernels(capability: tuple[int, int], dtype: str, head_dim: int) -> l
     triton.runtime.driver.set_active(_NamedTarget(capability))
     part = launch_table.class_of_capability(capability)
     vars(launch_table)["device_class"] = lambda device, interpreted: part
-    run, found = JITFunction.run, {}
+    run = JITFunction.run
+    found: dict[CompiledKernel, None] = {}
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compiled = run(self, *args, grid=grid, warmup=True, **options)
