@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, sparse_attention
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import MoBA, Pattern, unite
 from tests import oracle
-from tests.laws.drawn import oracle_arguments
+from tests.laws.drawn import oracle_arguments, patterns
 
 BACKEND_NAMES: tuple[str, ...] = (*BACKENDS, "auto")
 # Triton's interpreter takes a second for what a kernel does in microseconds, and flex compiles C++
@@ -145,14 +145,26 @@ def cases(
     )
 
 
+def patterns_for(backend: str, method: str) -> st.SearchStrategy[Pattern]:
+    """Random patterns of a method.
+
+    Every other mix of rings and choices is compiled anew by `flex`, which gets one mix here. The
+    others are in the grid of test_backends.py and, uncompiled, in tests/kernels/flex/test_plan.py.
+    """
+    if backend == "flex" and method == "union":
+        parts = [patterns(part, max_window=12) for part in ("sinks", "swa", "psa")]
+        return st.builds(unite, *parts, st.builds(MoBA, st.integers(1, 6), st.just(2)))
+    return patterns(method)
+
+
 def affordable(backend: str, data: st.DataObject) -> bool:
     """Whether to run this example: slow backends take a quarter of them, the simplest included."""
     return backend not in SLOW_BACKENDS or data.draw(st.integers(0, 3)) == 0
 
 
-def in_turns(patterns: Sequence[Pattern], backend: str, turn: int) -> Sequence[Pattern]:
+def in_turns(grid: Sequence[Pattern], backend: str, turn: int) -> Sequence[Pattern]:
     """All patterns, or for slow backends every third: three successive turns have them all."""
-    return patterns[turn % 3 :: 3] if backend in SLOW_BACKENDS else patterns
+    return grid[turn % 3 :: 3] if backend in SLOW_BACKENDS else grid
 
 
 def serves(backend: str, pattern: Pattern, case: Case, gradients: bool = False) -> bool:

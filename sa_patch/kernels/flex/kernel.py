@@ -47,8 +47,11 @@ def attend_in_order(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -
     with (
         torch.set_grad_enabled(graded),
         torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS, specialize_int=True),
-        # Otherwise sizes that are equal by chance in the first call are compiled in as equal.
-        fx_config.patch(use_duck_shape=False),  # type: ignore[attr-defined]
+        # Otherwise sizes that are equal by chance in the first call are compiled in as equal, and
+        # batches of one row. The second is not tried on GPUs.
+        fx_config.patch(  # type: ignore[attr-defined]
+            use_duck_shape=False, backed_size_oblivious=q.device.type == "cpu"
+        ),
     ):
         try:
             return _compiled(q, k, v, plan.lists, plan.tables, plan.structure, scale)

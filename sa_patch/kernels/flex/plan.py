@@ -190,7 +190,7 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
 
     Returns:
         int32 ``[batch, q_heads, picks, n]``, n where there is none. The number of picks is a power
-        of two, so that few masks are compiled, or 0 for a pattern that chooses nothing.
+        of four, so that few masks are compiled, or 0 for a pattern that chooses nothing.
     """
     (batch, heads, seq_len), queries, keys = q.shape[:3], q.flatten(0, 1), k.flatten(0, 1)
     if isinstance(pattern, MoBA):
@@ -201,8 +201,9 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
         picks = pattern.picks(queries, keys, _ascending(seq_len, q.device)[0])
         picks = picks.repeat_interleave(len(queries) // len(picks), dim=0)
     starts = (picks * pattern.block_size + first).masked_fill(picks < 0, seq_len)
-    absent = (1 << (most - 1).bit_length() if most else 0) - picks.shape[-1]
-    ascending = pad(starts.int().sort(dim=-1).values, (0, absent), value=seq_len)
+    wanted = 4 ** -((most - 1).bit_length() // -2) if most else 0
+    room = (0, wanted - picks.shape[-1])
+    ascending = pad(starts.int().sort(dim=-1).values, room, value=seq_len)
     return ascending.transpose(1, 2).unflatten(0, (batch, heads))
 
 

@@ -128,13 +128,6 @@ def test_new_lengths_windows_and_batches_compile_nothing() -> None:
     assert compilations() == before
 
 
-def test_equals_the_float64_oracle() -> None:
-    for pattern in (SWA(30), SA(25, seed=5), SA(25, circular=False), SA(9, per_head=True)):
-        case = case_of(150, lengths=[150, 71])
-        expected = torch.from_numpy(case.oracle(pattern).output)
-        assert (case.run(pattern, "flex").double() - expected).abs().max() <= FP32_TOLERANCE
-
-
 @pytest.mark.parametrize("lengths", [[331, 70, 1, 0], [65, 65, 331, 2], [64, 63, 0, 0]])
 def test_ragged_rows(lengths: list[int]) -> None:
     case = case_of(331, lengths=lengths, batch=4)
@@ -161,18 +154,6 @@ def test_scale_and_layer_are_heeded() -> None:
     assert worst(other, SA(20)) <= FP32_TOLERANCE
     sharp = Case(case.q, case.k, case.v, None, layer=3, scale=1.0)
     assert worst(sharp, SWA(20)) <= FP32_TOLERANCE
-
-
-def test_bfloat16_error_is_at_most_twice_that_of_sdpa() -> None:
-    case = case_of(200, dtype=torch.bfloat16, batch=1)
-    pattern = SA(25, seed=5)
-    expected = torch.from_numpy(case.oracle(pattern).output)
-    actual = case.run(pattern, "flex")
-    assert actual.dtype == torch.bfloat16
-    ours = (actual.double() - expected).abs()
-    theirs = (case.run(pattern, "reference").double() - expected).abs()
-    assert ours.max() <= 2 * theirs.max()
-    assert ours.square().mean() <= 4 * theirs.square().mean()
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,8 @@ def test_the_number_of_picks_follows_from_the_pattern_alone() -> None:
         (MoBA(5, 2), 1),
         (MoBA(10, 4), 4),
         (BlockTopK(topk=0, **small), 0),
-        (BlockTopK(topk=6, **small), 8),
+        (MoBA(3, 6), 16),
+        (BlockTopK(topk=16, **small), 16),
     ):
         starts = chosen_starts(pattern, *inputs(30))
         assert starts.shape[2] == picks
