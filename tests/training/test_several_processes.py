@@ -64,7 +64,7 @@ def test_two_processes_learn_what_one_does_and_share_trials(tmp_path: Path) -> N
         assert (found[name] - value).abs().max() < TOLERANCE, name
 
     # Each trial was trained once, and one table was written.
-    said = [line for line in done.stdout.splitlines() if line.endswith(".json")]
+    said = [line.split(": ")[-1] for line in done.stdout.splitlines() if line.endswith(".json")]
     assert len(said) == len(set(said)) == 9
     names = {path.name for path in (tmp_path / "classified" / "trials").iterdir()}
     assert set(said) == names | {"classified/classification.json"}

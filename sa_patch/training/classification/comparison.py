@@ -1,164 +1,211 @@
-"""Many trials: those that choose how each classifier is trained, then those that are measured."""
+"""Classifiers compared: how each is trained is chosen, then trials are measured and tabulated."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
-from sa_patch.training.classification.settings import Classifier, Trial
-from sa_patch.training.classification.table import entry
-from sa_patch.training.classification.training import (
-    Columns,
-    Measure,
-    choose,
-    choosing_trials,
-    ensure_trial,
-    read_trial,
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared, and how.
-
-    Args:
-        sources: each with its fingerprint.
-        classifiers: those that are compared on each.
-        trials: of each, with the seeds ``0 .. trials - 1``.
-        learning_rates, epochs, choosing, held_out: the rates that are tried, the most epochs, how
-            many times, and the share of the training texts that is held out for it.
-    """
-
-    sources: tuple[tuple[str, str], ...]
-    classifiers: tuple[Classifier, ...]
-    trials: int
-    learning_rates: tuple[float, ...]
-    epochs: int
-    choosing: int
-    held_out: float
-
-    @property
-    def choosers(self) -> dict[tuple[str, Classifier], list[Trial]]:
-        """The trials by which each classifier's learning rate and epochs are chosen."""
-        # Other seeds than those of the trials that count.
-        seeds = range(1000, 1000 + self.choosing)
-        return {
-            (source, classifier): choosing_trials(
-                source,
-                fingerprint,
-                classifier,
-                learning_rates=self.learning_rates,
-                epochs=self.epochs,
-                seeds=seeds,
-                held_out=self.held_out,
-            )
-            for source, fingerprint in self.sources
-            for classifier in self.classifiers
-        }
-
-    def notes(self) -> list[str]:
-        """How it is done, in sentences."""
-        one = self.classifiers[0]
-        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
-        several = self.choosing > 1
-        by = f"mean accuracy of {self.choosing} seeds" if several else "accuracy of one seed"
-        return [
-            f"Mean ± standard deviation over {self.trials} trials (seeds of weights and order).",
-            f"Texts are cut to {one.max_length} words, batches hold {one.batch} texts.",
-            f"Learning rate ({rates}) and epochs (1 to {self.epochs}) are chosen for each "
-            f"classifier alike, by the {by} on "
-            f"{self.held_out:.0%} of the training texts; test texts are read once, at the end.",
-        ]
+from sa_patch.errors import UserError
+from sa_patch.files.artifacts import write_artifacts, write_figure
+from sa_patch.files.atomic_write import write_whole
+from sa_patch.training.classification.data import Columns
+from sa_patch.training.classification.figures import draw_accuracy, draw_graphs
+from sa_patch.training.classification.settings import Classifier, Plan, Trial, short_name
+from sa_patch.training.classification.training import Measure, ensure_trial, read_trial
+from sa_patch.training.cores import train_each
+from sa_patch.training.spread import spread, spread_text
 
 
 def run(
     plan: Plan,
+    sources: Mapping[str, str],
     folder: Path,
     columns: Columns,
     cores: Sequence[int] | None,
     measure: Measure | None = None,
-) -> list[Any]:
+) -> list[dict[str, Any]]:
     """Train all that is missing in `folder`; the rows of the table.
 
     Args:
+        sources: fingerprints of the data sets.
         measure: see `sa_patch.training.classification.training.run_trial`.
-        cores: that many trials at once, each bound to one; None for one after another, or, under
-            ``accelerate launch``, one in each process.
+        cores: see `train_each`; None, under ``accelerate launch``, for one trial at once in each
+            process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # By seed: whenever it is stopped, all classifiers are about equally far.
-    choosing = [t for _, several in _by_seed(plan.choosers) for t in several]
-    _ensure(choosing, folder, columns, cores, None)
-    chosen = {key: choose(trials, folder) for key, trials in plan.choosers.items()}
-    prints = dict(plan.sources)
-    trials = {
-        (source, classifier): [
-            Trial(source, prints[source], classifier, seed, how["learning_rate"], how["epochs"])
+    compared = [(*source, one) for source, one in product(sources.items(), plan.classifiers)]
+    choosing = [plan.choosing_trials(*each) for each in compared]
+    _train_missing(choosing, folder, columns, cores)
+    chosen = [choose(trials, folder) for trials in choosing]
+    counted = [
+        [
+            Trial(
+                source=source,
+                fingerprint=fingerprint,
+                classifier=classifier,
+                seed=seed,
+                learning_rate=how["learning_rate"],
+                epochs=how["epochs"],
+            )
             for seed in range(plan.trials)
         ]
-        for (source, classifier), how in chosen.items()
-    }
-    counted = [t for _, several in _by_seed(trials) for t in several]
-    _ensure(counted, folder, columns, cores, measure)
-    rows = []
-    for key, several in trials.items():
-        results = [read_trial(trial, folder) for trial in several]
-        rows.append(entry(*key, chosen[key], [r for r in results if r is not None]))
-    return rows
+        for (source, fingerprint, classifier), how in zip(compared, chosen, strict=True)
+    ]
+    _train_missing(counted, folder, columns, cores, measure)
+    return [
+        entry(source, classifier, how, [_result(trial, folder) for trial in trials])
+        for (source, _, classifier), how, trials in zip(compared, chosen, counted, strict=True)
+    ]
 
 
-def _by_seed(trials: dict[Any, list[Trial]]) -> list[tuple[int, list[Trial]]]:
-    found: dict[int, list[Trial]] = {}
-    for several in trials.values():
-        for trial in several:
-            found.setdefault(trial.seed, []).append(trial)
-    return sorted(found.items())
-
-
-def _ensure(
-    trials: list[Trial],
+def _train_missing(
+    trials: Iterable[Sequence[Trial]],
     folder: Path,
     columns: Columns,
     cores: Sequence[int] | None,
-    measure: Measure | None,
+    measure: Measure | None = None,
 ) -> None:
-    if cores is None:
-        # It reads what `accelerate launch` says of CPUs, which `PartialState` alone does not.
-        accelerator = Accelerator()
+    # By seed: whenever it is stopped, all classifiers are about equally far.
+    mine = sorted(chain.from_iterable(trials), key=lambda trial: trial.seed)
+    # It reads what `accelerate launch` says of CPUs, which `PartialState` alone does not.
+    accelerator = Accelerator() if cores is None else None
+    if accelerator is not None:
         # Of all trials: what is still missing changes while other processes work.
-        for trial in trials[accelerator.process_index :: accelerator.num_processes]:
-            if read_trial(trial, folder) is None:
-                print(ensure_trial(trial, folder, columns, measure).name, flush=True)
-        # The choice needs the files of all processes.
+        mine = mine[accelerator.process_index :: accelerator.num_processes]
+    missing = [trial for trial in mine if read_trial(trial, folder) is None]
+    runs = [(trial, folder, columns, measure) for trial in missing]
+    first = len(mine) - len(missing) + 1
+    for done, path in enumerate(train_each(ensure_trial, runs, cores), first):
+        print(f"{done} of {len(mine)}: {path.name}", flush=True)
+    if accelerator is not None:
+        # What follows needs the files of all processes.
         accelerator.wait_for_everyone()
-        return
-    missing = [trial for trial in trials if read_trial(trial, folder) is None]
-    done = len(trials) - len(missing)
-    context = multiprocessing.get_context("spawn")
-    free = context.Queue()
-    for core in cores:
-        free.put(core)
-    with ProcessPoolExecutor(len(cores), context, initializer=_bind, initargs=(free,)) as pool:
-        futures = [pool.submit(ensure_trial, trial, folder, columns, measure) for trial in missing]
-        try:
-            for future in as_completed(futures):
-                done += 1
-                print(f"{done} of {len(trials)}: {future.result().name}", flush=True)
-        except BaseException:
-            # What is not begun is left out; a trial that has begun ends and is kept.
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
-def _bind(free: Any) -> None:
-    """A worker takes a core of its own from a queue of them, and computes on one thread."""
-    os.sched_setaffinity(0, {free.get()})
-    torch.set_num_threads(1)
+def _result(trial: Trial, folder: Path) -> dict[str, Any]:
+    result = read_trial(trial, folder)
+    if result is None:
+        raise UserError(f"{trial.file_name} is missing in {folder}; start the run again")
+    return result
+
+
+def choose(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
+    """The learning rate and epochs of the best mean held-out accuracy; of equals the fewest epochs.
+
+    Args:
+        trials: complete ones of one classifier.
+    """
+    curves: dict[float, list[list[float]]] = {}
+    for trial in trials:
+        curve = _result(trial, folder)["held_out_accuracy"]
+        curves.setdefault(trial.learning_rate, []).append(curve)
+    means = {
+        rate: [statistics.fmean(column) for column in zip(*runs, strict=True)]
+        for rate, runs in curves.items()
+    }
+    accuracy, epochs, rate = max(
+        (mean, -epoch, -rate) for rate, line in means.items() for epoch, mean in enumerate(line, 1)
+    )
+    return {
+        "learning_rate": -rate,
+        "epochs": -epochs,
+        "held_out_accuracy": accuracy,
+        "curves": [{"learning_rate": rate, "mean": line} for rate, line in means.items()],
+    }
+
+
+def entry(
+    source: str,
+    classifier: Classifier,
+    chosen: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """One row: a classifier on a data set.
+
+    Args:
+        chosen: of `choose`.
+        results: of its trials, in the order of their seeds.
+    """
+    return {
+        "source": short_name(source),
+        "attention": classifier.attention,
+        "classifier": classifier.model_dump(),
+        "chosen": chosen,
+        "parameters": results[0]["parameters"],
+        "train_texts": results[0]["train_texts"],
+        "test_texts": results[0]["measured_texts"],
+        "seconds": statistics.fmean(result["seconds"] for result in results),
+        "accuracy": _spread([result["accuracy"] for result in results]),
+        "ablated": {
+            share: _spread([result["ablated"][share] for result in results])
+            for share in results[0]["ablated"]
+        },
+        "graph": _graph([result["measured"] for result in results if "measured" in result]),
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    found = spread(values)
+    return {"mean": found["mean"], "median": statistics.median(values), **found}
+
+
+def _graph(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Over trials: gaps and paths by length; the drawn text of the first one."""
+    if not measured:
+        return None
+    lengths = [
+        {
+            "n": rows[0]["n"],
+            "texts": rows[0]["texts"],
+            "gap": _spread([row["gap"] for row in rows]),
+            "median_path": _spread([row["median_path"] for row in rows]),
+        }
+        for rows in zip(*(one["lengths"] for one in measured), strict=True)
+    ]
+    return {"lengths": lengths, "drawn": measured[0]["drawn"]}
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The table, with what was done in words."""
+    lines = ["# Text classification by attention", "", " ".join(content["notes"]), ""]
+    lines += [
+        "| data set | layers x heads x head_dim | attention | test accuracy, % | held out, % | "
+        "learning rate | epochs | s a trial |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in content["entries"]:
+        one, chosen = row["classifier"], row["chosen"]
+        lines.append(
+            f"| {row['source']} | {one['layers']} x {one['heads']} x {one['head_dim']} | "
+            f"{row['attention']} | {spread_text(row['accuracy'], 1, 100)} | "
+            f"{100 * chosen['held_out_accuracy']:.1f} | {chosen['learning_rate']:g} | "
+            f"{chosen['epochs']} | {row['seconds']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_comparison(
+    out: Path,
+    entries: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    provenance: Mapping[str, Any],
+) -> list[Path]:
+    """Write ``classification.json``, ``.png``, ``.svg`` and ``.md`` into `out`, and where graphs
+    were measured ``graphs`` and ``diffusion`` as pictures.
+
+    Args:
+        entries: of `entry`; layers and heads should not differ where head_dim does not.
+        notes: sentences on how it was done.
+    """
+    content = {"notes": list(notes), "entries": list(entries)}
+    table = out / "classification.md"
+    write_whole(table, markdown(content).encode())
+    files = write_artifacts(out, "classification", content, draw_accuracy(content), provenance)
+    for name, figure in draw_graphs(content).items():
+        files += write_figure(out / name, figure)
+    return [*files, table]

@@ -1,13 +1,11 @@
-"""Training text classifiers: trials, each one JSON file, and the choice of how they are trained."""
+"""Training text classifiers: trials, each of them one JSON file."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,15 @@ from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_whole
 from sa_patch.files.packed import stored_text
 from sa_patch.files.provenance import describe_session, now
-from sa_patch.training.classification.data import LabelledTexts, Numbered, learn_words, load_texts
+from sa_patch.training.classification.data import (
+    Columns,
+    LabelledTexts,
+    Numbered,
+    learn_words,
+    load_texts,
+)
 from sa_patch.training.classification.model import TextClassifier
-from sa_patch.training.classification.settings import Classifier, Trial
+from sa_patch.training.classification.settings import Trial
 from sa_patch.training.pretraining.evaluate import evaluating
 
 WARMUP = 50
@@ -31,8 +35,6 @@ _WEIGHT_DECAY, _CLIP, _TEST_BATCH = 0.01, 1.0, 64
 # Shares of a text's tokens that are taken away from a finished classifier.
 ABLATED = (0.1, 0.3, 0.5, 0.7, 0.9)
 
-Columns = tuple[str, str]
-"""The columns of texts and of labels."""
 Measure = Callable[[TextClassifier, Numbered, torch.device], dict[str, Any]]
 """What else is to be found out about a finished classifier; a function that processes can share."""
 
@@ -153,7 +155,7 @@ def ensure_trial(
     """
     path = folder / trial.file_name
     if read_trial(trial, folder) is None:
-        data = _texts(trial.source, columns)
+        data = load_texts(trial.source, columns)
         if data.fingerprint != trial.fingerprint:
             raise UserError(f"the data set {trial.source!r} has changed; start the run again")
         record = {"identity": trial.identity(), "source": trial.source}
@@ -178,57 +180,3 @@ def read_trial(trial: Trial, folder: Path) -> dict[str, Any] | None:
         pass
     print(f"{path} is damaged or foreign; it is done again", file=sys.stderr)
     return None
-
-
-@lru_cache(maxsize=4)
-def _texts(source: str, columns: Columns) -> LabelledTexts:
-    return load_texts(source, text_column=columns[0], label_column=columns[1])
-
-
-def choosing_trials(
-    source: str,
-    fingerprint: str,
-    classifier: Classifier,
-    *,
-    learning_rates: Sequence[float],
-    epochs: int,
-    seeds: Iterable[int],
-    held_out: float,
-) -> list[Trial]:
-    """What the learning rate and the number of epochs are chosen by; no test text is read."""
-    return [
-        Trial(source, fingerprint, classifier, seed, rate, epochs, held_out)
-        for seed in seeds
-        for rate in learning_rates
-    ]
-
-
-def choose(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
-    """The learning rate and epochs of the best mean held-out accuracy; of equals the fewest epochs.
-
-    Args:
-        trials: complete ones of one classifier.
-    """
-    curves: dict[float, list[list[float]]] = {}
-    for trial in trials:
-        result = read_trial(trial, folder)
-        if result is None:
-            raise UserError(f"{trial.file_name} is missing in {folder}; start the run again")
-        curves.setdefault(trial.learning_rate, []).append(result["held_out_accuracy"])
-    means = {
-        rate: [statistics.fmean(column) for column in zip(*runs, strict=True)]
-        for rate, runs in curves.items()
-    }
-    best = max(
-        (
-            (mean, -epoch, -rate)
-            for rate, line in means.items()
-            for epoch, mean in enumerate(line, 1)
-        )
-    )
-    return {
-        "learning_rate": -best[2],
-        "epochs": -best[1],
-        "held_out_accuracy": best[0],
-        "curves": [{"learning_rate": rate, "mean": line} for rate, line in means.items()],
-    }

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sa_patch.errors import UserError
+from sa_patch.training.classification.comparison import choose
 from sa_patch.training.classification.data import (
     LabelledTexts,
     Numbered,
@@ -20,11 +21,9 @@ from sa_patch.training.classification.data import (
     load_texts,
 )
 from sa_patch.training.classification.model import TextClassifier
-from sa_patch.training.classification.settings import Classifier, Trial, read_attention
+from sa_patch.training.classification.settings import Classifier, Plan, Trial, read_attention
 from sa_patch.training.classification.training import (
     accuracy,
-    choose,
-    choosing_trials,
     ensure_trial,
     read_trial,
     run_trial,
@@ -45,9 +44,11 @@ def data(folder: Path) -> LabelledTexts:
 
 
 def trial(folder: Path, data: LabelledTexts, **changes: Any) -> Trial:
-    settings = {"max_length": 16, "batch": 8} | changes.pop("classifier", {})
+    settings: dict[str, Any] = {"alpha": 1.2, "head_dim": 8, "max_length": 16, "batch": 8}
+    settings |= changes.pop("classifier", {})
     values: dict[str, Any] = {"seed": 0, "learning_rate": 0.01, "epochs": 6} | changes
-    return Trial(str(folder), data.fingerprint, Classifier(1.2, 8, **settings), **values)
+    values["classifier"] = Classifier(**settings)
+    return Trial(source=str(folder), fingerprint=data.fingerprint, **values)
 
 
 def test_a_folder_is_read_and_split_without_its_test_texts(data: LabelledTexts) -> None:
@@ -84,7 +85,7 @@ def test_batches_hold_every_text_once_beside_texts_of_its_length() -> None:
 @pytest.mark.parametrize("alpha", [None, 1.2, 2.0])
 def test_a_classifier_does_not_see_padding(alpha: float | None) -> None:
     torch.manual_seed(0)
-    model = TextClassifier(Classifier(alpha, 8, layers=2, heads=2), 20, 3).eval()
+    model = TextClassifier(Classifier(alpha=alpha, head_dim=8, layers=2, heads=2), 20, 3).eval()
     words = torch.randint(1, 20, (2, 9))
     real = torch.arange(9) < torch.tensor([[9], [4]])
     found = model(words * real, real)
@@ -96,7 +97,7 @@ def test_attentions_start_from_the_same_weights() -> None:
     models = []
     for alpha in (None, 1.2):
         torch.manual_seed(3)
-        models.append(TextClassifier(Classifier(alpha, 8), 20, 2).state_dict())
+        models.append(TextClassifier(Classifier(alpha=alpha, head_dim=8), 20, 2).state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
@@ -104,8 +105,7 @@ def test_attentions_start_from_the_same_weights() -> None:
 def test_a_trial_learns_what_there_is_to_learn(
     folder: Path, data: LabelledTexts, alpha: str
 ) -> None:
-    settings = Classifier(read_attention(alpha), 8, max_length=16, batch=8)
-    one = Trial(str(folder), data.fingerprint, settings, 0, 0.01, 6)
+    one = trial(folder, data, classifier={"alpha": read_attention(alpha)})
     result = run_trial(one, data)
     assert result["accuracy"] == 1.0 and result["training_loss"][-1] < 0.2
     again = run_trial(one, data)
@@ -132,17 +132,23 @@ def test_the_best_mean_is_chosen_and_of_equals_the_shortest(
     folder: Path, data: LabelledTexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curves = {
-        (0.01, 0): [0.5, 0.9, 0.7], (0.01, 1): [0.5, 0.5, 0.7],
-        (0.1, 0): [0.6, 0.8, 0.8], (0.1, 1): [0.6, 0.8, 0.8],
+        (0.01, 1000): [0.5, 0.9, 0.7], (0.01, 1001): [0.5, 0.5, 0.7],
+        (0.1, 1000): [0.6, 0.8, 0.8], (0.1, 1001): [0.6, 0.8, 0.8],
     }  # fmt: skip
     monkeypatch.setattr(
         "sa_patch.training.classification.training.run_trial",
         lambda one, *_: {"held_out_accuracy": curves[one.learning_rate, one.seed]},
     )
-    trials = choosing_trials(
-        str(folder), data.fingerprint, Classifier(1.2, 8), learning_rates=[0.01, 0.1], epochs=3,
-        seeds=[0, 1], held_out=0.2,
-    )  # fmt: skip
+    classifier = Classifier(alpha=1.2, head_dim=8)
+    plan = Plan(
+        classifiers=(classifier,),
+        trials=1,
+        learning_rates=(0.01, 0.1),
+        epochs=3,
+        choosing=2,
+        held_out=0.2,
+    )
+    trials = plan.choosing_trials(str(folder), data.fingerprint, classifier)
     for one in trials:
         ensure_trial(one, tmp_path, COLUMNS)
     found = choose(trials, tmp_path)
@@ -198,10 +204,10 @@ def test_the_script_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
         (["--attention", "3"], "alpha must be"),
         (["--attention", "soft"], "an attention is dot"),
         (["--attention", "1.2,1.20"], "different values"),
-        (["--head-dim", "0"], "--head-dim"),
-        (["--cores", "999"], "may not use"),
+        (["--head-dim", "0"], "head_dim must be at least 1"),
+        (["--cores", "999"], "usable are"),
         (["--label-column", "kind"], "no column 'kind'"),
-        (["--held-out", "1"], "--held-out"),
+        (["--held-out", "1"], "held_out must be below 1"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_trained(

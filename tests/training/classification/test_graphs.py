@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sa_patch.analysis.graphs.classifier_graph import DRAWN, LENGTHS, TEXTS, measure_classifier
 from sa_patch.analysis.graphs.weight_graph import WeightGraph
 from sa_patch.training import FractionalAttention
+from sa_patch.training.classification.comparison import entry, write_comparison
 from sa_patch.training.classification.data import Numbered, Texts, learn_words
 from sa_patch.training.classification.figures import draw_graphs
 from sa_patch.training.classification.model import TextClassifier
 from sa_patch.training.classification.settings import Classifier
-from sa_patch.training.classification.table import entry, write_table
 from sa_patch.training.classification.training import ABLATED, thinned
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def texts() -> Numbered:
 
 def classifier(alpha: float | None, **settings: Any) -> TextClassifier:
     torch.manual_seed(0)
-    return TextClassifier(Classifier(alpha, 8, **settings), 100, 2).eval()
+    return TextClassifier(Classifier(alpha=alpha, head_dim=8, **settings), 100, 2).eval()
 
 
 @pytest.mark.parametrize("alpha", [None, 1.2, 2])
@@ -111,11 +111,11 @@ def test_the_table_holds_graphs_and_their_figures(texts: Numbered, tmp_path: Pat
             for trial in range(2)
         ]
         chosen = {"learning_rate": 0.01, "epochs": 1, "held_out_accuracy": 0.5}
-        rows.append(entry("some/texts", Classifier(alpha, 8), chosen, results))
+        rows.append(entry("some/texts", Classifier(alpha=alpha, head_dim=8), chosen, results))
     assert rows[0]["accuracy"]["mean"] == pytest.approx(0.55)
     first = rows[1]["graph"]["lengths"][0]
     assert first["gap"]["deviation"] == 0 and first["gap"]["values"][0] == first["gap"]["mean"]
-    files = write_table(tmp_path, rows, ["A note."], {"versions": {}})
+    files = write_comparison(tmp_path, rows, ["A note."], {"versions": {}})
     names = {file.name for file in files}
     for stem in ("classification", "graphs", "diffusion"):
         assert {f"{stem}.png", f"{stem}.svg"} <= names
@@ -138,7 +138,7 @@ def test_a_trial_whose_graph_falls_in_pieces_leaves_the_figure_readable(texts: N
         for one in (measured, broken, measured)
     ]
     chosen = {"learning_rate": 0.01, "epochs": 1, "held_out_accuracy": 0.5}
-    row = entry("some/texts", Classifier(1.2, 8), chosen, results)
+    row = entry("some/texts", Classifier(alpha=1.2, head_dim=8), chosen, results)
     middle = row["graph"]["lengths"][0]["median_path"]["median"]
     assert middle == measured["lengths"][0]["median_path"]
     low, high = draw_graphs({"entries": [row]})["graphs"].axes[1].get_ylim()
