@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sa_patch import SA, SWA, Full
@@ -89,23 +90,28 @@ def test_the_loss_weighs_tokens() -> None:
     assert weighted_loss(logits, tokens, weights) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_recall_question_has_its_answer_at_the_distance_it_says() -> None:
-    tokens = RecallTokens(0, tuple(range(100, 116)), tuple(range(200, 216)))
+RECALL_TOKENS = RecallTokens(0, tuple(range(100, 116)), tuple(range(200, 216)))
+
+
+def made_document(index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     text = np.arange(1, 90, dtype=np.uint32)
+    return recall_document(np.random.default_rng(index), 200, RECALL_TOKENS, text)
+
+
+def test_a_recall_question_has_its_answer_at_the_distance_it_says() -> None:
     seen = set()
     for index in range(50):
-        document = recall_document(np.random.default_rng(index), 200, tokens, text)
-        assert document.tokens.shape == document.distance.shape == (200,)
-        asked = np.flatnonzero(document.distance)
-        assert len(asked) and set(document.tokens[asked - 1]) <= set(tokens.keys)
+        tokens, distance = made_document(index)
+        assert tokens.shape == distance.shape == (200,)
+        asked = np.flatnonzero(distance)
+        assert len(asked) and set(tokens[asked - 1]) <= set(RECALL_TOKENS.keys)
         for place in asked:
-            shown = place - 1 - document.distance[place]
+            shown = place - 1 - distance[place]
             # The latest pair of that key, so that its value is the only right answer.
-            earlier = np.flatnonzero(document.tokens[: place - 1] == document.tokens[place - 1])
+            earlier = np.flatnonzero(tokens[: place - 1] == tokens[place - 1])
             assert earlier[-1] == shown - 1
-            assert document.tokens[shown] == document.tokens[place]
-            assert document.tokens[shown - 1] == document.tokens[place - 1]
-        seen |= set(document.distance[asked].tolist())
+            assert tokens[shown] == tokens[place] and tokens[shown - 1] == tokens[place - 1]
+        seen |= set(distance[asked].tolist())
     assert min(seen) < 8 and max(seen) > 150
 
 
@@ -122,13 +128,8 @@ class Oracle(torch.nn.Module):
 
 
 def test_recall_counts_by_distance() -> None:
-    tokens = RecallTokens(0, tuple(range(100, 116)), tuple(range(200, 216)))
-    made = [
-        recall_document(np.random.default_rng(i), 200, tokens, np.arange(1, 90, dtype=np.uint32))
-        for i in range(30)
-    ]
-    rows = torch.from_numpy(np.stack([each.tokens for each in made]))
-    distance = torch.from_numpy(np.stack([each.distance for each in made]))
+    made = zip(*map(made_document, range(30)), strict=True)
+    rows, distance = (torch.from_numpy(np.stack(part)) for part in made)
     hits = recall_hits(Oracle(rows, distance, 32), rows, distance, 16, 30, torch.device("cpu"))
     found = recall_summary(hits, 16)
     accuracies = [row["accuracy"] for row in found["by_distance"]]
