@@ -77,7 +77,8 @@ class Method:
         """From what stands after ``fna:``; ``pattern=`` comes last, since a pattern has commas."""
         head, mark, pattern = text.partition("pattern=")
         parts = head.removesuffix(",").split(",") if head else []
-        given = dict(part.split("=", 1) if "=" in part else ("alpha", part) for part in parts)
+        named = (part if "=" in part else f"alpha={part}" for part in parts)
+        given = dict(part.split("=", 1) for part in named)
         malformed = mark and (not pattern or (head and not head.endswith(",")))
         if malformed or len(given) < len(parts) or not given.keys() <= {"alpha", "geometry"}:
             raise UserError(f"'{FRACTIONAL}:{text}' is no method; {_EXAMPLE}")

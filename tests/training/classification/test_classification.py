@@ -1,10 +1,6 @@
-"""Text classifiers: what is read, batched, chosen and measured, and how a killed run goes on."""
+"""Text classifiers: what is read, batched, chosen and measured, and that runs go on."""
 
 import json
-import signal
-import time
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +24,8 @@ from sa_patch.training.classification.training import (
     read_trial,
     run_trial,
 )
-from tests.training.tiny_run import ROOT, run_here, start, write_labelled_texts
+from tests.mistakes import refusal
+from tests.training.tiny_run import run_here, write_labelled_texts
 
 COLUMNS = ("text", "label")
 
@@ -177,16 +174,23 @@ OPTIONS = ("--attention", "dot,1.2", "--head-dim", "4", "--trials", "2", "--epoc
            "--choosing", "1", "--batch", "8", "--max-length", "16")  # fmt: skip
 
 
-def test_the_script_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
-    process = start("classify", str(folder), *OPTIONS, "--out", "out", cwd=tmp_path)
+def test_the_script_goes_on_where_it_was_interrupted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("classify", str(folder), *OPTIONS, "--out", "out")
     trials = tmp_path / "out" / "trials"
-    while process.poll() is None and len(list(trials.glob("*.json"))) < 2:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in trials.glob("*.json")}
-    assert len(kept) >= 2
-    out = run_here("classify", str(folder), *OPTIONS, "--out", "out", cwd=tmp_path)
+
+    def interrupted(*given: Any) -> dict[str, Any]:
+        if len(list(trials.iterdir())) == 3:
+            raise KeyboardInterrupt
+        return run_trial(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sa_patch.training.classification.training.run_trial", interrupted)
+        run_here(*arguments, cwd=tmp_path, status=130)
+    kept = {path: path.stat().st_mtime_ns for path in trials.iterdir()}
+    assert len(kept) == 3
+    out = run_here(*arguments, cwd=tmp_path)
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
     # For each attention two rates to choose from and two trials.
     assert len(list(trials.glob("*.json"))) == 8
@@ -216,15 +220,10 @@ def test_mistakes_are_refused_before_anything_is_trained(
     options: list[str],
     words: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    # In this process: the imports of a new one take seconds.
-    script = SourceFileLoader("classify_script", str(ROOT / "scripts" / "classify"))
-    module = module_from_spec(spec_from_loader(script.name, script))  # type: ignore[arg-type]
-    script.exec_module(module)
-    arguments = ["classify", str(folder), *options, "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", arguments)
-    assert module.main() == 2 and words in capsys.readouterr().err
+    arguments = [str(folder), *options, "--out", str(tmp_path / "out")]
+    assert words in refusal("classify", arguments, monkeypatch, capfd)
     assert not list(tmp_path.glob("out/trials/*"))
 
 

@@ -5,18 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from sa_patch.training.pretraining.loop import pretrain
 from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.run_folder import RunFolder
 from sa_patch.training.pretraining.settings import load_settings
-from tests.training.tiny_run import start, write_config
-
-
-def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(run.model / "model.safetensors")
-    return found
+from tests.training.tiny_run import start, weights, write_config
 
 
 def learnt(run: RunFolder) -> dict[str, object]:
