@@ -39,23 +39,10 @@ def run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     compared = [(*source, one) for source, one in product(sources.items(), plan.classifiers)]
-    choosing = [plan.choosing_trials(*each) for each in compared]
+    choosing = [plan.trials_of(*each) for each in compared]
     _train_missing(choosing, folder, columns, cores)
     chosen = [choose(trials, folder) for trials in choosing]
-    counted = [
-        [
-            Trial(
-                source=source,
-                fingerprint=fingerprint,
-                classifier=classifier,
-                seed=seed,
-                learning_rate=how["learning_rate"],
-                epochs=how["epochs"],
-            )
-            for seed in range(plan.trials)
-        ]
-        for (source, fingerprint, classifier), how in zip(compared, chosen, strict=True)
-    ]
+    counted = [plan.trials_of(*each, how) for each, how in zip(compared, chosen, strict=True)]
     _train_missing(counted, folder, columns, cores, measure)
     return [
         entry(source, classifier, how, [_result(trial, folder) for trial in trials])

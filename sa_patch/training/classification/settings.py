@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from itertools import product
 from typing import Annotated, Any, Literal, Self
 
@@ -120,20 +121,32 @@ class Plan(Settings):
             raise UserError("attention and head_dim must hold different values")
         return self
 
-    def choosing_trials(self, source: str, fingerprint: str, one: Classifier) -> list[Trial]:
-        """What a classifier's learning rate and epochs are chosen by; no test text is read."""
-        seeds = range(_FIRST_CHOOSING_SEED, _FIRST_CHOOSING_SEED + self.choosing)
+    def trials_of(
+        self,
+        source: str,
+        fingerprint: str,
+        classifier: Classifier,
+        chosen: Mapping[str, Any] | None = None,
+    ) -> list[Trial]:
+        """The trials of a classifier that count, with the learning rate and epochs that were
+        chosen; without these, the trials to choose by, which read no test text."""
+        if chosen is None:
+            seeds = range(_FIRST_CHOOSING_SEED, _FIRST_CHOOSING_SEED + self.choosing)
+            rates, epochs, held_out = self.learning_rates, self.epochs, self.held_out
+        else:
+            seeds = range(self.trials)
+            rates, epochs, held_out = (chosen["learning_rate"],), chosen["epochs"], 0.0
         return [
             Trial(
                 source=source,
                 fingerprint=fingerprint,
-                classifier=one,
+                classifier=classifier,
                 seed=seed,
                 learning_rate=rate,
-                epochs=self.epochs,
-                held_out=self.held_out,
+                epochs=epochs,
+                held_out=held_out,
             )
-            for seed, rate in product(seeds, self.learning_rates)
+            for seed, rate in product(seeds, rates)
         ]
 
     def notes(self) -> list[str]:

@@ -145,7 +145,7 @@ def test_the_best_mean_is_chosen_and_of_equals_the_shortest(
         choosing=2,
         held_out=0.2,
     )
-    trials = plan.choosing_trials(str(folder), data.fingerprint, classifier)
+    trials = plan.trials_of(str(folder), data.fingerprint, classifier)
     for one in trials:
         ensure_trial(one, tmp_path, COLUMNS)
     found = choose(trials, tmp_path)

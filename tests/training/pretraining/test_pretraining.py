@@ -18,9 +18,8 @@ from sa_patch.training.gated.models import gate_layers
 from sa_patch.training.pretraining.batches import Batches
 from sa_patch.training.pretraining.corpus import Corpus, prepare
 from sa_patch.training.pretraining.evaluate import gate_statistics, recall_hits, recall_summary
-from sa_patch.training.pretraining.loop import pretrain
+from sa_patch.training.pretraining.loop import learning_rate, pretrain, weighted_loss
 from sa_patch.training.pretraining.methods import Method, build_model, set_attention
-from sa_patch.training.pretraining.optimization import learning_rate, weighted_loss
 from sa_patch.training.pretraining.recall import RecallTokens, recall_document
 from sa_patch.training.pretraining.settings import (
     PretrainingSettings,
