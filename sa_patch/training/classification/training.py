@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
 
 from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_whole
@@ -46,10 +47,11 @@ def run_trial(trial: Trial, data: LabelledTexts, measure: Measure | None = None)
         measure: what else to find out about a classifier that is done, from the test texts.
 
     Returns:
-        "accuracy" on the test texts and "ablated", the accuracies without shares of their tokens
-        (see `ablated_accuracies`), and what `measure` found; or, where a part is held out,
-        "held_out_accuracy" after every epoch; "training_loss" of every epoch in nats, "parameters"
-        and "seconds" (of training and accuracy).
+        "accuracy" on the test texts, "ablated", the accuracies without shares of their tokens (a
+        token that is taken away is no key and no query, and the mean leaves it out), and what
+        `measure` found; or, where a part is held out, "held_out_accuracy" after every epoch;
+        "training_loss" of every epoch in nats, "parameters" and "seconds" (of training and
+        accuracy).
     """
     accelerator = Accelerator()
     started = time.perf_counter()
@@ -67,48 +69,44 @@ def run_trial(trial: Trial, data: LabelledTexts, measure: Measure | None = None)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=trial.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True
     )
-    losses, accuracies, step = [], [], 0
+    scheduler = LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / WARMUP))
+    losses, accuracies = [], []
     for epoch in range(trial.epochs):
         total = 0.0
         model.train()
         order = numbered.epoch(settings.batch, trial.seed, epoch)
         for words, real, labels in numbered.batches(settings.batch, order):
-            step += 1
-            for group in optimizer.param_groups:
-                group["lr"] = trial.learning_rate * min(1.0, step / WARMUP)
             with accelerator.autocast():
                 logits = model(words.to(accelerator.device), real.to(accelerator.device))
                 loss = cross_entropy(logits, labels.to(accelerator.device))
             accelerator.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             optimizer.step()
+            scheduler.step()
             optimizer.zero_grad()
             total += float(loss.detach()) * len(labels)
         losses.append(total / len(numbered))
         if trial.held_out:
             accuracies.append(accuracy(model, others, accelerator.device))
-    result: dict[str, Any] = {"training_loss": losses}
+    result: dict[str, Any] = {
+        "training_loss": losses,
+        "train_texts": len(numbered),
+        "measured_texts": len(others),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
     if trial.held_out:
-        result["held_out_accuracy"] = accuracies
-    else:
-        result["accuracy"] = accuracy(model, others, accelerator.device)
+        spent = time.perf_counter() - started
+        return result | {"held_out_accuracy": accuracies, "seconds": spent}
+    result["accuracy"] = accuracy(model, others, accelerator.device)
     result["seconds"] = time.perf_counter() - started
-    if not trial.held_out:
-        result["ablated"] = ablated_accuracies(model, others, accelerator.device, trial.seed)
-        if measure is not None:
-            with evaluating(model):
-                result["measured"] = measure(model, others, accelerator.device)
-    result["train_texts"], result["measured_texts"] = len(numbered), len(others)
-    result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    result["ablated"] = {
+        f"{share:g}": accuracy(model, others, accelerator.device, share, trial.seed)
+        for share in ABLATED
+    }
+    if measure is not None:
+        with evaluating(model):
+            result["measured"] = measure(model, others, accelerator.device)
     return result
-
-
-def ablated_accuracies(
-    model: TextClassifier, texts: Numbered, device: torch.device, seed: int
-) -> dict[str, float]:
-    """Accuracy after a random share of each text's tokens is taken out of the graph: such a token
-    is no key and no query, and the mean over tokens leaves it out. By share, as text."""
-    return {f"{share:g}": accuracy(model, texts, device, share, seed) for share in ABLATED}
 
 
 def accuracy(
