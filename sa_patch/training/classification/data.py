@@ -23,7 +23,7 @@ PADDING, UNKNOWN = "[PAD]", "[UNK]"  # numbers 0 and 1
 _UNKNOWN_NUMBER = 1
 # Words that occur once in the training texts teach nothing.
 _LEAST_OFTEN = 2
-# Batches that are sorted by length together: little padding, and still random company.
+# Batches that are sorted by length together: little padding, and texts still meet at random.
 _SORTED_BATCHES = 32
 
 Columns = tuple[str, str]

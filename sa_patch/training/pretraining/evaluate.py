@@ -96,7 +96,7 @@ def gate_statistics(model: Any, rows: Tensor, device: torch.device) -> list[dict
     """
     found: list[dict[str, Any]] = []
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         gates = module.gates(args[0] if args else kwargs["hidden_states"]).double()
         row = {}
         for name, gate in zip(("sa", "swa"), gates, strict=True):
@@ -109,7 +109,7 @@ def gate_statistics(model: Any, rows: Tensor, device: torch.device) -> list[dict
         found.append(row)
 
     hooks = [
-        layer.register_forward_pre_hook(note, with_kwargs=True) for layer in gate_layers(model)
+        layer.register_forward_pre_hook(record, with_kwargs=True) for layer in gate_layers(model)
     ]
     if not hooks:
         return []

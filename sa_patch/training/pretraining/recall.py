@@ -63,7 +63,7 @@ def recall_document(
         at += 1
         for turn in range(1 + _ROUNDS):
             if turn == 1:
-                ids[at : at + between] = _piece(generator, between, text)
+                ids[at : at + between] = _excerpt(generator, between, text)
                 at += between
             for key in keys if turn == 0 else generator.permutation(keys):
                 ids[at : at + 2] = tokens.keys[key], tokens.values[values[key]]
@@ -71,11 +71,11 @@ def recall_document(
                     distance[at + 1] = at - seen[key]
                 seen[key] = at + 1
                 at += 2
-    ids[at:] = _piece(generator, length - at, text)
+    ids[at:] = _excerpt(generator, length - at, text)
     return ids, distance
 
 
-def _piece(
+def _excerpt(
     generator: np.random.Generator, length: int, text: NDArray[np.uint32]
 ) -> NDArray[np.int64]:
     first = int(generator.integers(max(1, len(text) - length)))

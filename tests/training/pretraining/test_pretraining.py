@@ -53,12 +53,12 @@ def test_text_in_the_corpus_reads_back_and_held_out_text_is_other_text(corpus: C
     assert not set(held_out) & set(train[:-1]) - {""}
 
 
-def test_an_epoch_shows_every_piece_once(corpus: Corpus, settings: PretrainingSettings) -> None:
+def test_an_epoch_shows_every_chunk_once(corpus: Corpus, settings: PretrainingSettings) -> None:
     settings = settings.model_copy(update={"recall": RecallSettings()})
     batches = Batches(corpus, settings, seed=0)
-    pieces = len(corpus.train) // 64
-    shown = torch.cat([batches.step(step)[0] for step in range(pieces // 4 + 1)])[:pieces]
-    expected = torch.from_numpy(corpus.train[: pieces * 64].astype(np.int64)).view(pieces, 64)
+    chunks = len(corpus.train) // 64
+    shown = torch.cat([batches.step(step)[0] for step in range(chunks // 4 + 1)])[:chunks]
+    expected = torch.from_numpy(corpus.train[: chunks * 64].astype(np.int64)).view(chunks, 64)
     assert sorted(shown.tolist()) == sorted(expected.tolist())
     assert not torch.equal(shown, expected)
     other = Batches(corpus, settings, seed=1)
