@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from itertools import starmap
+from itertools import islice, starmap
 from typing import Any, TypeVar
 
 import torch
@@ -65,15 +65,18 @@ def train_each(
     for core in cores:
         free.put(core)
     with ProcessPoolExecutor(len(cores), context, initializer=_bind, initargs=(free,)) as pool:
-        futures = [pool.submit(train, *run) for run in runs]
+        waiting = iter(runs)
+        # No more than there are cores: a pool cannot take back what it has queued.
+        going = {pool.submit(train, *run) for run in islice(waiting, len(cores))}
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            while going:
+                done, going = wait(going, return_when=FIRST_COMPLETED)
+                for future in done:
+                    result = future.result()
+                    going |= {pool.submit(train, *run) for run in islice(waiting, 1)}
+                    yield result
         except BrokenProcessPool as error:
             raise UserError("a training process was killed; the same command goes on") from error
-        finally:
-            # What has not begun is left out; what has begun ends and is kept.
-            pool.shutdown(cancel_futures=True)
 
 
 def _bind(free: Any) -> None:
