@@ -1,11 +1,9 @@
-"""Trainings of seconds: a YAML file with its text, and scripts in this process or their own."""
+"""Trainings of seconds: a YAML file with its text, and scripts in this process."""
 
 import contextlib
 import io
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,18 +75,6 @@ def write_labelled_texts(folder: Path) -> Path:
         ]
         (path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def start(script: str, *options: str, cwd: Path) -> subprocess.Popen[str]:
-    """A script of ours in a process of its own, offline and on one thread."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / script), *options],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def run_here(script: str, *options: str, cwd: Path, status: int = 0) -> str:
