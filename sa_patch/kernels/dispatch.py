@@ -168,22 +168,7 @@ def sparse_attention(
             or cannot serve.
     """
     _check_shapes(q, k, v, pattern)
-    batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
-    row_lengths = [keys] * batch if lengths is None else [int(n) for n in lengths]
-    if len(row_lengths) != batch or any(not 0 <= n <= keys for n in row_lengths):
-        raise UserError(
-            f"lengths must hold {batch} whole numbers from 0 to {keys} (batch and keys of k), "
-            f"got {row_lengths}"
-        )
-    if queries == keys:
-        starts = [0] * batch
-    else:
-        starts = [n - queries for n in row_lengths]
-        if min(starts) < 0:
-            raise UserError(
-                f"{queries} queries are more than the {min(row_lengths)} keys of the shortest row; "
-                "queries must be the last tokens of each row"
-            )
+    spans = Spans.of(q, k, lengths)
     if not q.numel():
         return q.new_zeros(q.shape)
     return attend(
@@ -192,7 +177,7 @@ def sparse_attention(
         k,
         v,
         layer=layer,
-        spans=Spans(tuple(row_lengths), tuple(starts)),
+        spans=spans,
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         backend=backend,
     )
