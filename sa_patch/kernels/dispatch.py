@@ -121,6 +121,7 @@ def attend(
     backend: str = "auto",
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
+    _check_tiles(pattern, spans)
     chosen = choose_backend(pattern, q, k, backend, v=v)
     padded_keys = spans.padded_keys(k.shape[2], k.device)
     padded_queries = spans.padded_queries(q.shape[2], q.device)
@@ -134,6 +135,16 @@ def attend(
     if padded_queries is not None:
         out = out.masked_fill(padded_queries[:, None, :, None], 0)
     return out
+
+
+def _check_tiles(pattern: Pattern, spans: Spans) -> None:
+    shared = pattern.shared_queries
+    for start in spans.starts:
+        if start % shared:
+            raise UserError(
+                f"{pattern} shares choices in tiles of {shared} queries: the first query must "
+                f"begin a tile, at a multiple of {shared}; got position {start}"
+            )
 
 
 def sparse_attention(
@@ -151,7 +162,8 @@ def sparse_attention(
 
     Args:
         q: ``[batch, q_heads, nq, head_dim]``, with rotary embeddings applied. Fewer queries
-            than keys are the last ones of each sequence.
+            than keys are the last ones of each sequence; they begin with a tile of queries
+            where the pattern's choices are shared (``shared`` of `BlockTopK`).
         k, v: ``[batch, kv_heads, n, head_dim]``; `q_heads` is a multiple of `kv_heads`.
         pattern: which keys are visible.
         layer: index of the layer, for patterns drawn anew in each layer.

@@ -46,7 +46,7 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
     )
     first = pattern.sinks if isinstance(pattern, BlockTopK) else 0
     starts = (picks * pattern.block_size + first).masked_fill(picks < 0, seq_len)
-    most = pattern.topk - 1 if isinstance(pattern, MoBA) else pattern.topk
+    most = pattern.topk - 1 if isinstance(pattern, MoBA) else pattern.shared * pattern.topk
     room = 1 << (most - 1).bit_length() if most else 0
     ascending = starts.int().sort(dim=-1).values
     padded = torch.nn.functional.pad(ascending, (0, room - picks.shape[-1]), value=seq_len)

@@ -59,7 +59,8 @@ def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
 
 def _searched(call: Call, pattern: BlockTopK) -> Tensor:
     q, k = call.q, call.k
-    picks = torch.full((*q.shape[:3], pattern.topk), -1, dtype=torch.int32, device=q.device)
+    width = pattern.shared * pattern.topk
+    picks = torch.full((*q.shape[:3], width), -1, dtype=torch.int32, device=q.device)
     for row in call.rows:
         end = min(call.query_len, row.length - row.start)
         positions = torch.arange(row.start, row.start + end, device=q.device)
@@ -185,7 +186,7 @@ def launch_sorted(
     """
     batch, heads, queries, head_dim = call.q.shape
     kv_heads, group = call.k.shape[1], call.group
-    count = pattern.topk - isinstance(pattern, MoBA)
+    count = pattern.topk - 1 if isinstance(pattern, MoBA) else pattern.shared * pattern.topk
     step = max(1, PARTIAL_BYTES // max(1, batch * group * queries * count * head_dim * 4))
     for first in range(0, kv_heads, step):
         kv, own = slice(first, first + step), slice(first * group, (first + step) * group)

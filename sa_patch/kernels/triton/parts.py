@@ -104,7 +104,10 @@ def disjoint_parts(pattern: Pattern) -> DisjointParts | None:
         elif isinstance(part, BlockTopK):
             chosen.append(part)
             sinks = max(sinks, part.sinks)
-            edges.append((part.sinks, part.block_size, part.local // part.block_size))
+            if part.segment:
+                edges.append((0, part.segment, 0))
+            else:
+                edges.append((part.sinks, part.block_size, part.local // part.block_size))
         else:
             return None
     near = LocalWindow(min(sinks, UNLIMITED), tuple(sorted(edges)), min(dense, UNLIMITED))
