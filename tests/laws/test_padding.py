@@ -44,7 +44,7 @@ def test_a_padded_row_equals_the_row_alone(method: str, backend: str, data: st.D
     if not affordable(backend, data):
         return
     pattern = data.draw(patterns(method))
-    case = data.draw(cases(ragged=True, backend=backend))
+    case = data.draw(cases(ragged=True))
     if not serves(backend, pattern, case):
         return
     together = case.run(pattern, backend)
