@@ -17,6 +17,8 @@ from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sink
 
 # Smaller blocks fill too little of a matrix product to be worth sorting queries for.
 _SORTED_BLOCK = 16
+# Queries that share their choices beyond which registers would not hold their results.
+_LARGEST_TILE = 128
 
 
 class LocalWindow(NamedTuple):
@@ -75,6 +77,11 @@ class DisjointParts(NamedTuple):
 def sorts_choices(pattern: MoBA | BlockTopK) -> bool:
     """Whether queries are sorted by the blocks they chose; else each gathers its keys."""
     return isinstance(pattern, MoBA) or pattern.block_size >= _SORTED_BLOCK
+
+
+def shares_tiles(pattern: BlockTopK) -> bool:
+    """Whether a tile of queries that share their choices is one of the kernel's."""
+    return 1 < pattern.shared <= _LARGEST_TILE
 
 
 # Asked several times in every call.
