@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.triton import launch_table
 from sa_patch.kernels.triton.chosen_blocks import choose_kernel, chosen_kernel
 from sa_patch.kernels.triton.launch import (
     LOG2_E,
@@ -126,7 +127,9 @@ def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Lau
         torch.stack(each).to(torch.int32)
         for each in zip(*(tile_choices(picks, pattern.shared) for picks in own), strict=True)
     )
-    launch, pack = shared_launch(call.q, pattern.shared, call.group if pattern.grouped else 1)
+    part = launch_table.device_class(call.q.device, interpreted=INTERPRETED)
+    together = call.group if pattern.grouped else 1
+    launch, pack = shared_launch(call.q, pattern.shared, together, part)
     table = call.table(pattern.shared)
     shared_blocks_kernel[(len(table) * (call.q.shape[1] // pack),)](
         call.q,

@@ -218,7 +218,7 @@ def small_blocks_config(q: Tensor, device: str) -> SmallBlocksConfig:
     return SmallBlocksConfig(Launch(block_m, block_n, warps=4, stages=1))
 
 
-def shared_launch(q: Tensor, shared: int, group: int) -> tuple[Launch, int]:
+def shared_launch(q: Tensor, shared: int, group: int, device: str) -> tuple[Launch, int]:
     """The launch of tiles of queries that share their choices, and the heads that a tile holds.
 
     Args:
@@ -229,8 +229,10 @@ def shared_launch(q: Tensor, shared: int, group: int) -> tuple[Launch, int]:
     fitting = [n for n in range(1, group + 1) if group % n == 0 and shared * n <= rows]
     pack = max(fitting, default=1)
     block_m = max(16, next_power_of_2(shared * pack))
-    block_n = 64 if q.shape[3] <= 128 and not wide else 32
-    return Launch(block_m, block_n, warps=8 if block_m >= 128 else 4, stages=2), pack
+    # As many keys as fit without spilling.
+    narrow = wide or q.shape[3] > (64 if device == "ampere" else 128)
+    warps = 8 if wide or block_m >= 128 else 4
+    return Launch(block_m, 32 if narrow else 64, warps, stages=2), pack
 
 
 def next_power_of_2(n: int) -> int:
