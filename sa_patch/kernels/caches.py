@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from sa_patch.kernels.flex.plan import PLANS as FLEX_PLANS
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.patterns.permutation import forget_permutations
 
@@ -16,7 +15,4 @@ def forget_plans() -> None:
     """
     forget_permutations()
     triton_plans.PLANS.clear()
-    # Importing the module loads torch's compiler, which takes seconds; unloaded it holds no plans.
-    flex_tables = sys.modules.get("sa_patch.kernels.flex.tables")
-    if flex_tables is not None:
-        flex_tables.plans.clear()
+    FLEX_PLANS.clear()

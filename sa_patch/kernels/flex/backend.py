@@ -1,8 +1,7 @@
-"""Backend `flex`: torch's FlexAttention, compiled, over lists of blocks built from the band.
+"""Backend `flex`: torch's FlexAttention, compiled, over one mask and lists of key blocks.
 
 One call serves a batch whatever its lengths where the pattern is prefix-stable, since causality
-hides padding at the right; stochastic attention is one call for each length that occurs. How a
-pattern is divided into calls of FlexAttention is told in `parts`.
+hides padding at the right; stochastic attention is one call for each length that occurs.
 
 Run on CPUs and one GPU, an H200. The first call of a family of shapes compiles for some seconds.
 """
@@ -22,9 +21,9 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.flex.plan import block_size, plan_of
+from sa_patch.kernels.tiling import needs_gradients, take_rows
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
-
-# `parts` is imported where it is used: it loads torch's compiler, which takes seconds.
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of FlexAttention's GPU kernels.
@@ -51,7 +50,7 @@ def _refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:
     if q.dtype not in _DTYPES:
         return f"flex takes float32, bfloat16 and float16, not {str(q.dtype).split('.')[-1]}"
     if q.device.type == "cpu":
-        if _needs_gradients(q, k):
+        if needs_gradients(q, k):
             return "FlexAttention computes no gradients on the CPU"
         return _cpu_refusal()
     if q.device.type != "cuda":
@@ -61,10 +60,6 @@ def _refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:
     if importlib.util.find_spec("triton") is None:
         return "flex needs Triton on GPUs, and it is not installed"
     return ""
-
-
-def _needs_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @lru_cache(maxsize=1)
@@ -85,7 +80,7 @@ def _cpu_refusal() -> str:
 def attend(
     pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
 ) -> Tensor:
-    if q.device.type == "cpu" and _needs_gradients(q, k, v):
+    if q.device.type == "cpu" and needs_gradients(q, k, v):
         raise UserError("FlexAttention computes no gradients on the CPU")
     narrower = _SMALLEST_CPU_HEAD_DIM - q.shape[3] if q.device.type == "cpu" else 0
     if narrower > 0:
@@ -97,33 +92,49 @@ def attend(
 def _attend(
     pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
 ) -> Tensor:
-    from sa_patch.kernels.flex.parts import attend_rows
-
     seq_len, longest = q.shape[2], max(spans.lengths)
     if pattern.prefix_stable or pattern.saturated(longest):
         # What a query sees depends on nothing behind it: padding at the right included.
         shown = Full() if pattern.saturated(longest) else pattern
-        return attend_rows(shown, q, k, v, layer=layer, scale=scale)
+        return _attend_rows(shown, q, k, v, layer=layer, scale=scale)
     groups = spans.groups()
     if list(groups) == [(seq_len, 0)]:
-        return attend_rows(pattern, q, k, v, layer=layer, scale=scale)
+        return _attend_rows(pattern, q, k, v, layer=layer, scale=scale)
     out = q.new_zeros(q.shape)
     for (length, _), members in groups.items():
         if not length:
             continue
         rows = torch.tensor(members, device=q.device)
         shown = Full() if pattern.saturated(length) else pattern
-        part = attend_rows(
+        of_rows = _attend_rows(
             shown, *(x[rows, :, :length] for x in (q, k, v)), layer=layer, scale=scale
         )
-        padded = torch.nn.functional.pad(part, (0, 0, 0, seq_len - length))
+        padded = torch.nn.functional.pad(of_rows, (0, 0, 0, seq_len - length))
         out = out.index_copy(0, rows, padded)
     return out
 
 
+def _attend_rows(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, scale: float
+) -> Tensor:
+    """Whole rows of one length, or of any where the pattern is prefix-stable."""
+    # Imported here, for it loads torch's compiler, which takes seconds.
+    from sa_patch.kernels.flex.kernel import attend_in_order
+
+    heads, seq_len = q.shape[1:3]
+    if seq_len == 1:
+        # One token sees itself.
+        return v.repeat_interleave(heads // v.shape[1], dim=1)
+    plan = plan_of(pattern, q, k, layer=layer, block=block_size(q.device))
+    if not plan.structure.ordered:
+        return attend_in_order(plan, q, k, v, scale)
+    q, k, v = (take_rows(x, plan.order, heads) for x in (q, k, v))
+    return take_rows(attend_in_order(plan, q, k, v, scale), plan.places, heads)
+
+
 BACKEND = Backend(
     name="flex",
-    summary="torch's FlexAttention over block lists from the band, compiled; CPU and CUDA",
+    summary="torch's FlexAttention over a mask and lists of key blocks, compiled; CPU and CUDA",
     supports=supports,
     attend=attend,
 )

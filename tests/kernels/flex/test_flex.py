@@ -19,7 +19,7 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import sparse_attention
 from sa_patch.kernels.flex import backend as flex
 from sa_patch.kernels.flex import kernel as flex_kernel
-from sa_patch.kernels.flex import tables as flex_tables
+from sa_patch.kernels.flex.plan import PLANS
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
 from tests.laws.strategies import Case, make_case
 
@@ -28,6 +28,8 @@ BLOCK = 64
 # Shorter than a block, at its edges, several of them, not a multiple of any.
 LENGTHS = [2, 3, 40, 63, 64, 65, 128, 129, 200, 331]
 
+LOCAL = Sinks(4) | SWA(20)
+# By the code that is compiled for them.
 PATTERNS: dict[str, list[Pattern]] = {
     "window": [
         Full(),
@@ -46,11 +48,17 @@ PATTERNS: dict[str, list[Pattern]] = {
         SA(20, seed=1),
         SA(33, circular=False),
         SA(90, seed=2),
-        SA(100, circular=False),
+        PSA(1),
+        PSA(2, seed=3),
+        PSA(20, seed=1),
+        PSA(90, seed=2),
     ],
-    "ring_per_head": [SA(5, per_head=True), SA(40, circular=False, per_head=True)],
-    "points": [PSA(1), PSA(2, seed=3), PSA(20, seed=1), PSA(90, seed=2)],
-    "points_per_head": [PSA(5, per_head=True), PSA(40, seed=3, per_head=True)],
+    "ring_per_head": [
+        SA(5, per_head=True),
+        SA(40, circular=False, per_head=True),
+        PSA(5, per_head=True),
+        PSA(40, seed=3, per_head=True),
+    ],
     "chosen": [
         MoBA(3, 3),
         MoBA(16, 3),
@@ -59,6 +67,17 @@ PATTERNS: dict[str, list[Pattern]] = {
         BlockTopK(block_size=4, topk=2, sinks=3, local=8),
         BlockTopK(block_size=16, topk=2, sinks=0, local=0, branch=0),
         BlockTopK(block_size=7, topk=2, sinks=2, local=14, branch=2, beam=2, grouped=True),
+        LOCAL | MoBA(11, 3),
+    ],
+    "window and ring": [
+        LOCAL | SA(20),
+        Sinks(3) | SA(30, seed=1, circular=False),
+        SWA(64) | PSA(90, seed=3),
+        Sinks(70) | SWA(150) | SA(9, seed=2, per_head=True),
+    ],
+    "rings and chosen": [
+        LOCAL | SA(7) | PSA(9) | BlockTopK(block_size=4, topk=2, sinks=2, local=8),
+        SA(30, per_head=True) | PSA(30, seed=5) | MoBA(16, 3),
     ],
 }
 
@@ -101,19 +120,12 @@ def test_new_lengths_windows_and_batches_compile_nothing() -> None:
         SA(17, seed=4, per_head=True),
         PSA(31, seed=9),
         MoBA(11, 3),
-        Sinks(7) | SWA(30) | MoBA(11, 3),
+        Sinks(7) | SWA(30) | PSA(11),
         Full(),
     ):
         for n, batch in ((450, 2), (451, 3), (77, 4)):
             assert worst(case_of(n, batch=batch, layer=n), pattern) <= FP32_TOLERANCE
     assert compilations() == before
-
-
-def test_equals_the_float64_oracle() -> None:
-    for pattern in (SWA(30), SA(25, seed=5), SA(25, circular=False), SA(9, per_head=True)):
-        case = case_of(150, lengths=[150, 71])
-        expected = torch.from_numpy(case.oracle(pattern).output)
-        assert (case.run(pattern, "flex").double() - expected).abs().max() <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("lengths", [[331, 70, 1, 0], [65, 65, 331, 2], [64, 63, 0, 0]])
@@ -144,21 +156,9 @@ def test_scale_and_layer_are_heeded() -> None:
     assert worst(sharp, SWA(20)) <= FP32_TOLERANCE
 
 
-def test_bfloat16_error_is_at_most_twice_that_of_sdpa() -> None:
-    case = case_of(200, dtype=torch.bfloat16, batch=1)
-    pattern = SA(25, seed=5)
-    expected = torch.from_numpy(case.oracle(pattern).output)
-    actual = case.run(pattern, "flex")
-    assert actual.dtype == torch.bfloat16
-    ours = (actual.double() - expected).abs()
-    theirs = (case.run(pattern, "reference").double() - expected).abs()
-    assert ours.max() <= 2 * theirs.max()
-    assert ours.square().mean() <= 4 * theirs.square().mean()
-
-
 @pytest.mark.parametrize(
     "pattern",
-    [SWA(33), SA(20), PSA(20, per_head=True), MoBA(9, 3), Sinks(2) | SWA(9) | SA(9, per_head=True)],
+    [SWA(33), PSA(20), SA(20, per_head=True), LOCAL | SA(9, per_head=True) | MoBA(9, 3)],
     ids=str,
 )
 def test_views_of_models_with_grouped_heads(pattern: Pattern) -> None:
@@ -166,6 +166,18 @@ def test_views_of_models_with_grouped_heads(pattern: Pattern) -> None:
     case = case_of(140, batch=1, q_heads=9, kv_heads=3, head_dim=100)
     views = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (case.q, case.k, case.v)]
     assert worst(case.with_tensors(*views), pattern) <= FP32_TOLERANCE
+
+
+def test_changing_a_token_leaves_earlier_ones_bit_identical() -> None:
+    case = case_of(200)
+    later = [x.clone() for x in (case.q, case.k, case.v)]
+    for x in later:
+        x[:, :, 150:] *= -30
+    for pattern in (PATTERNS["window and ring"][0], PATTERNS["rings and chosen"][0]):
+        before = case.run(pattern, "flex")
+        after = case.with_tensors(*later).run(pattern, "flex")
+        assert torch.equal(before[:, :, :150], after[:, :, :150])
+        assert not torch.equal(before[:, :, 150:], after[:, :, 150:])
 
 
 def test_autograd_switched_off_is_served() -> None:
@@ -178,7 +190,7 @@ def test_autograd_switched_off_is_served() -> None:
 
 
 def test_inference_mode_leaves_nothing_behind() -> None:
-    """Plans remembered from it serve calls outside, and the other way round."""
+    """Cached plans serve calls outside, and the other way round."""
     case = case_of(111)
     with torch.inference_mode():
         inside = case.with_tensors(case.q.clone(), case.k.clone(), case.v.clone())
@@ -190,19 +202,20 @@ def test_too_many_families_raise_instead_of_running_uncompiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case_of(200).run(SWA(5), "flex")
-    monkeypatch.setattr(flex_kernel, "_FAMILIES", 1)
+    monkeypatch.setattr(flex_kernel, "_MOST_COMPILATIONS", 1)
     with pytest.raises(UserError, match="flex could not be compiled"):
         case_of(200, head_dim=12).run(SWA(5), "flex")
 
 
-def test_plans_are_cached_and_shared_by_layers() -> None:
+def test_plans_are_cached_for_each_layer_that_draws() -> None:
     case = case_of(200)
-    case.run(SA(20), "flex")
-    held = len(flex_tables.plans)
-    case.run(SA(20), "flex")
-    assert len(flex_tables.plans) == held
-    Case(case.q, case.k, case.v, None, layer=30).run(SA(20), "flex")
-    assert len(flex_tables.plans) == held + 1, "a layer adds its permutation, and no second list"
+    for pattern, added in ((SWA(20), 0), (SA(20), 1), (LOCAL | PSA(9), 1)):
+        case.run(pattern, "flex")
+        held = len(PLANS)
+        case.run(pattern, "flex")
+        assert len(PLANS) == held
+        Case(case.q, case.k, case.v, None, layer=30).run(pattern, "flex")
+        assert len(PLANS) == held + added
 
 
 def refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:
