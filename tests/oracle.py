@@ -137,19 +137,25 @@ def keys_block_topk(
     local: int,
     branch: int,
     beam: int,
-) -> tuple[list[int], float]:
-    """Sinks, own block, `local` tokens before it, and the best earlier blocks; and the margin."""
+    segment: int,
+) -> tuple[set[int], set[int], float]:
+    """Sinks, own block and `local` tokens before it; the best earlier blocks; and the margin.
+
+    With `segment`, its segment up to itself in place of its own block.
+    """
     if i < sinks:
-        return list(range(i + 1)), float("inf")
+        return set(range(i + 1)), set(), float("inf")
     first_near = max(sinks, sinks + (i - sinks) // block_size * block_size - local)
+    if segment:
+        first_near = max(sinks, i // segment * segment)
     count = (first_near - sinks) // block_size
     starts = [sinks + block * block_size for block in range(count)]
     leaves = [keys[start : start + block_size].mean(axis=0) for start in starts]
     chosen, margin, _ = tree_search(query, leaves, topk, branch, beam)
-    seen = {*range(sinks), *range(first_near, i + 1)}
+    keys_chosen: set[int] = set()
     for block in chosen:
-        seen.update(range(starts[block], starts[block] + block_size))
-    return sorted(seen), margin
+        keys_chosen.update(range(starts[block], starts[block] + block_size))
+    return {*range(sinks), *range(first_near, i + 1)}, keys_chosen, margin
 
 
 @dataclass
@@ -209,9 +215,17 @@ def visible_keys(
         scores = block_scores(i, row.queries[i], row.keys, block_size)
         return keys_moba(i, scores, block_size, topk), choice_margin(scores, topk - 1)
     if method == "block_topk":
-        rest = {key: value for key, value in arguments.items() if key != "grouped"}
-        query = row.group[:, i].sum(axis=0) if arguments["grouped"] else row.queries[i]
-        return keys_block_topk(i, query, row.keys, **rest)
+        not_own = ("grouped", "shared")
+        rest = {key: value for key, value in arguments.items() if key not in not_own}
+        seen_by_tile: set[int] = set()
+        margin = certain
+        for j in range(i // arguments["shared"] * arguments["shared"], i + 1):
+            query = row.group[:, j].sum(axis=0) if arguments["grouped"] else row.queries[j]
+            near, chosen, own_margin = keys_block_topk(j, query, row.keys, **rest)
+            # What an earlier query of the tile chose is in view, not what stood near it.
+            seen_by_tile.update(chosen)
+            margin = min(margin, own_margin)
+        return sorted(seen_by_tile.union(near)), margin
     if method == "union":
         seen: set[int] = set()
         margin = certain

@@ -43,7 +43,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         "--x",
         default="window",
         metavar="AXIS",
-        help="horizontal axis: window, mean_keys, flops or seconds (default: window)",
+        help="horizontal axis: window, mean_keys, flops, visited or seconds (default: window)",
     )
     parser.add_argument("--out", type=Path, help="where to write (default: the run folder)")
     parser.set_defaults(run=_report)

@@ -171,7 +171,7 @@ class SAPatchLM(HFLM):
         if getattr(self, "cache_hook", None) is not None:
             self._own_cache(self.cache_hook)
         self.meter = PatternMeter({**patterns, **branches}, HeadShape.of(model.config))
-        observe_layers(model, self._observe, self.meter.observed_layers)
+        observe_layers(model, self._observe, self.meter.sampled_layers)
 
     def _observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
         if not self._probing:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sa_patch.evaluation.model_clock import ModelClock
 from sa_patch.evaluation.observed_keys import Observed
+from sa_patch.evaluation.visited_meter import VisitedMeter
 from sa_patch.kernels import Spans
 from sa_patch.patterns import Full, Pattern, seed_of
 
@@ -95,12 +96,21 @@ class PatternMeter:
         self._shape = shape
         self._lengths: Counter[int] = Counter()
         self._observed = Observed()
+        self._visited = self._visited_meter()
         self.clock = ModelClock()
+
+    def _visited_meter(self) -> VisitedMeter:
+        return VisitedMeter(self._patterns, self._shape.heads, self._shape.kv_heads)
 
     @property
     def observed_layers(self) -> list[int]:
         """The layers that must call `observe` for a summary."""
         return [i for i, each in self._each_pattern() if each.counts_need_content]
+
+    @property
+    def sampled_layers(self) -> list[int]:
+        """The layers that should call `observe`: those above, and a few for visited keys."""
+        return sorted({*self.observed_layers, *self._visited.layers})
 
     def _each_pattern(self) -> Iterator[tuple[int, Pattern]]:
         for layer, patterns in self._patterns.items():
@@ -111,6 +121,7 @@ class PatternMeter:
         """Forget all sequences counted so far."""
         self._lengths.clear()
         self._observed = Observed()
+        self._visited = self._visited_meter()
         self.clock = ModelClock()
 
     def add(self, lengths: Iterable[int]) -> None:
@@ -127,7 +138,9 @@ class PatternMeter:
         """
         # Gated attention never reads content, so that an observed layer has one pattern.
         (pattern,) = self._patterns[layer]
-        self._observed.add(pattern, layer, q, k, spans)
+        if pattern.counts_need_content:
+            self._observed.add(pattern, layer, q, k, spans)
+        self._visited.observe(layer, q, k, spans)
 
     def counts(self) -> dict[int, int]:
         """How many prefills of each length were counted."""
@@ -155,7 +168,9 @@ class PatternMeter:
             ``mean_keys_per_query`` (over all queries, layers and heads), ``last_query_keys`` (mean
             over sequences, layers and heads), ``attention_flops`` and ``full_attention_flops``
             (4 * head_dim per visible pair and head, 2 * head_dim per dot product spent on
-            choosing, projections not counted; summed over sequences and layers),
+            choosing, projections not counted; summed over sequences and layers), ``visited_keys``
+            and ``full_visited_keys`` (keys that a tile of 128 rows reads in blocks of 16, 64 and
+            128, of the pattern and of full attention; see `sa_patch.kernels.visited_keys`),
             ``saturated_fraction`` (share of sequences in which every layer was in truth dense) and
             ``model_seconds`` (wall-clock time of the model's calls under ``clock``, the decoding of
             generated tokens included).
@@ -171,6 +186,8 @@ class PatternMeter:
                 "last_query_keys": None,
                 "attention_flops": 0.0,
                 "full_attention_flops": 0.0,
+                "visited_keys": None,
+                "full_visited_keys": None,
                 "saturated_fraction": None,
                 "model_seconds": round(self.clock.seconds, 4),
             }
@@ -195,6 +212,7 @@ class PatternMeter:
             "last_query_keys": spent.last / (sequences * len(self._patterns)),
             "attention_flops": per_dot * (2 * spent.visible + spent.dots),
             "full_attention_flops": per_dot * 2 * full,
+            **self._visited.summary(self._lengths),
             "saturated_fraction": saturated / sequences,
             "model_seconds": round(self.clock.seconds, 4),
         }

@@ -42,7 +42,9 @@ class Observed:
             if start or not n:
                 continue
             sparse = n - min(tail, n)
-            places = torch.cat([sampled_positions(sparse), torch.tensor([n - 1])]).to(q.device)
+            last_tile = torch.arange((n - 1) // rest.shared_queries * rest.shared_queries, n)
+            sampled = sampled_positions(sparse, rest.shared_queries)
+            places = torch.cat([sampled, last_tile]).to(q.device)
             seen = rest.visible(
                 places, n, layer=layer, heads=q.shape[1], q=q[row][:, places], k=k[row, :, :n]
             )
@@ -50,7 +52,7 @@ class Observed:
             sums = self._sums[layer]
             sums.tokens += n
             if sparse:
-                sums.visible += sparse * float(counts[:-1].mean())
+                sums.visible += sparse * float(counts[: len(sampled)].mean())
             sums.visible += (n * (n + 1) - sparse * (sparse + 1)) / 2
             sums.sequences += 1
             sums.last += n if tail else float(counts[-1])
@@ -67,9 +69,15 @@ class Observed:
         return sums.visible / sums.tokens, sums.last / sums.sequences
 
 
-def sampled_positions(seq_len: int) -> Tensor:
-    """Evenly spaced query positions, the middles of equal parts; all of a short sequence."""
-    if seq_len <= SAMPLED_QUERIES:
-        return torch.arange(seq_len)
-    middles = (torch.arange(SAMPLED_QUERIES, dtype=torch.float64) + 0.5) * seq_len / SAMPLED_QUERIES
-    return middles.long()
+def sampled_positions(seq_len: int, shared: int = 1) -> Tensor:
+    """Evenly spaced query positions, the middles of equal parts; all of a short sequence.
+
+    Args:
+        shared: queries that share their choices; then they are taken in whole tiles.
+    """
+    tiles, wanted = -(-seq_len // shared), max(1, SAMPLED_QUERIES // shared)
+    chosen = torch.arange(tiles)
+    if tiles > wanted:
+        chosen = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * tiles / wanted).long()
+    positions = (chosen[:, None] * shared + torch.arange(shared)).flatten()
+    return positions[positions < seq_len]

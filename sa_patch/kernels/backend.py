@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sa_patch.errors import UserError
 from sa_patch.patterns import Pattern
 
 
@@ -24,6 +25,33 @@ class Spans:
 
     lengths: tuple[int, ...]
     starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, lengths: Tensor | None) -> Spans:
+        """Of right-padded rows whose queries, if fewer than the keys, are each row's last tokens.
+
+        Args:
+            q: ``[batch, q_heads, nq, head_dim]``.
+            k: ``[batch, kv_heads, n, head_dim]``.
+            lengths: integers ``[batch]``; all n by default.
+
+        Raises:
+            UserError: for lengths out of range, or more queries than a row has keys.
+        """
+        batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
+        real = (keys,) * batch if lengths is None else tuple(int(n) for n in lengths)
+        if len(real) != batch or any(not 0 <= n <= keys for n in real):
+            raise UserError(
+                f"lengths must hold {batch} whole numbers from 0 to {keys} (batch and keys of k), "
+                f"got {list(real)}"
+            )
+        starts = (0,) * batch if queries == keys else tuple(n - queries for n in real)
+        if batch and min(starts) < 0:
+            raise UserError(
+                f"{queries} queries are more than the {min(real)} keys of the shortest row; "
+                "queries must be the last tokens of each row"
+            )
+        return cls(real, starts)
 
     def groups(self) -> dict[tuple[int, int], list[int]]:
         """Rows that share their (length, start), and so their positions and permutations."""

@@ -121,6 +121,7 @@ def attend(
     backend: str = "auto",
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
+    _check_tiles(pattern, spans)
     chosen = choose_backend(pattern, q, k, backend, v=v)
     padded_keys = spans.padded_keys(k.shape[2], k.device)
     padded_queries = spans.padded_queries(q.shape[2], q.device)
@@ -134,6 +135,16 @@ def attend(
     if padded_queries is not None:
         out = out.masked_fill(padded_queries[:, None, :, None], 0)
     return out
+
+
+def _check_tiles(pattern: Pattern, spans: Spans) -> None:
+    shared = pattern.shared_queries
+    for start in spans.starts:
+        if start % shared:
+            raise UserError(
+                f"{pattern} shares choices in tiles of {shared} queries: the first query must "
+                f"begin a tile, at a multiple of {shared}; got position {start}"
+            )
 
 
 def sparse_attention(
@@ -151,7 +162,8 @@ def sparse_attention(
 
     Args:
         q: ``[batch, q_heads, nq, head_dim]``, with rotary embeddings applied. Fewer queries
-            than keys are the last ones of each sequence.
+            than keys are the last ones of each sequence; they begin with a tile of queries
+            where the pattern's choices are shared (``shared`` of `BlockTopK`).
         k, v: ``[batch, kv_heads, n, head_dim]``; `q_heads` is a multiple of `kv_heads`.
         pattern: which keys are visible.
         layer: index of the layer, for patterns drawn anew in each layer.
@@ -168,22 +180,7 @@ def sparse_attention(
             or cannot serve.
     """
     _check_shapes(q, k, v, pattern)
-    batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
-    row_lengths = [keys] * batch if lengths is None else [int(n) for n in lengths]
-    if len(row_lengths) != batch or any(not 0 <= n <= keys for n in row_lengths):
-        raise UserError(
-            f"lengths must hold {batch} whole numbers from 0 to {keys} (batch and keys of k), "
-            f"got {row_lengths}"
-        )
-    if queries == keys:
-        starts = [0] * batch
-    else:
-        starts = [n - queries for n in row_lengths]
-        if min(starts) < 0:
-            raise UserError(
-                f"{queries} queries are more than the {min(row_lengths)} keys of the shortest row; "
-                "queries must be the last tokens of each row"
-            )
+    spans = Spans.of(q, k, lengths)
     if not q.numel():
         return q.new_zeros(q.shape)
     return attend(
@@ -192,7 +189,7 @@ def sparse_attention(
         k,
         v,
         layer=layer,
-        spans=Spans(tuple(row_lengths), tuple(starts)),
+        spans=spans,
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         backend=backend,
     )

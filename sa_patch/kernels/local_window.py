@@ -61,6 +61,8 @@ def local_window_of(pattern: Pattern) -> LocalWindow:
     if isinstance(pattern, MoBA):
         return LocalWindow(0, ((0, pattern.block_size, 0),))
     if isinstance(pattern, BlockTopK):
+        if pattern.segment:
+            return LocalWindow(pattern.sinks, ((0, pattern.segment, 0),))
         return LocalWindow(pattern.sinks, ((pattern.sinks, pattern.block_size, pattern.local),))
     return LocalWindow(0, ())
 

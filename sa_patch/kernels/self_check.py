@@ -6,6 +6,7 @@ said once and left out by ``backend="auto"``; a backend that was named is never 
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Hashable
 from functools import lru_cache
@@ -63,7 +64,6 @@ def _small(pattern: Pattern) -> Pattern:
         SWA: SWA(40),
         PSA: PSA(24),
         MoBA: MoBA(32, 3),
-        BlockTopK: BlockTopK(topk=3, block_size=16, sinks=4),
     }
     parts: list[Pattern] = []
     for part in parts_of(pattern):
@@ -71,12 +71,24 @@ def _small(pattern: Pattern) -> Pattern:
             parts.append(SA(24, circular=part.circular, per_head=part.per_head))
         elif isinstance(part, PSA):
             parts.append(PSA(24, per_head=part.per_head))
+        elif isinstance(part, BlockTopK):
+            parts.append(_small_blocks(part))
         else:
             parts.append(small.get(type(part), part))
     united = parts[0]
     for part in parts[1:]:
         united = united | part
     return united
+
+
+def _small_blocks(part: BlockTopK) -> BlockTopK:
+    """Blocks that are chosen, and attended to, by the same kernels as a pattern's."""
+    branch = 4 if part.branch else 0
+    if part.shared == 1:
+        size = 16 if part.block_size >= 16 else 4
+        return BlockTopK(size, 3, sinks=4, branch=branch, grouped=part.grouped)
+    segment = math.lcm(part.shared, 8)
+    return BlockTopK(8, 2, 8, 0, branch, grouped=part.grouped, shared=part.shared, segment=segment)
 
 
 def _compare(backend: Backend, pattern: Pattern, q: Tensor, group: int) -> str:

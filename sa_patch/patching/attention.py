@@ -16,6 +16,7 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import attend
 from sa_patch.patching.mask import Packing, SparseMask, sparse_mask
 from sa_patch.patching.plan import get_plan
+from sa_patch.patching.tile_queries import tile_queries, without_earlier
 
 IMPLEMENTATION = "sa_patch"
 """The name under which our attention and mask functions are registered with transformers."""
@@ -72,18 +73,24 @@ def sparse_attention_forward(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     query = packing.pack(query, packing.query_order)
     key = packing.pack(key, packing.key_order)
+    spans, new = packing.spans, query.shape[2]
     if plan.observer is not None:
-        plan.observer(layer, query, key, packing.spans)
+        plan.observer(layer, query, key, spans)
+    cache = tile_queries(module)
+    earlier: list[int] = []
+    if cache is not None:
+        query, spans, earlier = cache.begin_tiles(query, spans)
     out = attend(
         plan.pattern,
         query,
         key,
         packing.pack(value, packing.key_order),
         layer=layer,
-        spans=packing.spans,
+        spans=spans,
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
         backend=plan.backend,
     )
+    out = without_earlier(out, earlier, new)
     return packing.unpack(out).transpose(1, 2).contiguous(), None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sa_patch.kernels import Spans
 from sa_patch.patching.cache import DropBeyondReach
 from sa_patch.patching.prefix import RefuseForeignKeys
+from sa_patch.patching.tile_queries import KeepTileQueries, forget_tile_queries
 from sa_patch.patterns import Full, Pattern
 
 Observer = Callable[[int, Tensor, Tensor, Spans], None]
@@ -43,10 +44,13 @@ class LayerPlan:
             return None
         return self.pattern.bounded_reach
 
-    def hook(self) -> DropBeyondReach | RefuseForeignKeys | None:
+    def hook(self) -> DropBeyondReach | KeepTileQueries | RefuseForeignKeys | None:
         """What has to see the cache before the module does; None if nothing has to."""
         if self.reach is not None:
             return DropBeyondReach(*self.reach)
+        if self.pattern is not None and self.decode == "pattern":
+            shared = self.pattern.shared_queries
+            return KeepTileQueries(shared) if shared > 1 else None
         sparse = self.pattern is not None and not isinstance(self.pattern, Full)
         return RefuseForeignKeys() if sparse and self.decode == "full" else None
 
@@ -62,6 +66,7 @@ def set_plan(module: nn.Module, plan: LayerPlan | None) -> None:
     handle = module.__dict__.pop(_HOOK, None)
     if handle is not None:
         handle.remove()
+    forget_tile_queries(module)
     if plan is None:
         module.__dict__.pop(_PLAN, None)
         return

@@ -127,6 +127,14 @@ class Pattern(ABC):
         return False
 
     @property
+    def shared_queries(self) -> int:
+        """Queries that share their choices, in tiles from multiples of this number on; 1 for none.
+
+        What is asked of a pattern then begins with a tile: of fewer queries the first ones.
+        """
+        return 1
+
+    @property
     def bounded_reach(self) -> tuple[int, int] | None:
         """(sinks, window) if no query ever sees more than the first and the nearest keys."""
         return None

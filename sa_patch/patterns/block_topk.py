@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, whole_number
+from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, expected_choices
 from sa_patch.patterns.block_selection.tree import best_blocks, scored_nodes
 
 
@@ -28,6 +29,11 @@ class BlockTopK(Pattern):
     level the `beam` best nodes stay, and their children are scored on the next. So a choice costs
     ``O(beam * branch * log n)`` dot products. The choice never depends on later tokens.
 
+    With `shared` above 1 a tile of so many queries, by position, shares its choices: query i sees
+    the blocks that the queries of its tile up to i chose. What a tile of queries reads is what
+    hardware pays for. With `segment` the neighbourhood is all that came so far of the query's
+    segment of so many tokens, so that neighbours agree more in what is left to choose.
+
     Args:
         block_size: tokens in a block, at least 1.
         topk: chosen blocks in view, the query's own not counted; at least 0.
@@ -37,6 +43,9 @@ class BlockTopK(Pattern):
         branch: children of a node, at least 2; 0 for a flat choice.
         beam: nodes that stay on each level; ``beam * branch`` is at least `topk`.
         grouped: one choice for the query heads that share a KV head, by the sum of their queries.
+        shared: queries that share their choices; 1 for none.
+        segment: tokens of a segment, a multiple of `block_size` and `shared`, of which `sinks` must
+            be a multiple of `block_size` as well, and `local` 0; 0 for none.
 
     Raises:
         UserError: if a parameter is not of these kinds.
@@ -49,6 +58,8 @@ class BlockTopK(Pattern):
     branch: int = 4
     beam: int = 32
     grouped: bool = True
+    shared: int = 1
+    segment: int = 0
 
     name: ClassVar[str] = "block_topk"
     summary: ClassVar[str] = "sinks, neighbourhood and the best small blocks, found coarse to fine"
@@ -57,8 +68,10 @@ class BlockTopK(Pattern):
     def __post_init__(self) -> None:
         whole_number(self.block_size, "block_size", 1)
         whole_number(self.beam, "beam", 1)
+        whole_number(self.shared, "shared", 1)
+        whole_number(self.segment, "segment", 0)
         if self.local == -1:
-            object.__setattr__(self, "local", 2 * self.block_size)
+            object.__setattr__(self, "local", 0 if self.segment else 2 * self.block_size)
         for name in ("topk", "sinks", "local", "branch"):
             whole_number(getattr(self, name), name, 0)
         if not isinstance(self.grouped, bool):
@@ -66,6 +79,18 @@ class BlockTopK(Pattern):
         if self.local % self.block_size:
             raise UserError(
                 f"local must be a multiple of block_size={self.block_size}, got {self.local}"
+            )
+        if self.segment and self.local:
+            raise UserError(f"with segment, local must be 0, got {self.local}")
+        if self.segment and self.sinks % self.block_size:
+            raise UserError(
+                f"with segment, sinks must be a multiple of block_size={self.block_size}, "
+                f"got {self.sinks}"
+            )
+        if self.segment % self.block_size or self.segment % self.shared:
+            raise UserError(
+                f"segment must be a multiple of block_size={self.block_size} and "
+                f"shared={self.shared}, got {self.segment}"
             )
         if self.branch == 1:
             raise UserError("branch must be at least 2, or 0 for a flat choice; got 1")
@@ -112,10 +137,14 @@ class BlockTopK(Pattern):
 
     def eligible(self, positions: Tensor) -> Tensor:
         """How many blocks each query may choose from: those before its neighbourhood."""
-        return (self.own_block(positions) - self.local // self.block_size).clamp(min=0)
+        if self.segment:
+            first_block = self.own_block(positions // self.segment * self.segment)
+        else:
+            first_block = self.own_block(positions)
+        return (first_block - self.local // self.block_size).clamp(min=0)
 
-    def picks(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
-        """The blocks that every query chooses.
+    def own_choices(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        """The blocks that every query chooses for itself.
 
         Args:
             q: ``[q_heads, nq, head_dim]``.
@@ -140,6 +169,19 @@ class BlockTopK(Pattern):
         )
         return finest_blocks.flatten(0, 1)
 
+    def picks(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+        """The blocks that every query sees by choice: its own, and with `shared` its tile's so far.
+
+        Args:
+            q, k: as of `own_choices`.
+            positions: int64 ``[nq]``; with `shared` they follow each other and begin a tile.
+
+        Returns:
+            int64 ``[choosers, nq, shared * topk]``, each block once, -1 for none.
+        """
+        own = self.own_choices(q, k, positions)
+        return own if self.shared == 1 else chosen_so_far(own, self.shared)
+
     def near(self, query_positions: Tensor, seq_len: int) -> Tensor:
         """What is in view unchosen, sinks and neighbourhood: bool ``[nq, seq_len]``."""
         i = query_positions[:, None]
@@ -159,6 +201,11 @@ class BlockTopK(Pattern):
     ) -> Tensor:
         if q is None or k is None:
             raise UserError("block_topk chooses blocks by content: visible() needs q and k")
+        if len(query_positions) and int(query_positions[0]) % self.shared:
+            raise UserError(
+                f"{self} shares choices in tiles of {self.shared} queries: give whole tiles, from "
+                f"a multiple of {self.shared} on; got queries from {int(query_positions[0])} on"
+            )
         picks = self.picks(q, k, query_positions)
         picks = picks.repeat_interleave(len(q) // len(picks), dim=0)
         near = self.near(query_positions, seq_len)
@@ -172,6 +219,14 @@ class BlockTopK(Pattern):
             return near.expand(len(q), -1, -1)
         return near | (chosen[..., of_key.clamp(min=0)] & (of_key >= 0))
 
+    @property
+    def shared_queries(self) -> int:
+        return self.shared
+
+    @property
+    def counts_need_content(self) -> bool:
+        return self.shared > 1
+
     def profile(self, seq_len: int) -> Profile:
         i = torch.arange(seq_len, dtype=torch.float64)
         seen = (self.sinks + self.local + 1 + torch.zeros_like(i)).minimum(i + 1)
@@ -179,21 +234,26 @@ class BlockTopK(Pattern):
         return Profile(self.sinks, self.local + 1, rest / (i + 1 - seen).clamp(min=1))
 
     def keys_per_query(self, seq_len: int) -> Tensor:
-        return self.count_visible(seq_len)[0].double()
+        """Visible keys; with `shared` as if the queries of a tile chose at random."""
+        positions = torch.arange(seq_len)
+        eligible = self.eligible(positions)
+        chosen = expected_choices(eligible, self.topk, self.shared)
+        return (positions + 1 - (eligible - chosen) * self.block_size).double()
 
     def saturated(self, seq_len: int) -> bool:
         return int(self.eligible(torch.tensor(seq_len - 1))) <= self.topk
 
     @property
     def effective_window(self) -> int | None:
-        return self.sinks + self.local + self.block_size * (self.topk + 1)
+        """What a query's own choices show it."""
+        nearby = self.segment or self.local + self.block_size
+        return self.sinks + nearby + self.block_size * self.topk
 
     def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        if self.shared > 1:
+            raise UserError(f"what {self} sees can only be counted where its blocks are chosen")
         # How many keys are seen does not depend on which blocks are chosen.
-        positions = torch.arange(seq_len)
-        eligible = self.eligible(positions)
-        hidden = (eligible - self.topk).clamp(min=0) * self.block_size
-        return (positions + 1 - hidden)[None]
+        return self.keys_per_query(seq_len).round().long()[None]
 
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         dots = scored_nodes(

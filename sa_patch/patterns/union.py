@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -109,6 +110,10 @@ class Union(Pattern):
     @property
     def counts_need_content(self) -> bool:
         return self.reads_content
+
+    @property
+    def shared_queries(self) -> int:
+        return math.lcm(*(part.shared_queries for part in self.parts))
 
     @property
     def bounded_reach(self) -> tuple[int, int] | None:

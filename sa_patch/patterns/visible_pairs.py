@@ -98,9 +98,13 @@ def pair_rows(
 
 
 def query_chunks(pattern: Pattern, seq_len: int, *, causal: bool = True) -> Iterator[Tensor]:
-    """All positions in order, so many at a time as show about `CHUNK_PAIRS` keys at most."""
+    """All positions in order, so many at a time as show about `CHUNK_PAIRS` keys at most.
+
+    Tiles of queries that share their choices stay whole.
+    """
     widest = max(1, int(expected_pairs(pattern, seq_len, causal=causal)) // max(seq_len, 1))
-    rows = max(1, CHUNK_PAIRS // (4 * widest))
+    shared = pattern.shared_queries
+    rows = max(1, CHUNK_PAIRS // (4 * widest) // shared) * shared
     for first in range(0, seq_len, rows):
         yield torch.arange(first, min(first + rows, seq_len))
 

@@ -23,6 +23,7 @@ AXES = {
     "window": "window (keys per query allowed)",
     "mean_keys": "keys per query, measured mean",
     "flops": "attention FLOPs, % of full attention",
+    "visited": "keys that a tile reads, % of full attention",
     "seconds": "seconds per sequence, measured",
 }
 # Sideways shift between neighbouring series on the window axis, and from first to last, in octaves.
@@ -150,7 +151,8 @@ def _place(point: Point, x: str) -> float | None:
         return point.mean_keys
     if x == "seconds":
         return point.seconds
-    return None if point.flops_share is None else 100.0 * point.flops_share
+    share = point.visited_share if x == "visited" else point.flops_share
+    return None if share is None else 100.0 * share
 
 
 def _draw_panel(axes: Axes, points: Sequence[Point], x: str, comparison: Comparison) -> None:

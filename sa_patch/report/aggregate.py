@@ -66,6 +66,7 @@ class Point:
     flops: float | None
     full_flops: float | None
     flops_share: float | None
+    visited_share: float | None
     seconds: float | None
     saturated_fraction: float | None
     by_depth: tuple[tuple[int, float], ...]
@@ -199,6 +200,7 @@ def _point(
         flops=_mean(cell.flops for cell in cells) if single else None,
         full_flops=_mean(cell.full_flops for cell in cells) if single else None,
         flops_share=_mean(_share(cell) for cell in cells),
+        visited_share=_mean(cell.visited_share for cell in cells),
         seconds=_mean(cell.model_seconds for cell in cells),
         saturated_fraction=_mean(cell.saturated_fraction for cell in cells),
         by_depth=_by_depth(cells) if single else (),

@@ -83,8 +83,9 @@ def write_report(
     ``console``.
 
     ``out``: the folder to write into, by default the run folder itself (several runs need one).
-    ``x``: the figures' horizontal axis, "window", "mean_keys", "flops" or "seconds"; part of the
-    figures' names (the Pareto figure's is "mean_keys" for "window" too, and then not in its name).
+    ``x``: the figures' horizontal axis, "window", "mean_keys", "flops", "visited" or "seconds";
+    part of the figures' names (the Pareto figure's is "mean_keys" for "window" too, and then not in
+    its name).
     Every file appears whole or not at all.
 
     Raises ``UserError`` for an unknown axis or one along which nothing was measured, an unusable

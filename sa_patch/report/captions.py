@@ -82,6 +82,13 @@ def axis_note(comparison: Comparison, x: str, apart: bool = True) -> str:
             "mean over all prompt tokens; below the window where prompts are short or early tokens "
             "have few before them."
         )
+    if x == "visited":
+        return (
+            "Keys that a tile reads: a kernel on matrix units reads keys for a tile of 128 rows "
+            "(queries times the heads that share a KV head), here in blocks of 16 that hold "
+            "something visible to one of them; counted on a few layers and prompts, choosing "
+            "blocks not included."
+        )
     if x == "seconds":
         return (
             "Seconds: time in the model per sequence, the decoding of generated tokens included; "

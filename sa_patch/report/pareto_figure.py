@@ -45,7 +45,7 @@ def frontier(
 def draw_pareto(comparison: Comparison, x: str, caption: Caption) -> Figure | None:
     """Score against cost, all methods in one panel per task, and one for the average over tasks.
 
-    ``x``: "mean_keys" or "flops". ``None`` if no sparse point has a measured cost.
+    ``x``: a cost, any axis but "window". ``None`` if no sparse point has a measured cost.
     """
     panels = [list(comparison.averages)] if len(comparison.average_tasks) > 1 else []
     panels += sorted(

@@ -47,11 +47,13 @@ class Items:
     Args:
         scores: float64 ``[seeds, items]``; for perplexities mean log-likelihoods of a token.
         share: measured attention FLOPs as a share of full attention's.
+        visited: likewise of what tiles of queries read; None for runs that did not count it.
         mean_keys: measured keys per query.
     """
 
     scores: NDArray[np.float64]
     share: float
+    visited: float | None
     mean_keys: float
 
 
@@ -77,6 +79,7 @@ class Recovered:
     n: int
     budget: float | None
     share: float
+    visited: float | None
     mean_keys: float
     seeds: int
     groups: Mapping[str, Interval]
@@ -140,7 +143,13 @@ def _items(cells: Sequence[tuple[Cell, Any]]) -> Items:
         )
     shares = [cell.flops / cell.full_flops for cell, _ in cells if cell.flops and cell.full_flops]
     keys = [cell.mean_keys for cell, _ in cells if cell.mean_keys is not None]
-    return Items(np.stack(rows), float(np.mean(shares)), float(np.mean(keys)))
+    visited = [cell.visited_share for cell, _ in cells if cell.visited_share is not None]
+    return Items(
+        np.stack(rows),
+        float(np.mean(shares)),
+        float(np.mean(visited)) if visited else None,
+        float(np.mean(keys)),
+    )
 
 
 def recover(runs: Iterable[Run], budgets: Sequence[float], draws: int = DRAWS) -> list[Recovered]:
@@ -233,12 +242,14 @@ def _point(
     samples = np.mean([np.mean(drawn[group], axis=0) for group in groups], axis=0)
     mean = float(np.mean([found.value for found in groups.values()]))
     share = float(np.mean([items.share for items in spent]))
+    visited = [items.visited for items in spent if items.visited is not None]
     return Recovered(
         pattern=pattern,
         layers=layers,
         n=n,
         budget=next((budget for budget in budgets if share <= budget * _OVER), None),
         share=share,
+        visited=float(np.mean(visited)) if visited else None,
         mean_keys=float(np.mean([items.mean_keys for items in spent])),
         seeds=max(len(items.scores) for items in spent),
         groups=groups,

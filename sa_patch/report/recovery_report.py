@@ -30,6 +30,10 @@ NOTES = (
     f"Intervals: 95%, paired bootstrap over items and seeds, {DRAWS} draws. A difference whose "
     "interval holds zero is none.",
 )
+VISITED_NOTE = (
+    "Read by a tile: keys in blocks of 16 that hold something visible to a tile of 128 rows, as a "
+    "share of what it reads under full attention; choosing blocks not included."
+)
 # In the order in which a composition's parts are named.
 _KINDS = ("sinks", "swa", "sa", "psa", "moba", "block_topk", "tail")
 _PANEL = (4.6, 3.4)  # inches
@@ -78,10 +82,11 @@ def write_recovery(
 
 
 def _plain(point: Recovered) -> dict[str, Any]:
+    left_out = {"draws", "groups", "mean", *(["visited"] if point.visited is None else [])}
     plain = {
         field.name: getattr(point, field.name)
         for field in dataclasses.fields(point)
-        if field.name not in ("draws", "groups", "mean")
+        if field.name not in left_out
     }
     plain["groups"] = {name: dataclasses.asdict(found) for name, found in point.groups.items()}
     plain["mean"] = dataclasses.asdict(point.mean)
@@ -115,11 +120,14 @@ def markdown(points: Sequence[Recovered], runs: Sequence[Run]) -> str:
         best = own[0]
         shown = "more than the budgets" if budget is None else f"at most {budget:.4g}"
         lines += [f"## n = {n:,}, {shown} of full attention's FLOPs", ""]
+        counted = any(point.visited is not None for point in own)
+        headings = [
+            *("pattern", "layers", "seeds", "FLOPs", *(["read by a tile"] if counted else [])),
+            *("keys per query", *GROUPS, "mean", "behind the best"),
+        ]
         lines += [
-            "| pattern | layers | seeds | FLOPs | keys per query | "
-            + " | ".join(GROUPS)
-            + " | mean | behind the best |",
-            "| --- | --- | ---: | ---: | ---: |" + " ---: |" * (len(GROUPS) + 2),
+            "| " + " | ".join(headings) + " |",
+            "| --- | --- |" + " ---: |" * (len(headings) - 2),
         ]
         for point in own:
             same = point.groups.keys() == best.groups.keys()
@@ -129,6 +137,7 @@ def markdown(points: Sequence[Recovered], runs: Sequence[Run]) -> str:
                 point.layers,
                 str(point.seeds),
                 f"{point.share:.4f}",
+                *(["-" if point.visited is None else f"{point.visited:.4f}"] if counted else []),
                 f"{point.mean_keys:.1f}",
                 *(_shown(point.groups[g]) if g in point.groups else "-" for g in GROUPS),
                 f"**{_shown(point.mean)}**",
@@ -137,6 +146,8 @@ def markdown(points: Sequence[Recovered], runs: Sequence[Run]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     lines += [f"- {note}" for note in NOTES]
+    if any(point.visited is not None for point in points):
+        lines.append(f"- {VISITED_NOTE}")
     lines += ["", "## Provenance", ""]
     for run in runs:
         lines += [f"- {line}" for line in captions.run_lines(run)]

@@ -26,7 +26,8 @@ def csv_text(comparison: Comparison) -> str:
     accuracies as fractions of 1; ``seeds`` separated by spaces; unknown figures are empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    visited = _knows_visited(comparison)
+    writer.writerow([*CSV_COLUMNS, *(["visited_share_of_full"] if visited else [])])
     for point in (*comparison.averages, *comparison.points):
         writer.writerow(
             [
@@ -54,6 +55,7 @@ def csv_text(comparison: Comparison) -> str:
                 _blank(point.seconds),
                 _blank(point.saturated_fraction),
                 str(point.saturated).lower(),
+                *([_blank(point.visited_share)] if visited else []),
             ]
         )
     return buffer.getvalue()
@@ -68,9 +70,17 @@ def markdown_tables(comparison: Comparison) -> str:
         ("Attention FLOPs, % of full attention", lambda point: _percent(point.flops_share)),
         ("Saturated sequences, %", lambda point: _percent(point.saturated_fraction)),
     ]
+    if _knows_visited(comparison):
+        title = "Keys that a tile reads (blocks of 16), % of full attention"
+        parts.insert(-1, (title, lambda point: _percent(point.visited_share)))
     return "\n\n".join(
         f"## {title}\n\n{_markdown_table(comparison, text)}" for title, text in parts
     )
+
+
+def _knows_visited(comparison: Comparison) -> bool:
+    """Whether any point has visited keys: runs from before they were counted have none."""
+    return any(point.visited_share is not None for point in comparison.points)
 
 
 def print_tables(comparison: Comparison, console: Console) -> None:
@@ -90,6 +100,10 @@ def print_tables(comparison: Comparison, console: Console) -> None:
         )
     columns.append(("keys/\nquery", [_cost(comparison, row, "mean_keys") for row in rows]))
     columns.append(("FLOPs %\nof full", [_cost(comparison, row, "flops_share") for row in rows]))
+    if _knows_visited(comparison):
+        columns.append(
+            ("visited %\nof full", [_cost(comparison, row, "visited_share") for row in rows])
+        )
     columns.append(
         ("satu-\nrated %", [_cost(comparison, row, "saturated_fraction") for row in rows])
     )

@@ -11,6 +11,8 @@ from sa_patch.errors import UserError
 from sa_patch.files.packed import stored_files, stored_text
 from sa_patch.sweep.cells import SCHEMA, cell_id
 
+# Keys in a block, of those sizes that visited keys are counted for.
+_VISITED_BLOCK = "16"
 # What a report needs of a cell's identity, and the types it may have there.
 SETTING_TYPES: dict[str, type | tuple[type, ...]] = {
     "model": str,
@@ -30,7 +32,9 @@ class Cell:
     ``setting`` is the file's "cell" mapping (all that determines the result). ``value`` and
     ``stderr`` are in the metric's own unit (accuracies as fractions of 1). ``mean_keys`` and
     ``last_query_keys`` count visible keys per query; ``flops`` and ``full_flops`` are attention
-    FLOPs of the prefill per sequence, of the pattern and of full attention on the same prompts.
+    FLOPs of the prefill per sequence, of the pattern and of full attention on the same prompts;
+    ``visited_share`` is what tiles of queries read in blocks of 16 keys, of what they read under
+    full attention.
     ``seconds`` is the time of the whole evaluation, ``model_seconds`` that of the model's calls
     per sequence (the decoding of generated tokens included).
     ``scores`` holds all of the task's metrics, by name with filter. Measured figures are ``None``
@@ -51,6 +55,7 @@ class Cell:
     prompt_mean: float | None
     flops: float | None
     full_flops: float | None
+    visited_share: float | None
     saturated_fraction: float | None
     seconds: float | None
     model_seconds: float | None
@@ -206,11 +211,21 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
         prompt_mean=_number(lengths.get("mean")) if isinstance(lengths, dict) else None,
         flops=per_sequence("attention_flops"),
         full_flops=per_sequence("full_attention_flops"),
+        visited_share=_visited_share(measured),
         saturated_fraction=_number(measured.get("saturated_fraction")),
         seconds=_number(data.get("seconds")),
         model_seconds=per_sequence("model_seconds"),
         scores={key: _number(score) for key, score in (data.get("scores") or {}).items()},
     )
+
+
+def _visited_share(measured: Mapping[str, Any]) -> float | None:
+    """Visited keys over those of full attention; None for runs from before they were counted."""
+    own, full = measured.get("visited_keys"), measured.get("full_visited_keys")
+    if not isinstance(own, dict) or not isinstance(full, dict):
+        return None
+    keys, dense = _number(own.get(_VISITED_BLOCK)), _number(full.get(_VISITED_BLOCK))
+    return None if keys is None or not dense else keys / dense
 
 
 def _distrust(data: Any, stem: str, planned: tuple[str, ...] | None) -> str | None:

@@ -56,14 +56,18 @@ def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
         return MoBA(block_size=draw(st.integers(1, max_window // 2)), topk=draw(st.integers(1, 4)))
     if method == "block_topk":
         block_size = draw(st.integers(1, 4))
+        shared = draw(st.sampled_from([1, 1, 2, 4]))
+        segment = block_size * shared * draw(st.integers(0, 2))
         return BlockTopK(
             block_size,
             topk=draw(st.integers(0, 4)),
-            sinks=draw(st.integers(0, 3)),
-            local=block_size * draw(st.integers(0, 2)),
+            sinks=block_size * draw(st.integers(0, 1)) if segment else draw(st.integers(0, 3)),
+            local=0 if segment else block_size * draw(st.integers(0, 2)),
             branch=draw(st.sampled_from([0, 2, 3])),
             beam=draw(st.integers(2, 4)),
             grouped=draw(st.booleans()),
+            shared=shared,
+            segment=segment,
         )
     if method == "union":
         names = st.sampled_from(["sinks", "swa", "tail", "sa", "psa", "moba", "block_topk"])
@@ -130,6 +134,7 @@ def grid_patterns(method: str, n: int) -> list[Pattern]:
         "block_topk": [
             *(BlockTopK(size, topk=3, sinks=2, local=size, beam=2) for size in (1, 4, 16)),
             *(BlockTopK(2, topk=near, branch=0, grouped=grouped) for grouped in (False, True)),
+            BlockTopK(4, topk=2, sinks=4, local=0, shared=8, segment=16),
         ],
         "union": [
             Sinks(2) | SWA(near),
@@ -154,7 +159,10 @@ def oracle_arguments(pattern: Pattern, layer: int) -> dict[str, Any]:
     if isinstance(pattern, MoBA):
         return {"block_size": pattern.block_size, "topk": pattern.topk}
     if isinstance(pattern, BlockTopK):
-        names = ("block_size", "topk", "sinks", "local", "branch", "beam", "grouped")
+        names = (
+            *("block_size", "topk", "sinks", "local", "branch", "beam", "grouped"),
+            *("shared", "segment"),
+        )
         return {name: getattr(pattern, name) for name in names}
     if isinstance(pattern, SA):
 

@@ -13,15 +13,13 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, sparse_attention
-from sa_patch.patterns import MoBA, Pattern, unite
+from sa_patch.patterns import Pattern
 from tests import oracle
-from tests.laws.drawn import oracle_arguments, patterns
+from tests.laws.drawn import oracle_arguments
 
 BACKEND_NAMES: tuple[str, ...] = (*BACKENDS, "auto")
-# Triton's interpreter takes a second for what a kernel does in microseconds, and flex compiles C++
-# for seconds for every new number of heads, head_dim or scale: wherever a test has the choice, flex
-# gets the shape that `make_case` has by default.
-SLOW_BACKENDS = frozenset({"triton", "flex"})
+# Triton's interpreter takes a second for what a kernel does in microseconds.
+SLOW_BACKENDS = frozenset({"triton"})
 # What the laws of whole models run on; tests/patching/test_fused_backends.py has the others.
 MODEL_BACKENDS: tuple[str, ...] = ("reference", "banded", "auto")
 
@@ -118,14 +116,9 @@ def cases(
     min_len: int = 1,
     max_len: int = 40,
     ragged: bool | None = None,
-    backend: str = "auto",
 ) -> Case:
-    """A random case; `ragged` decides whether rows have lengths of their own (None: at random).
-
-    For `backend` flex only what it need not compile anew is random.
-    """
-    compiled = backend == "flex"
-    kv_heads = 2 if compiled else draw(st.integers(1, 3))
+    """A random case; `ragged` decides whether rows have lengths of their own (None: at random)."""
+    kv_heads = draw(st.integers(1, 3))
     batch = draw(st.integers(1, 3))
     seq_len = draw(st.integers(min_len, max_len))
     lengths = None
@@ -134,27 +127,15 @@ def cases(
         lengths = [*draw(shorter), seq_len]
     return make_case(
         batch=batch,
-        q_heads=kv_heads * (2 if compiled else draw(st.integers(1, 3))),
+        q_heads=kv_heads * draw(st.integers(1, 3)),
         kv_heads=kv_heads,
         seq_len=seq_len,
-        head_dim=8 if compiled else draw(st.sampled_from([1, 4, 6, 8, 16])),
+        head_dim=draw(st.sampled_from([1, 4, 6, 8, 16])),
         lengths=lengths,
         layer=draw(st.integers(0, 40)),
-        scale=None if compiled else draw(st.sampled_from([None, None, 0.3, 1.0])),
+        scale=draw(st.sampled_from([None, None, 0.3, 1.0])),
         seed=draw(st.integers(0, 2**20)),
     )
-
-
-def patterns_for(backend: str, method: str) -> st.SearchStrategy[Pattern]:
-    """Random patterns of a method.
-
-    Every other mix of rings and choices is compiled anew by `flex`, which gets one mix here. The
-    others are in the grid of test_backends.py and, uncompiled, in tests/kernels/flex/test_plan.py.
-    """
-    if backend == "flex" and method == "union":
-        parts = [patterns(part, max_window=12) for part in ("sinks", "swa", "psa")]
-        return st.builds(unite, *parts, st.builds(MoBA, st.integers(1, 6), st.just(2)))
-    return patterns(method)
 
 
 def affordable(backend: str, data: st.DataObject) -> bool:
@@ -162,9 +143,9 @@ def affordable(backend: str, data: st.DataObject) -> bool:
     return backend not in SLOW_BACKENDS or data.draw(st.integers(0, 3)) == 0
 
 
-def in_turns(grid: Sequence[Pattern], backend: str, turn: int) -> Sequence[Pattern]:
+def in_turns(patterns: Sequence[Pattern], backend: str, turn: int) -> Sequence[Pattern]:
     """All patterns, or for slow backends every third: three successive turns have them all."""
-    return grid[turn % 3 :: 3] if backend in SLOW_BACKENDS else grid
+    return patterns[turn % 3 :: 3] if backend in SLOW_BACKENDS else patterns
 
 
 def serves(backend: str, pattern: Pattern, case: Case, gradients: bool = False) -> bool:
@@ -185,8 +166,7 @@ def serves(backend: str, pattern: Pattern, case: Case, gradients: bool = False) 
     return bool(able)
 
 
-# Keys whose weights one call reads off. To this width flex widens narrower heads on CPUs itself, so
-# that nothing more is compiled for it.
+# Keys whose weights one call reads off.
 PROBE_WIDTH = 32
 
 

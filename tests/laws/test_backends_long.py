@@ -36,23 +36,13 @@ LONG_PATTERNS = [
 ]
 # One of each kind.
 FEW_LONG = (Full(), SA(150, per_head=True), MoBA(37, 4), BlockTopK(4, 8), Sinks(4) | SWA(60))
-# flex compiles every mix of rings and choices anew.
-FLEX_LONG = (*FEW_LONG, PSA(60, seed=1), Sinks(4) | SWA(30) | SA(30))
-
-
-def affordable(pattern: Pattern, lengths: list[int] | None, backend: str) -> bool:
-    if backend == "flex":
-        return pattern in FLEX_LONG
-    # Triton takes all rows in one launch, and one of the batch is as long as the row alone.
-    return backend != "triton" or bool(lengths) or pattern in FEW_LONG
-
-
 LONG_CALLS = [
     pytest.param(pattern, lengths, backend, id=f"{pattern}-{lengths}-{backend}")
     for pattern in LONG_PATTERNS
     for lengths in (None, [1000, 700])
     for backend in BACKEND_NAMES
-    if affordable(pattern, lengths, backend)
+    # Triton takes all rows in one launch, and one of the batch is as long as the row alone.
+    if backend != "triton" or lengths or pattern in FEW_LONG
 ]
 
 

@@ -20,7 +20,6 @@ from tests.laws.strategies import (
     affordable,
     cases,
     make_case,
-    patterns_for,
     serves,
     visible_sets,
 )
@@ -44,8 +43,8 @@ def test_a_padded_row_equals_the_row_alone(method: str, backend: str, data: st.D
     """Padding is NaN here, and must neither leak into real tokens nor come out of padding."""
     if not affordable(backend, data):
         return
-    pattern = data.draw(patterns_for(backend, method))
-    case = data.draw(cases(ragged=True, backend=backend))
+    pattern = data.draw(patterns(method))
+    case = data.draw(cases(ragged=True))
     if not serves(backend, pattern, case):
         return
     together = case.run(pattern, backend)
@@ -64,7 +63,7 @@ def test_visible_sets_do_not_depend_on_the_batch(
 ) -> None:
     if not affordable(backend, data):
         return
-    pattern = data.draw(patterns_for(backend, method))
+    pattern = data.draw(patterns(method))
     lengths = [*data.draw(st.lists(st.integers(1, 20), max_size=2)), 20]
     seed = data.draw(st.integers(0, 1000))
     case = make_case(batch=len(lengths), seq_len=20, lengths=lengths, seed=seed, poison=False)

@@ -58,7 +58,7 @@ def test_a_saturated_pattern_equals_dense_attention(
 ) -> None:
     if not affordable(backend, data):
         return
-    case = data.draw(cases(backend=backend))
+    case = data.draw(cases())
     pattern = saturating_pattern(method, case.seq_len)
     assert pattern.saturated(case.seq_len)
     if serves(backend, pattern, case):

@@ -1,7 +1,7 @@
 """Backends whose kernels are compiled or interpreted here, in whole models.
 
 The laws of models run on the backends in pure torch; of these it is shown that a patched model
-reaches them, padded and cached, and that they do what `banded` does.
+reaches them, padded and cached, and that they do what `banded` does. What flex compiles is walked.
 """
 
 import pytest
@@ -10,7 +10,12 @@ import torch
 from sa_patch import patch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, MoBA, Pattern
+from tests.flex_lists import walked_lists
 from tests.small_models import random_tokens, tiny_model
+
+__all__ = ["walked_lists"]
+
+pytestmark = pytest.mark.usefixtures("walked_lists")
 
 LOGIT_TOLERANCE = 2e-4  # absolute, float32 logits of size 1 to 10
 PATTERNS = [SWA(4), SA(3), MoBA(3, 2)]

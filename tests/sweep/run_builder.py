@@ -104,6 +104,8 @@ class RunBuilder:
                 "last_query_keys": 1.5 * keys,
                 "attention_flops": 200 * share * full_flops,
                 "full_attention_flops": 200 * full_flops,
+                "visited_keys": {"16": 0.5 * prompt * (1 + share) / 2},
+                "full_visited_keys": {"16": 0.5 * prompt},
                 "saturated_fraction": saturated,
                 "model_seconds": 200 * 0.01 * share,
             }

@@ -6,14 +6,11 @@ Both scripts run in one launch, since starting processes takes longer than the t
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
-
 from sa_patch.training.pretraining.loop import pretrain
 from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.run_folder import RunFolder
 from sa_patch.training.pretraining.settings import load_settings
-from tests.training.tiny_run import ROOT, write_config, write_labelled_texts
+from tests.training.tiny_run import ROOT, weights, write_config, write_labelled_texts
 from tests.two_processes import launch_two
 
 TOLERANCE = 1e-4  # absolute, float32: sums of gradients in another order
@@ -29,11 +26,6 @@ for script, *options in json.loads(sys.argv[1]):
         if end.code:
             raise
 """
-
-
-def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(run.model / "model.safetensors")
-    return found
 
 
 def test_two_processes_learn_what_one_does_and_share_trials(tmp_path: Path) -> None:
@@ -64,7 +56,7 @@ def test_two_processes_learn_what_one_does_and_share_trials(tmp_path: Path) -> N
         assert (found[name] - value).abs().max() < TOLERANCE, name
 
     # Each trial was trained once, and one table was written.
-    said = [line for line in done.stdout.splitlines() if line.endswith(".json")]
+    said = [line.split(": ")[-1] for line in done.stdout.splitlines() if line.endswith(".json")]
     assert len(said) == len(set(said)) == 9
     names = {path.name for path in (tmp_path / "classified" / "trials").iterdir()}
     assert set(said) == names | {"classified/classification.json"}

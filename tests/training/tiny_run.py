@@ -1,17 +1,19 @@
-"""Trainings of seconds: a YAML file with its text, and scripts in this process or their own."""
+"""Trainings of seconds: a YAML file with its text, and scripts in this process."""
 
 import contextlib
 import io
 import json
-import os
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+
+from sa_patch.training.pretraining.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 _LABELLED = """---
@@ -55,6 +57,12 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    """Those of the trained model of a run."""
+    found: dict[str, torch.Tensor] = load_file(run.model / "model.safetensors")
+    return found
+
+
 def write_labelled_texts(folder: Path) -> Path:
     """A data set whose labels depend on one word of each text, and on nothing else."""
     path = folder / "mini"
@@ -69,20 +77,8 @@ def write_labelled_texts(folder: Path) -> Path:
     return path
 
 
-def start(script: str, *options: str, cwd: Path) -> subprocess.Popen[str]:
-    """A script of ours in a process of its own, offline and on one thread."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / script), *options],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run_here(script: str, *options: str, cwd: Path) -> str:
-    """Output of a script that succeeds, in this process, where nothing is imported again."""
+def run_here(script: str, *options: str, cwd: Path, status: int = 0) -> str:
+    """Output of a script that ends with `status`, in this process, with nothing imported again."""
     path, out = ROOT / "scripts" / script, io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.chdir(cwd)
@@ -90,5 +86,5 @@ def run_here(script: str, *options: str, cwd: Path) -> str:
         patch.setattr(sys, "path", [*sys.path])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(path), run_name="__main__")
-    assert end.value.code == 0
+    assert end.value.code == status
     return out.getvalue()

@@ -129,7 +129,8 @@ def _defined_rows(
     pattern: Pattern, queries: Tensor, seq_len: int, layer: int, content: Content
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """By the pattern's definition, a dense mask of few rows at a time: any pattern, O(n^2) time."""
-    for some in queries.split(max(1, pairs.CHUNK_PAIRS // seq_len)):
+    shared = pattern.shared_queries
+    for some in queries.split(max(1, pairs.CHUNK_PAIRS // seq_len // shared) * shared):
         q = content.q[:, some]
         mask = pattern.visible(some, seq_len, layer=layer, q=q, k=content.k)[0]
         yield mask.sum(-1).numpy(), mask.nonzero()[:, 1].numpy()

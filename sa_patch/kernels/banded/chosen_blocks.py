@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.banded.queries_by_block import attend_queries_by_block, attend_tiles
+from sa_patch.kernels.banded.shared_blocks import attend_shared_blocks
 from sa_patch.kernels.banded.small_blocks import attend_small_blocks
 from sa_patch.kernels.merge import hidden_score, merge
 from sa_patch.kernels.tiling import needs_gradients
@@ -98,7 +99,13 @@ def attend_chosen(
         and in memory O(n).
     """
     outs, sums = [], []
+    tiled = pattern.shared_queries > 1 and picks is None and unless is None
     for row in range(len(q)):
+        if tiled and isinstance(pattern, BlockTopK) and not needs_gradients(q, k, v):
+            out, lse = _shared_of_row(pattern, q[row], k[row], v[row], start, scale)
+            outs.append(out)
+            sums.append(lse)
+            continue
         chosen = choose(pattern, q[row], k[row], start) if picks is None else picks[row]
         out, lse = _chosen_of_row(pattern, q[row], k[row], v[row], chosen, start, scale, unless)
         outs.append(out)
@@ -212,6 +219,24 @@ def _chosen_of_row(
         sums.append(lse)
     lse = torch.cat(sums)
     return torch.cat(outs), lse.masked_fill(lse < nothing / 2, -torch.inf)
+
+
+def _shared_of_row(
+    pattern: BlockTopK, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """`attend_chosen` for one row whose tiles of queries share their choices."""
+    positions = torch.arange(start, start + q.shape[1], device=q.device)
+    own = pattern.own_choices(q, k, positions)
+    wide, k_wide, v_wide = _widened(q, k, v, scale)
+    return attend_shared_blocks(
+        own,
+        wide,
+        k_wide,
+        v_wide,
+        shared=pattern.shared,
+        first=pattern.sinks,
+        size=pattern.block_size,
+    )
 
 
 def _hidden(picks: Tensor, unless: Rule, first: int, size: int, start: int) -> Tensor:

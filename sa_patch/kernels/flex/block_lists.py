@@ -101,12 +101,12 @@ def _blocks_in_reach(ring: RingInOrder, rows: int, block: int) -> Tensor:
     """Key blocks with points, of lowest to highest, in reach: bool ``[1, draws, rows, rows]``."""
     low, high = _extremes(ring.points, rows, block)
     reach = _extremes(ring.reach, rows, block)[1][..., None]
-    near = torch.zeros((), dtype=torch.bool, device=reach.device)
+    in_reach = torch.zeros((), dtype=torch.bool, device=reach.device)
     for around in (-ring.size, 0, ring.size):
         ahead = low[:, None] + around - high[..., None]
         behind = low[..., None] - high[:, None] - around
-        near = near | (torch.maximum(ahead, behind) <= reach)
-    return near[None]
+        in_reach = in_reach | (torch.maximum(ahead, behind) <= reach)
+    return in_reach[None]
 
 
 def _chosen_blocks(choice: Choice, rows: int, block: int) -> Tensor:

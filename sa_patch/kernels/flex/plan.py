@@ -197,7 +197,7 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
         first, most = 0, pattern.topk - 1
         picks = _moba_picks(pattern, queries, keys)
     else:
-        first, most = pattern.sinks, pattern.topk
+        first, most = pattern.sinks, pattern.shared * pattern.topk
         picks = pattern.picks(queries, keys, _ascending(seq_len, q.device)[0])
         picks = picks.repeat_interleave(len(queries) // len(picks), dim=0)
     starts = (picks * pattern.block_size + first).masked_fill(picks < 0, seq_len)

@@ -1,6 +1,6 @@
 """Triton kernels of blocks chosen by content: choose them, and attend to whole blocks.
 
-`choose_kernel` ranks the earlier blocks of each query by its fp32 dot product with their means.
+`choose_kernel` ranks the eligible blocks of each query by its fp32 dot product with their means.
 Choices are then sorted by block, so that `chosen_kernel` meets the keys of one block with tiles of
 queries that chose it, whichever of its KV head's query heads they belong to. The near kernel takes
 the partial results in.
@@ -37,14 +37,14 @@ def rank(scores: tl.tensor, blocks: tl.tensor) -> tl.tensor:
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - blocks).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["query_len", "block_size", "blocks", "count"])
+@triton.jit(do_not_specialize=["query_len", "blocks", "count"])
 def choose_kernel(
     q: tl.tensor,
     means: tl.tensor,
     picks: tl.tensor,
     table: tl.tensor,
+    eligible: tl.tensor,
     query_len: tl.tensor,
-    block_size: tl.tensor,
     blocks: tl.tensor,
     count: tl.tensor,
     q_batch: tl.tensor,
@@ -59,13 +59,15 @@ def choose_kernel(
     BLOCK_N: tl.constexpr,
     PICKS: tl.constexpr,
 ) -> None:
-    """Write the best `count` earlier blocks of each query, in any order, -1 where there are fewer.
+    """Write the best `count` eligible blocks of each query, in any order, -1 beyond them.
 
     Each sweep over the blocks finds PICKS of them, those that come after the picks before.
 
     Args:
         means: fp32 ``[batch, kv_heads, blocks, HEAD_DIM]``.
         picks: int32 ``[batch, HEADS, query_len, count]``.
+        eligible: int32, by position how many of the first blocks a query may choose from; never
+            falling.
     """
     batch, head, members, rows, positions, real, first, last = query_tile(
         table, HEADS, query_len, PACK, BLOCK_M
@@ -74,7 +76,7 @@ def choose_kernel(
     q_tile = q_tile.to(tl.float32)
     kv_head = batch * (HEADS // KV_GROUP) + head // KV_GROUP
     means += kv_head * blocks * HEAD_DIM
-    own = positions // block_size
+    own = tl.load(eligible + positions)
     places = ((batch * HEADS + members) * query_len + rows) * count
     listed = tl.arange(0, PICKS)
     columns = tl.arange(0, BLOCK_N)
@@ -84,7 +86,7 @@ def choose_kernel(
         wanted = listed < count - done
         empty = tl.where(wanted, listed.to(tl.int64) + NO_RANK, TOP_RANK)
         best = tl.zeros([BLOCK_M, PICKS], tl.int64) + empty[None, :]
-        for begin in range(0, last // block_size, BLOCK_N):
+        for begin in range(0, tl.load(eligible + last), BLOCK_N):
             block = begin + columns
             near = tl.minimum(block, blocks - 1).to(tl.int64)
             mean = load_rows(means, near * HEAD_DIM, HEAD_DIM, BLOCK_D)

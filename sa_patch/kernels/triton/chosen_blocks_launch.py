@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.triton import launch_table
 from sa_patch.kernels.triton.chosen_blocks import choose_kernel, chosen_kernel
 from sa_patch.kernels.triton.launch import (
     LOG2_E,
@@ -21,12 +24,14 @@ from sa_patch.kernels.triton.launch_table import (
     SmallBlocksConfig,
     next_power_of_2,
     packed_heads,
+    shared_launch,
 )
 from sa_patch.kernels.triton.parts import LocalWindow
-from sa_patch.kernels.triton.small_blocks import small_blocks_kernel
+from sa_patch.kernels.triton.small_blocks import shared_blocks_kernel, small_blocks_kernel
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.kernels.triton.tiles import row_table
 from sa_patch.patterns import BlockTopK, MoBA
+from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, tile_choices
 from sa_patch.patterns.moba import block_means
 
 # Picks that one sweep of the choice holds in registers.
@@ -51,38 +56,51 @@ def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
     Returns:
         int32 ``[batch, q_heads, nq, count]``, -1 where fewer can be chosen and at padding.
     """
-    if isinstance(pattern, BlockTopK):
-        return _searched(call, pattern)
-    count = min(pattern.topk - 1, call.k.shape[2] // pattern.block_size)
-    return _ranked(call, pattern, count, launch)
+    if isinstance(pattern, MoBA):
+        count = min(pattern.topk - 1, call.k.shape[2] // pattern.block_size)
+        return _ranked(call, pattern, count, launch)
+    own = own_choices(call, pattern, launch)
+    if pattern.shared > 1:
+        each_row = [chosen_so_far(picks, pattern.shared) for picks in own]
+        own = torch.stack(each_row)
+    return own.repeat_interleave(call.q.shape[1] // own.shape[1], 1)
 
 
-def _searched(call: Call, pattern: BlockTopK) -> Tensor:
+def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
+    """The blocks that each query chooses for itself: int32 ``[batch, choosers, nq, topk]``."""
+    if not pattern.branch:
+        return _ranked(call, pattern, pattern.topk, launch)
     q, k = call.q, call.k
-    picks = torch.full((*q.shape[:3], pattern.topk), -1, dtype=torch.int32, device=q.device)
+    choosers = k.shape[1] if pattern.grouped else q.shape[1]
+    picks_shape = (len(q), choosers, q.shape[2], pattern.topk)
+    picks = torch.full(picks_shape, -1, dtype=torch.int32, device=q.device)
     for row in call.rows:
         end = min(call.query_len, row.length - row.start)
         positions = torch.arange(row.start, row.start + end, device=q.device)
-        found = pattern.picks(q[row.batch, :, :end], k[row.batch, :, : row.length], positions)
-        shared = q.shape[1] // len(found)
-        picks[row.batch, :, :end] = found.to(torch.int32).repeat_interleave(shared, 0)
+        picks[row.batch, :, :end] = pattern.own_choices(
+            q[row.batch, :, :end], k[row.batch, :, : row.length], positions
+        )
     return picks
 
 
-def _ranked(call: Call, pattern: MoBA, count: int, launch: Launch) -> Tensor:
+def _ranked(call: Call, pattern: MoBA | BlockTopK, count: int, launch: Launch) -> Tensor:
+    """The best of all eligible blocks: int32 ``[batch, choosers, nq, count]``."""
     q, k = call.q, call.k
+    if isinstance(pattern, BlockTopK) and pattern.grouped:
+        q = q.unflatten(1, (k.shape[1], -1)).float().sum(2)
     picks = torch.full((*q.shape[:3], count), -1, dtype=torch.int32, device=q.device)
-    means = block_means(k, pattern.block_size).contiguous()
-    pack = packed_heads(call.group, launch.block_m)
+    means = block_means(k[:, :, origin_of(pattern) :], pattern.block_size).contiguous()
+    pack = packed_heads(q.shape[1] // k.shape[1], launch.block_m)
     table = call.table(launch.block_m // pack)
-    if len(table) and count:
+    if len(table) and count and means.shape[2]:
+        longest = max(row.length for row in call.rows)
         choose_kernel[(len(table) * (q.shape[1] // pack),)](
             q,
             means,
             picks,
             table,
+            _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream),
             q.shape[2],
-            pattern.block_size,
             means.shape[2],
             count,
             *strides(q),
@@ -91,6 +109,54 @@ def _ranked(call: Call, pattern: MoBA, count: int, launch: Launch) -> Tensor:
             **shape(q, k, launch),
         )
     return picks
+
+
+@lru_cache(maxsize=64)
+def _eligible(pattern: MoBA | BlockTopK, size: int, device: torch.device, stream: int) -> Tensor:
+    """By position how many blocks a query may choose from: int32; filled on a stream."""
+    positions = torch.arange(size, device=device)
+    if isinstance(pattern, BlockTopK):
+        return pattern.eligible(positions).to(torch.int32)
+    return (positions // pattern.block_size).to(torch.int32)
+
+
+def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Launch) -> None:
+    """All that a pattern shows whose tiles of queries share their choices."""
+    own = own_choices(call, pattern, choose)
+    blocks, first_row = (
+        torch.stack(each).to(torch.int32)
+        for each in zip(*(tile_choices(picks, pattern.shared) for picks in own), strict=True)
+    )
+    part = launch_table.device_class(call.q.device, interpreted=INTERPRETED)
+    together = call.group if pattern.grouped else 1
+    launch, pack = shared_launch(call.q, pattern.shared, together, part)
+    table = call.table(pattern.shared)
+    shared_blocks_kernel[(len(table) * (call.q.shape[1] // pack),)](
+        call.q,
+        call.k,
+        call.v,
+        call.out,
+        call.lse,
+        table,
+        call.lows(near),
+        blocks,
+        first_row,
+        (blocks >= 0).sum(-1, dtype=torch.int32),
+        call.query_len,
+        pattern.block_size,
+        pattern.sinks,
+        near.sinks,
+        blocks.shape[2],
+        blocks.shape[3],
+        call.scale * LOG2_E,
+        *call.strides(),
+        PACK=pack,
+        SHARED=pattern.shared,
+        CHOOSERS=blocks.shape[1],
+        WIDEN=INTERPRETED,
+        **call.results(),
+        **shape(call.q, call.k, launch),
+    )
 
 
 def first_keys(pattern: MoBA | BlockTopK, picks: Tensor) -> Tensor:
@@ -185,7 +251,7 @@ def launch_sorted(
     """
     batch, heads, queries, head_dim = call.q.shape
     kv_heads, group = call.k.shape[1], call.group
-    count = pattern.topk - isinstance(pattern, MoBA)
+    count = pattern.topk - 1 if isinstance(pattern, MoBA) else pattern.shared * pattern.topk
     step = max(1, PARTIAL_BYTES // max(1, batch * group * queries * count * head_dim * 4))
     for first in range(0, kv_heads, step):
         kv, own = slice(first, first + step), slice(first * group, (first + step) * group)

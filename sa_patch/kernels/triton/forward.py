@@ -14,6 +14,7 @@ from sa_patch.kernels.triton.chosen_blocks_launch import (
     choose,
     first_keys,
     launch_gathered,
+    launch_shared,
     launch_sorted,
 )
 from sa_patch.kernels.triton.launch import Call, excluded_keys, launch_local_window, launch_ring
@@ -31,10 +32,11 @@ from sa_patch.kernels.triton.parts import (
     NOTHING,
     DisjointParts,
     disjoint_parts,
+    shares_tiles,
     sorts_choices,
 )
 from sa_patch.kernels.triton.softmax import INTERPRETED
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import BlockTopK, Pattern
 
 Kind = TypeVar("Kind", BandConfig, MobaConfig, SmallBlocksConfig)
 
@@ -80,9 +82,15 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
         launch_local_window(call._replace(rows=dense), EVERYTHING, configs.band(dense=True).launch)
     if not sparse:
         return
+    part = call._replace(rows=sparse)
+    alone = parts.chosen[0] if len(parts.chosen) == 1 else None
+    if isinstance(alone, BlockTopK) and shares_tiles(alone) and disjoint_parts(alone) == parts:
+        launch_shared(
+            part, alone, parts.near, configs.moba(alone.block_size, compared=False).choose
+        )
+        return
     fused = any(map(sorts_choices, parts.chosen))
     launches = len(parts.rings) + len(parts.chosen) + (parts.near.everywhere and not fused)
-    part = call._replace(rows=sparse)
     if launches == 1:
         _serve_sparse(parts, part, configs, fused)
         return

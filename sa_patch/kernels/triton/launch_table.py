@@ -218,6 +218,23 @@ def small_blocks_config(q: Tensor, device: str) -> SmallBlocksConfig:
     return SmallBlocksConfig(Launch(block_m, block_n, warps=4, stages=1))
 
 
+def shared_launch(q: Tensor, shared: int, group: int, device: str) -> tuple[Launch, int]:
+    """The launch of tiles of queries that share their choices, and the heads that a tile holds.
+
+    Args:
+        group: query heads that choose together.
+    """
+    wide = q.element_size() > 2
+    rows = 32 if wide else 128
+    fitting = [n for n in range(1, group + 1) if group % n == 0 and shared * n <= rows]
+    pack = max(fitting, default=1)
+    block_m = max(16, next_power_of_2(shared * pack))
+    # As many keys as fit without spilling.
+    narrow = wide or q.shape[3] > (64 if device == "ampere" else 128)
+    warps = 8 if wide or block_m >= 128 else 4
+    return Launch(block_m, 32 if narrow else 64, warps, stages=2), pack
+
+
 def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 

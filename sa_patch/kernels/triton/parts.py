@@ -17,6 +17,8 @@ from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sink
 
 # Smaller blocks fill too little of a matrix product to be worth sorting queries for.
 _SORTED_BLOCK = 16
+# Queries that share their choices beyond which registers would not hold their results.
+_LARGEST_TILE = 128
 
 
 class LocalWindow(NamedTuple):
@@ -77,6 +79,11 @@ def sorts_choices(pattern: MoBA | BlockTopK) -> bool:
     return isinstance(pattern, MoBA) or pattern.block_size >= _SORTED_BLOCK
 
 
+def shares_tiles(pattern: BlockTopK) -> bool:
+    """Whether a tile of queries that share their choices is one of the kernel's."""
+    return 1 < pattern.shared <= _LARGEST_TILE
+
+
 # Asked several times in every call.
 @lru_cache(maxsize=256)
 def disjoint_parts(pattern: Pattern) -> DisjointParts | None:
@@ -104,7 +111,10 @@ def disjoint_parts(pattern: Pattern) -> DisjointParts | None:
         elif isinstance(part, BlockTopK):
             chosen.append(part)
             sinks = max(sinks, part.sinks)
-            edges.append((part.sinks, part.block_size, part.local // part.block_size))
+            if part.segment:
+                edges.append((0, part.segment, 0))
+            else:
+                edges.append((part.sinks, part.block_size, part.local // part.block_size))
         else:
             return None
     near = LocalWindow(min(sinks, UNLIMITED), tuple(sorted(edges)), min(dense, UNLIMITED))

@@ -148,6 +148,7 @@ def _point(
         "prompt_mean": point.prompt_mean,
         "flops": point.flops,
         "flops_share": point.flops_share,
+        "visited_share": point.visited_share,
         "seconds": point.seconds,
         "saturated_fraction": point.saturated_fraction,
         "saturated": point.saturated,

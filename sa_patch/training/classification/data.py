@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sa_patch.errors import UserError, one_line
 
@@ -21,8 +23,11 @@ PADDING, UNKNOWN = "[PAD]", "[UNK]"  # numbers 0 and 1
 _UNKNOWN_NUMBER = 1
 # Words that occur once in the training texts teach nothing.
 _LEAST_OFTEN = 2
-# Batches that are sorted by length together: little padding, and still random company.
+# Batches that are sorted by length together: little padding, and texts still meet at random.
 _SORTED_BATCHES = 32
+
+Columns = tuple[str, str]
+"""The columns of texts and of labels."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,8 @@ class LabelledTexts:
         )
 
 
-def load_texts(
-    source: str, *, text_column: str = "text", label_column: str = "label"
-) -> LabelledTexts:
+@lru_cache(maxsize=4)
+def load_texts(source: str, columns: Columns = ("text", "label")) -> LabelledTexts:
     """Read the splits "train" and "test" of a data set.
 
     Args:
@@ -88,21 +92,18 @@ def load_texts(
     for name in ("train", "test"):
         if name not in found:
             raise UserError(f"{source!r} has no split {name!r}; it has {', '.join(found)}")
-        for column in (text_column, label_column):
-            if column not in found[name].column_names:
-                raise UserError(
-                    f"{source!r} has no column {column!r}; it has "
-                    f"{', '.join(found[name].column_names)}"
-                )
-        texts = [str(text) for text in found[name][text_column]]
-        splits.append((texts, list(found[name][label_column])))
+        known = found[name].column_names
+        for column in columns:
+            if column not in known:
+                raise UserError(f"{source!r} has no column {column!r}; it has {', '.join(known)}")
+        texts, labels = (tuple(found[name][column]) for column in columns)
+        splits.append((tuple(map(str, texts)), labels))
         for text, label in zip(*splits[-1], strict=True):
             digest.update(f"{name}\0{label}\0{text}\0".encode())
     kinds = sorted({label for _, labels in splits for label in labels}, key=str)
     if len(kinds) < 2 or not all(texts for texts, _ in splits):
         raise UserError(f"{source!r} needs texts in both splits, and at least two labels")
-    number = {label: index for index, label in enumerate(kinds)}
-    train, test = (Texts(tuple(t), tuple(number[x] for x in labels)) for t, labels in splits)
+    train, test = (Texts(texts, tuple(map(kinds.index, labels))) for texts, labels in splits)
     return LabelledTexts(train, test, len(kinds), digest.hexdigest())
 
 
@@ -152,12 +153,10 @@ class Numbered:
         """Words int64 ``[batch, n]``, what is real bool ``[batch, n]`` and labels ``[batch]``."""
         for low in range(0, len(order), size):
             places = order[low : low + size]
-            longest = max(len(self.words[i]) for i in places)
-            words = torch.zeros(len(places), longest, dtype=torch.int64)
-            for row, place in enumerate(places):
-                words[row, : len(self.words[place])] = torch.tensor(self.words[place])
-            lengths = torch.tensor([len(self.words[i]) for i in places])
-            real = torch.arange(longest) < lengths[:, None]
+            rows = [torch.tensor(self.words[place]) for place in places]
+            words = pad_sequence(rows, batch_first=True)
+            lengths = torch.tensor([len(row) for row in rows])
+            real = torch.arange(words.shape[1]) < lengths[:, None]
             yield words, real, self.labels[torch.tensor(places)]
 
     def epoch(self, size: int, seed: int, epoch: int) -> list[int]:

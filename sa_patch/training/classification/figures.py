@@ -1,4 +1,4 @@
-"""Figures of classifiers' attention graphs: gaps, paths, ablation, and diffusion maps."""
+"""Figures of classifiers: accuracy, and their attention graphs' gaps, paths and maps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from sa_patch.figures.colours import FULL_COLOUR, OTHER_COLOURS
 from sa_patch.figures.layout import FONT, Caption, Layout
+from sa_patch.training.spread import Look, draw_spread, label_axes, legend, looks
 
-MARKERS = "osD^vPX"
+_JOINED: dict[str, Any] = {"markersize": 4, "linewidth": 1.2, "capsize": 2, "linestyle": "-"}
 _GRAPH_NOTE = (
     "Of the graph of attention weights within texts cut to n words, an edge as long as 1 / weight "
     "(mean of both directions). Gap: mean over texts, ± standard deviation over trials. Path: mean "
@@ -26,17 +25,42 @@ _MAP_NOTE = (
 )
 
 
-def looks(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each attention; dot product is black."""
-    others = iter(OTHER_COLOURS * len(names))
-    return {name: FULL_COLOUR if name == "dot" else next(others) for name in names}
+Row = Mapping[str, Any]
+"""What `sa_patch.training.classification.comparison.entry` makes of a classifier."""
+
+
+def draw_accuracy(content: Mapping[str, Any]) -> Figure:
+    """A panel for each data set: accuracy against head_dim, one colour for each attention."""
+    entries = content["entries"]
+    sources = list(dict.fromkeys(row["source"] for row in entries))
+    shown = looks(_attentions(entries))
+    sizes = sorted({row["classifier"]["head_dim"] for row in entries})
+    layout = Layout(
+        Caption("Text classification by attention", content["notes"]),
+        legend(shown, linestyle="none"),
+        (1, len(sources)),
+        (3.2, 2.6),
+        panel_titles=True,
+    )
+    for panel, source in enumerate(sources):
+        axes = layout.panel(panel)
+        for row in (row for row in entries if row["source"] == source):
+            # Side by side, so that bars do not hide each other.
+            shift = list(shown).index(row["attention"]) - (len(shown) - 1) / 2
+            place = sizes.index(row["classifier"]["head_dim"]) + 0.12 * shift
+            draw_spread(axes, [place], [row["accuracy"]], shown[row["attention"]], 100.0)
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.set_xlim(-0.5, len(sizes) - 0.5)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        label_axes(axes, source, "head_dim", "test accuracy, %")
+    return layout.figure
 
 
 def draw_graphs(content: Mapping[str, Any]) -> dict[str, Figure]:
     """The figures by name; none where no graph was measured.
 
     Args:
-        content: as `sa_patch.training.classification.table.write_table` writes it.
+        content: as `sa_patch.training.classification.comparison.write_comparison` writes it.
     """
     entries = [row for row in content["entries"] if row["graph"] is not None]
     figures: dict[str, Figure] = {}
@@ -48,120 +72,82 @@ def draw_graphs(content: Mapping[str, Any]) -> dict[str, Figure]:
     return figures
 
 
-def _draw_curves(entries: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_curves(entries: Sequence[Row]) -> Figure:
     """A row for each data set and size: gap and path against length, accuracy against ablation."""
-    names = list(dict.fromkeys(row["attention"] for row in entries))
-    colours = looks(names)
-    places = list(dict.fromkeys((row["source"], _size(row)) for row in entries))
-    handles = [
-        Line2D([], [], label=name, color=colours[name], marker=MARKERS[i % 7])
-        for i, name in enumerate(names)
-    ]
+    shown = looks(_attentions(entries))
+    places = list(dict.fromkeys(map(_place, entries)))
     layout = Layout(
         Caption("Attention graphs of text classifiers", [_GRAPH_NOTE]),
-        handles,
+        legend(shown),
         (len(places), 3),
         (2.7, 2.0),
         panel_titles=True,
     )
-    for index, (source, size) in enumerate(places):
-        panels = [layout.panel(3 * index + column) for column in range(3)]
-        for row in entries:
-            if (row["source"], _size(row)) != (source, size):
-                continue
-            look = {
-                "color": colours[row["attention"]],
-                "marker": MARKERS[names.index(row["attention"]) % 7],
-            }
-            lengths = row["graph"]["lengths"]
+    ticks = sorted({one["n"] for row in entries for one in row["graph"]["lengths"]})
+    for index, place in enumerate(places):
+        gaps, paths, ablation = (layout.panel(3 * index + column) for column in range(3))
+        for row in (row for row in entries if _place(row) == place):
+            look, lengths = shown[row["attention"]], row["graph"]["lengths"]
             ns = [one["n"] for one in lengths]
-            _line(panels[0], ns, [one["gap"] for one in lengths], 1.0, look)
-            _paths(panels[1], ns, [one["median_path"] for one in lengths], look)
-            shares = [0.0, *map(float, row["ablated"])]
+            draw_spread(gaps, ns, [one["gap"] for one in lengths], look, **_JOINED)
+            _draw_paths(paths, ns, [one["median_path"] for one in lengths], look)
+            shares = [0.0, *(100 * float(share) for share in row["ablated"])]
             scores = [row["accuracy"], *row["ablated"].values()]
-            _line(panels[2], [100 * share for share in shares], scores, 100.0, look)
-        words = (("words n", "spectral gap"), ("words n", "mean path"),
-                 ("words taken away, %", "test accuracy, %"))  # fmt: skip
-        for axes, (x, y) in zip(panels, words, strict=True):
-            axes.set_title(f"{source}, {size}", fontsize=FONT, loc="left")
-            axes.set_xlabel(x, fontsize=FONT)
-            axes.set_ylabel(y, fontsize=FONT)
-            axes.tick_params(labelsize=FONT - 1)
+            draw_spread(ablation, shares, scores, look, 100.0, **_JOINED)
+        title = ", ".join(place)
+        label_axes(gaps, title, "words n", "spectral gap", FONT)
+        label_axes(paths, title, "words n", "mean path", FONT)
+        label_axes(ablation, title, "words taken away, %", "test accuracy, %", FONT)
+        for axes in (gaps, paths, ablation):
             axes.grid(color="#E6E6E6", linewidth=0.7)
-        for axes in panels[:2]:
+        for axes in (gaps, paths):
             axes.set_xscale("log", base=2)
-            ticks = sorted({one["n"] for row in entries for one in row["graph"]["lengths"]})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        panels[1].set_yscale("log", base=2)
-        shown = [
+        paths.set_yscale("log", base=2)
+        medians = [
             one["median_path"]["median"]
             for row in entries
-            if (row["source"], _size(row)) == (source, size)
+            if _place(row) == place
             for one in row["graph"]["lengths"]
         ]
-        # One trial's graph may fall in pieces, which are as far apart as numbers go.
-        panels[1].set_ylim(min(shown) / 1.5, max(shown) * 1.5)
-        panels[1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        # One trial's graph may fall apart into parts that are as far apart as numbers go.
+        paths.set_ylim(min(medians) / 1.5, max(medians) * 1.5)
+        paths.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return layout.figure
 
 
-def _line(
-    axes: Axes,
-    places: Sequence[float],
-    spreads: Sequence[Mapping[str, Any]],
-    scale: float,
-    look: Mapping[str, Any],
-) -> None:
-    axes.errorbar(
-        places,
-        [scale * one["mean"] for one in spreads],
-        yerr=[scale * (one["deviation"] or 0.0) for one in spreads],
-        markersize=4,
-        linewidth=1.2,
-        capsize=2,
-        **look,
-    )
-
-
-def _paths(
-    axes: Axes,
-    places: Sequence[float],
-    spreads: Sequence[Mapping[str, Any]],
-    look: Mapping[str, Any],
-) -> None:
-    middles = [one["median"] for one in spreads]
+def _draw_paths(axes: Axes, places: Sequence[int], spreads: Sequence[Row], look: Look) -> None:
+    """Medians, with whiskers from the least to the greatest value."""
+    medians = [one["median"] for one in spreads]
     below = [one["median"] - min(one["values"]) for one in spreads]
     above = [max(one["values"]) - one["median"] for one in spreads]
-    axes.errorbar(
-        places, middles, yerr=[below, above], markersize=4, linewidth=1.2, capsize=2, **look
-    )
+    axes.errorbar(places, medians, yerr=[below, above], color=look[0], marker=look[1], **_JOINED)
 
 
-def _draw_maps(entries: Sequence[Mapping[str, Any]]) -> Figure:
+def _draw_maps(entries: Sequence[Row]) -> Figure:
     """A row for each data set and size, a panel for each attention."""
-    names = list(dict.fromkeys(row["attention"] for row in entries))
-    places = list(dict.fromkeys((row["source"], _size(row)) for row in entries))
+    shown = looks(_attentions(entries))
+    places = list(dict.fromkeys(map(_place, entries)))
     layout = Layout(
         Caption("Diffusion maps of a text's attention", [_MAP_NOTE]),
         [],
-        (len(places), len(names)),
+        (len(places), len(shown)),
         (3.0, 2.6),
         panel_titles=True,
         gap=0.7,
     )
-    colours = looks(names)
     for row in entries:
-        at = places.index((row["source"], _size(row)))
-        axes = layout.panel(at * len(names) + names.index(row["attention"]))
+        column = list(shown).index(row["attention"])
+        axes = layout.panel(places.index(_place(row)) * len(shown) + column)
         drawn = row["graph"]["drawn"]
         x, y = zip(*drawn["places"], strict=True)
-        axes.plot(x, y, ".", color=colours[row["attention"]], markersize=4)
+        axes.plot(x, y, ".", color=shown[row["attention"]][0], markersize=4)
         for index in range(0, len(x), 4):
             # A dollar sign would begin a formula.
             word = drawn["words"][index].replace("$", r"\$")
             axes.annotate(word, (x[index], y[index]), fontsize=FONT - 2.5, alpha=0.85)
         axes.set_title(
-            f"{row['source']}, {_size(row)}, {row['attention']}: gap {drawn['gap']:.2f}",
+            f"{', '.join(_place(row))}, {row['attention']}: gap {drawn['gap']:.2f}",
             fontsize=FONT - 0.5,
             loc="left",
         )
@@ -169,8 +155,13 @@ def _draw_maps(entries: Sequence[Mapping[str, Any]]) -> Figure:
     return layout.figure
 
 
-def _size(row: Mapping[str, Any]) -> str:
+def _attentions(entries: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["attention"] for row in entries))
+
+
+def _place(row: Row) -> tuple[str, str]:
+    """The data set and the classifier's size, in words."""
     one = row["classifier"]
     if one["layers"] == one["heads"] == 1:
-        return f"head_dim {one['head_dim']}"
-    return f"{one['layers']} x {one['heads']} x {one['head_dim']}"
+        return row["source"], f"head_dim {one['head_dim']}"
+    return row["source"], f"{one['layers']} x {one['heads']} x {one['head_dim']}"

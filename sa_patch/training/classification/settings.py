@@ -1,25 +1,28 @@
-"""What a classifier and its training are: plain values, which name the files of its trials."""
+"""What is compared, what a classifier and its training are, and the names of trials' files."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from itertools import product
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from sa_patch.errors import UserError
-from sa_patch.patterns.base import whole_number
+from sa_patch.files.settings import Positive, Settings
 from sa_patch.training.fractional.distance_kernel import DistanceKernel
 
 DOT = "dot"
 # Of a trial's file; files of another are made again.
 FORMAT = 2
+# Seeds to choose by are others than those of the trials that count.
+_FIRST_CHOOSING_SEED = 1000
+Rate = Annotated[float, Field(gt=0)]
 
 
-@dataclass(frozen=True)
-class Classifier:
+class Classifier(Settings):
     """Sizes and attention of a text classifier, and how it is trained but for rate and epochs.
 
     Args:
@@ -30,33 +33,28 @@ class Classifier:
         vocabulary: words at most, the most frequent of the training texts.
         batch: texts of a step of AdamW.
         dropout: of embeddings and of what a layer adds.
-
-    Raises:
-        UserError: for a value that is not allowed.
     """
 
     alpha: float | None
-    head_dim: int
-    layers: int = 1
-    heads: int = 1
+    head_dim: Positive
+    layers: Positive = 1
+    heads: Positive = 1
     geometry: str = "euclidean"
-    bandwidth: float | str = 1.0
+    bandwidth: float | Literal["median"] = 1.0
     density: float = 0.0
     shared: bool = False
     orthonormal: bool = False
-    max_length: int = 256
-    vocabulary: int = 20_000
-    batch: int = 32
-    dropout: float = 0.1
+    max_length: Positive = 256
+    vocabulary: int = Field(default=20_000, ge=3)
+    batch: Positive = 32
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
-    def __post_init__(self) -> None:
-        for key in ("head_dim", "layers", "heads", "max_length", "batch"):
-            whole_number(getattr(self, key), key, 1)
-        whole_number(self.vocabulary, "vocabulary", 3)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout must be from 0 to below 1, got {self.dropout}")
-        kernel = DistanceKernel(self.alpha or 2, self.geometry, self.bandwidth, self.density)
+    @model_validator(mode="after")
+    def _check_kernel(self) -> Self:
+        alpha = 2 if self.alpha is None else self.alpha
+        kernel = DistanceKernel(alpha, self.geometry, self.bandwidth, self.density)
         kernel.check_head_dim(self.head_dim)
+        return self
 
     @property
     def attention(self) -> str:
@@ -64,14 +62,13 @@ class Classifier:
         return DOT if self.alpha is None else f"fna {self.alpha:g}"
 
 
-@dataclass(frozen=True)
-class Trial:
+class Trial(Settings):
     """One training.
 
     Args:
         source, fingerprint: of the data set.
         seed: of the weights, the order of the texts and, where a part is held out, of that.
-        learning_rate: of AdamW, after a linear rise over the first `WARMUP` steps.
+        learning_rate: of AdamW, after a linear rise over the first steps.
         epochs: passes over the training texts.
         held_out: share of the training texts that is not trained on but measured after every
             epoch, the test texts being left alone; 0 to train on all and measure the test texts
@@ -88,9 +85,7 @@ class Trial:
 
     def identity(self) -> dict[str, Any]:
         """Plain values that determine the result; where the data lies does not."""
-        values = dataclasses.asdict(self) | {"format": FORMAT}
-        del values["source"]
-        return values
+        return self.model_dump(exclude={"source"}) | {"format": FORMAT}
 
     @property
     def file_name(self) -> str:
@@ -101,6 +96,72 @@ class Trial:
         one = self.classifier
         name = f"{short_name(self.source)}-{one.attention.replace(' ', '')}-d{one.head_dim}"
         return f"{kind}-{name}-lr{self.learning_rate:g}-seed{self.seed}-{digest}.json"
+
+
+class Plan(Settings):
+    """What is compared, and how.
+
+    Args:
+        classifiers: those that are compared on each data set.
+        trials: of each, with the seeds ``0 .. trials - 1``.
+        learning_rates, epochs, choosing, held_out: the rates that are tried, the most epochs, how
+            many times, and the share of the training texts that is held out for it.
+    """
+
+    classifiers: tuple[Classifier, ...]
+    trials: Positive
+    learning_rates: tuple[Rate, ...]
+    epochs: Positive
+    choosing: Positive
+    held_out: float = Field(gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check_classifiers(self) -> Self:
+        if len(set(self.classifiers)) < len(self.classifiers):
+            raise UserError("attention and head_dim must hold different values")
+        return self
+
+    def trials_of(
+        self,
+        source: str,
+        fingerprint: str,
+        classifier: Classifier,
+        chosen: Mapping[str, Any] | None = None,
+    ) -> list[Trial]:
+        """The trials of a classifier that count, with the learning rate and epochs that were
+        chosen; without these, the trials to choose by, which read no test text."""
+        if chosen is None:
+            seeds = range(_FIRST_CHOOSING_SEED, _FIRST_CHOOSING_SEED + self.choosing)
+            rates, epochs, held_out = self.learning_rates, self.epochs, self.held_out
+        else:
+            seeds = range(self.trials)
+            rates, epochs, held_out = (chosen["learning_rate"],), chosen["epochs"], 0.0
+        return [
+            Trial(
+                source=source,
+                fingerprint=fingerprint,
+                classifier=classifier,
+                seed=seed,
+                learning_rate=rate,
+                epochs=epochs,
+                held_out=held_out,
+            )
+            for seed, rate in product(seeds, rates)
+        ]
+
+    def notes(self) -> list[str]:
+        """How it is done, in sentences."""
+        one = self.classifiers[0]
+        rates = ", ".join(f"{rate:g}" for rate in self.learning_rates)
+        several = self.choosing > 1
+        by = f"mean accuracy of {self.choosing} seeds" if several else "accuracy of one seed"
+        return [
+            f"Mean ± standard deviation over {self.trials} trials (seeds of weights and order).",
+            f"Texts are cut to {one.max_length} words, batches hold {one.batch} texts.",
+            f"Learning rate ({rates}) and epochs (1 to {self.epochs}) are chosen for each "
+            f"classifier alike, by the {by} on "
+            f"{self.held_out:.0%} of the training texts; test texts are read once, at the end.",
+        ]
 
 
 def short_name(source: str) -> str:
@@ -122,6 +183,5 @@ def read_attention(name: str) -> float | None:
         raise UserError(
             f"an attention is dot, or an alpha from 1 to 2 such as 1.2, got {name!r}"
         ) from error
-    if not math.isfinite(alpha):
-        raise UserError(f"alpha must be a number from 1 to 2, got {name!r}")
-    return DistanceKernel(alpha).alpha
+    DistanceKernel(alpha)
+    return alpha

@@ -1,13 +1,11 @@
-"""Training text classifiers: trials, each one JSON file, and the choice of how they are trained."""
+"""Training text classifiers: trials, each of them one JSON file."""
 
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,21 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import LambdaLR
 
 from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_whole
 from sa_patch.files.packed import stored_text
 from sa_patch.files.provenance import describe_session, now
-from sa_patch.training.classification.data import LabelledTexts, Numbered, learn_words, load_texts
+from sa_patch.training.classification.data import (
+    Columns,
+    LabelledTexts,
+    Numbered,
+    learn_words,
+    load_texts,
+)
 from sa_patch.training.classification.model import TextClassifier
-from sa_patch.training.classification.settings import Classifier, Trial
+from sa_patch.training.classification.settings import Trial
 from sa_patch.training.pretraining.evaluate import evaluating
 
 WARMUP = 50
@@ -31,8 +36,6 @@ _WEIGHT_DECAY, _CLIP, _TEST_BATCH = 0.01, 1.0, 64
 # Shares of a text's tokens that are taken away from a finished classifier.
 ABLATED = (0.1, 0.3, 0.5, 0.7, 0.9)
 
-Columns = tuple[str, str]
-"""The columns of texts and of labels."""
 Measure = Callable[[TextClassifier, Numbered, torch.device], dict[str, Any]]
 """What else is to be found out about a finished classifier; a function that processes can share."""
 
@@ -44,10 +47,11 @@ def run_trial(trial: Trial, data: LabelledTexts, measure: Measure | None = None)
         measure: what else to find out about a classifier that is done, from the test texts.
 
     Returns:
-        "accuracy" on the test texts and "ablated", the accuracies without shares of their tokens
-        (see `ablated_accuracies`), and what `measure` found; or, where a part is held out,
-        "held_out_accuracy" after every epoch; "training_loss" of every epoch in nats, "parameters"
-        and "seconds" (of training and accuracy).
+        "accuracy" on the test texts, "ablated", the accuracies without shares of their tokens (a
+        token that is taken away is no key and no query, and the mean leaves it out), and what
+        `measure` found; or, where a part is held out, "held_out_accuracy" after every epoch;
+        "training_loss" of every epoch in nats, "parameters" and "seconds" (of training and
+        accuracy).
     """
     accelerator = Accelerator()
     started = time.perf_counter()
@@ -65,48 +69,44 @@ def run_trial(trial: Trial, data: LabelledTexts, measure: Measure | None = None)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=trial.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True
     )
-    losses, accuracies, step = [], [], 0
+    scheduler = LambdaLR(optimizer, lambda done: min(1.0, (done + 1) / WARMUP))
+    losses, accuracies = [], []
     for epoch in range(trial.epochs):
         total = 0.0
         model.train()
         order = numbered.epoch(settings.batch, trial.seed, epoch)
         for words, real, labels in numbered.batches(settings.batch, order):
-            step += 1
-            for group in optimizer.param_groups:
-                group["lr"] = trial.learning_rate * min(1.0, step / WARMUP)
             with accelerator.autocast():
                 logits = model(words.to(accelerator.device), real.to(accelerator.device))
                 loss = cross_entropy(logits, labels.to(accelerator.device))
             accelerator.backward(loss)
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             optimizer.step()
+            scheduler.step()
             optimizer.zero_grad()
             total += float(loss.detach()) * len(labels)
         losses.append(total / len(numbered))
         if trial.held_out:
             accuracies.append(accuracy(model, others, accelerator.device))
-    result: dict[str, Any] = {"training_loss": losses}
+    result: dict[str, Any] = {
+        "training_loss": losses,
+        "train_texts": len(numbered),
+        "measured_texts": len(others),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
     if trial.held_out:
-        result["held_out_accuracy"] = accuracies
-    else:
-        result["accuracy"] = accuracy(model, others, accelerator.device)
+        spent = time.perf_counter() - started
+        return result | {"held_out_accuracy": accuracies, "seconds": spent}
+    result["accuracy"] = accuracy(model, others, accelerator.device)
     result["seconds"] = time.perf_counter() - started
-    if not trial.held_out:
-        result["ablated"] = ablated_accuracies(model, others, accelerator.device, trial.seed)
-        if measure is not None:
-            with evaluating(model):
-                result["measured"] = measure(model, others, accelerator.device)
-    result["train_texts"], result["measured_texts"] = len(numbered), len(others)
-    result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    result["ablated"] = {
+        f"{share:g}": accuracy(model, others, accelerator.device, share, trial.seed)
+        for share in ABLATED
+    }
+    if measure is not None:
+        with evaluating(model):
+            result["measured"] = measure(model, others, accelerator.device)
     return result
-
-
-def ablated_accuracies(
-    model: TextClassifier, texts: Numbered, device: torch.device, seed: int
-) -> dict[str, float]:
-    """Accuracy after a random share of each text's tokens is taken out of the graph: such a token
-    is no key and no query, and the mean over tokens leaves it out. By share, as text."""
-    return {f"{share:g}": accuracy(model, texts, device, share, seed) for share in ABLATED}
 
 
 def accuracy(
@@ -153,7 +153,7 @@ def ensure_trial(
     """
     path = folder / trial.file_name
     if read_trial(trial, folder) is None:
-        data = _texts(trial.source, columns)
+        data = load_texts(trial.source, columns)
         if data.fingerprint != trial.fingerprint:
             raise UserError(f"the data set {trial.source!r} has changed; start the run again")
         record = {"identity": trial.identity(), "source": trial.source}
@@ -178,57 +178,3 @@ def read_trial(trial: Trial, folder: Path) -> dict[str, Any] | None:
         pass
     print(f"{path} is damaged or foreign; it is done again", file=sys.stderr)
     return None
-
-
-@lru_cache(maxsize=4)
-def _texts(source: str, columns: Columns) -> LabelledTexts:
-    return load_texts(source, text_column=columns[0], label_column=columns[1])
-
-
-def choosing_trials(
-    source: str,
-    fingerprint: str,
-    classifier: Classifier,
-    *,
-    learning_rates: Sequence[float],
-    epochs: int,
-    seeds: Iterable[int],
-    held_out: float,
-) -> list[Trial]:
-    """What the learning rate and the number of epochs are chosen by; no test text is read."""
-    return [
-        Trial(source, fingerprint, classifier, seed, rate, epochs, held_out)
-        for seed in seeds
-        for rate in learning_rates
-    ]
-
-
-def choose(trials: Sequence[Trial], folder: Path) -> dict[str, Any]:
-    """The learning rate and epochs of the best mean held-out accuracy; of equals the fewest epochs.
-
-    Args:
-        trials: complete ones of one classifier.
-    """
-    curves: dict[float, list[list[float]]] = {}
-    for trial in trials:
-        result = read_trial(trial, folder)
-        if result is None:
-            raise UserError(f"{trial.file_name} is missing in {folder}; start the run again")
-        curves.setdefault(trial.learning_rate, []).append(result["held_out_accuracy"])
-    means = {
-        rate: [statistics.fmean(column) for column in zip(*runs, strict=True)]
-        for rate, runs in curves.items()
-    }
-    best = max(
-        (
-            (mean, -epoch, -rate)
-            for rate, line in means.items()
-            for epoch, mean in enumerate(line, 1)
-        )
-    )
-    return {
-        "learning_rate": -best[2],
-        "epochs": -best[1],
-        "held_out_accuracy": best[0],
-        "curves": [{"learning_rate": rate, "mean": line} for rate, line in means.items()],
-    }

@@ -64,11 +64,10 @@ def fractional_attention(
     kernel = DistanceKernel(alpha, geometry, bandwidth, density)
     _check(q, k, v, kernel, lengths, padding)
     check_pattern(pattern, causal)
-    batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
     if padding is not None:
-        packing = Packing.of(padding.bool(), batch, 0, keys)
+        packing = Packing.of(padding.bool(), q.shape[0], 0, k.shape[2])
     else:
-        packing = Packing(_spans(lengths, batch, queries, keys), None, None)
+        packing = Packing(Spans.of(q, k, lengths), None, None)
     out = attend_fractional(
         kernel,
         packing.pack(q, packing.query_order),
@@ -191,22 +190,6 @@ def _visible(
     if causal:
         seen = seen & (j <= i)
     return seen & (i != j) if exclude_self else seen
-
-
-def _spans(lengths: Tensor | None, batch: int, queries: int, keys: int) -> Spans:
-    real = (keys,) * batch if lengths is None else tuple(int(n) for n in lengths)
-    if len(real) != batch or any(not 0 <= n <= keys for n in real):
-        raise UserError(
-            f"lengths must hold {batch} whole numbers from 0 to {keys} (batch and keys of k), "
-            f"got {list(real)}"
-        )
-    starts = (0,) * batch if queries == keys else tuple(n - queries for n in real)
-    if batch and min(starts) < 0:
-        raise UserError(
-            f"{queries} queries are more than the {min(real)} keys of the shortest row; "
-            "queries must be the last tokens of each row"
-        )
-    return Spans(real, starts)
 
 
 def _check(

@@ -67,36 +67,29 @@ class Batches:
 
     def recall(self) -> tuple[Tensor, Tensor]:
         """Held-out recall documents, alike for every seed: tokens and distances ``[count, n]``."""
-        found = []
-        for index in range(self._settings.recall.documents):
-            generator = np.random.default_rng([_HELD_OUT, index])
-            found.append(
-                recall_document(
-                    generator,
-                    self._settings.sequence,
-                    self.recall_tokens,
-                    self._corpus.validation,
-                )
-            )
-        return tuple(  # type: ignore[return-value]
-            torch.from_numpy(np.stack([getattr(each, part) for each in found]))
-            for part in ("tokens", "distance")
-        )
+        text, count = self._corpus.validation, self._settings.recall.documents
+        rows = [self._recall_document([_HELD_OUT, index], text) for index in range(count)]
+        tokens, distance = (np.stack(part) for part in zip(*rows, strict=True))
+        return torch.from_numpy(tokens), torch.from_numpy(distance)
 
     def _sequence(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         share = self._settings.recall.share
         before = int(index * share)
         if int((index + 1) * share) > before:
-            generator = np.random.default_rng([_RECALL, self._seed, before])
-            document = recall_document(
-                generator, self._settings.sequence, self.recall_tokens, self._corpus.train
-            )
+            key = [_RECALL, self._seed, before]
+            tokens, distance = self._recall_document(key, self._corpus.train)
             weight = np.float32(self._settings.recall.weight)
-            return document.tokens, np.where(document.distance > 0, weight, np.float32(0))
+            return tokens, np.where(distance > 0, weight, np.float32(0))
         epoch, place = divmod(index - before, self._chunks)
         first = int(self._order(epoch)[place]) * self._settings.sequence
         chunk = self._corpus.train[first : first + self._settings.sequence].astype(np.int64)
         return chunk, np.ones(len(chunk), dtype=np.float32)
+
+    def _recall_document(
+        self, key: list[int], text: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        generator = np.random.default_rng(key)
+        return recall_document(generator, self._settings.sequence, self.recall_tokens, text)
 
     def _draw_order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([_ORDER, self._seed, epoch]).permutation(self._chunks)

@@ -3,15 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
 from sa_patch.files.artifacts import write_artifacts
 from sa_patch.files.atomic_write import write_whole
+from sa_patch.training.cores import train_each
+from sa_patch.training.pretraining.corpus import prepare
+from sa_patch.training.pretraining.figures import draw_comparison
+from sa_patch.training.pretraining.loop import pretrain
+from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.recall import VALUES
-from sa_patch.training.pretraining.run_folder import RunFolder
+from sa_patch.training.pretraining.run_folder import RunFolder, run_name
+from sa_patch.training.pretraining.settings import PretrainingSettings
 from sa_patch.training.spread import spread, spread_text
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method's training at a seed, in a folder of its own within `runs`."""
+
+    settings: PretrainingSettings
+    method: Method
+    seed: int
+    runs: Path
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.runs / run_name(str(self.method), self.seed))
+
+    @property
+    def corpus(self) -> Path:
+        return self.runs / "corpus"
+
+    def check(self) -> None:
+        """Raise `UserError` if its folder holds another run."""
+        plain = {"settings": self.settings.to_dict(), "method": str(self.method)}
+        self.folder.check(plain | {"seed": self.seed})
+
+    def train(self, command: Sequence[str]) -> str | UserError:
+        """Its headline once it is complete, or the mistake that it met.
+
+        Progress goes to ``NAME.txt`` beside its folder.
+        """
+        out = self.folder.path
+        with out.with_name(f"{out.name}.txt").open("w") as log, redirect_stderr(log):
+            try:
+                return pretrain(
+                    self.settings, self.method, self.seed, out, self.corpus, command
+                ).headline()
+            except UserError as error:
+                return error
+
+
+def train_missing(runs: Sequence[Run], cores: Sequence[int] | None, command: Sequence[str]) -> None:
+    """Train the runs that are not complete, and print what each has come to.
+
+    Args:
+        cores: see `train_each`.
+        command: the command line, for the record.
+
+    Raises:
+        UserError: once all others are done, if one failed.
+    """
+    runs[0].runs.mkdir(parents=True, exist_ok=True)
+    prepare(runs[0].corpus, runs[0].settings.text)
+    missing = [run for run in runs if not run.folder.complete]
+    failed = []
+    for found in train_each(Run.train, [(run, command) for run in missing], cores):
+        if isinstance(found, UserError):
+            failed.append(found)
+        else:
+            print(found, flush=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(missing)} runs failed: {failed[0]}")
 
 
 def load_results(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
@@ -113,17 +181,17 @@ def markdown(summary: Mapping[str, Any]) -> str:
         cells = [
             f"`{name}`",
             f"{entry['parameters']:,}",
-            _text(entry["validation_perplexity"], 2),
-            _text(entry["recall"], 1, 100.0),
+            spread_text(entry["validation_perplexity"], 2),
+            spread_text(entry["recall"], 1, 100.0),
         ]
-        cells += [_text(each["accuracy"], 1, 100.0) for each in entry["recall_by_distance"]]
+        cells += [spread_text(each["accuracy"], 1, 100.0) for each in entry["recall_by_distance"]]
         lines.append("| " + " | ".join(cells) + " |")
     for name, entry in methods.items():
         if entry["gates"]:
             lines += ["", f"Gates of `{name}`, mean over held-out tokens and heads:", ""]
             lines += ["| layer | SA | SWA |", "| ---: | ---: | ---: |"]
             lines += [
-                f"| {layer} | {_text(each['sa'], 3)} | {_text(each['swa'], 3)} |"
+                f"| {layer} | {spread_text(each['sa'], 3)} | {spread_text(each['swa'], 3)} |"
                 for layer, each in enumerate(entry["gates"])
             ]
     return "\n".join(lines) + "\n"
@@ -135,24 +203,14 @@ def _bucket(bucket: Mapping[str, Any]) -> str:
     return f"{bucket['from']} to {bucket['below'] - 1}"
 
 
-def _text(found: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
-    return "-" if found is None else spread_text(found, digits, scale)
-
-
 def write_comparison(
     folders: Sequence[Path], out: Path, provenance: Mapping[str, Any]
 ) -> list[Path]:
-    """Write ``comparison.json``, ``.png``, ``.svg`` and ``.md`` into `out`.
-
-    Args:
-        out: a folder that can be written, see `sa_patch.files.artifacts.check_folder`.
-        provenance: of `start_provenance` there.
+    """Write ``comparison.json``, ``.png``, ``.svg`` and ``.md`` into the folder `out`.
 
     Raises:
         UserError: see `load_results`.
     """
-    from sa_patch.training.pretraining.figures import draw_comparison
-
     summary = summarize(load_results(folders))
     table = out / "comparison.md"
     write_whole(table, markdown(summary).encode())

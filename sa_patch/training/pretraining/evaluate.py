@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,11 +44,6 @@ def validation_loss(model: Any, rows: Tensor, batch: int, device: torch.device) 
     return total
 
 
-def recall_buckets(window: int) -> list[tuple[int, int | None]]:
-    """Distances of a question from its answer, from the first to below the second, in tokens."""
-    return [(1, window), (window, 2 * window), (2 * window, 4 * window), (4 * window, None)]
-
-
 def recall_hits(
     model: Any, rows: Tensor, distance: Tensor, window: int, batch: int, device: torch.device
 ) -> Tensor:
@@ -58,36 +52,37 @@ def recall_hits(
     An answer is right if the most likely token of the whole vocabulary is the value.
 
     Args:
-        rows, distance: ``[documents, n]``, see `RecallDocument`.
+        rows, distance: ``[documents, n]``, see `recall_document`.
     """
-    total = torch.zeros(4, 2, dtype=torch.float64)
+    starts = torch.tensor(_bucket_starts(window))
+    total = torch.zeros(len(starts), 2, dtype=torch.float64)
     with evaluating(model):
         for tokens, far in zip(rows.split(batch), distance.split(batch), strict=True):
             logits = model(input_ids=tokens.to(device), use_cache=False).logits[:, :-1]
             right = logits.argmax(-1).cpu() == tokens[:, 1:]
-            for index, (low, high) in enumerate(recall_buckets(window)):
-                asked = (far[:, 1:] >= low) & (far[:, 1:] < (high or math.inf))
-                total[index] += torch.stack([(right & asked).sum(), asked.sum()])
+            # Tokens that answer nothing, of distance 0, fall below the first bucket.
+            bucket = torch.bucketize(far[:, 1:].contiguous(), starts, right=True)
+            for column, chosen in enumerate((bucket[right], bucket.flatten())):
+                total[:, column] += chosen.bincount(minlength=len(starts) + 1)[1:]
     return total
 
 
 def recall_summary(hits: Tensor, window: int) -> dict[str, Any]:
     """Accuracy over all questions and by distance, from `recall_hits`; None without questions."""
-    rows = [
-        {
-            "from": low,
-            "below": high,
-            "questions": int(asked),
-            "accuracy": float(right / asked) if asked else None,
-        }
-        for (low, high), (right, asked) in zip(recall_buckets(window), hits, strict=True)
-    ]
-    right, asked = hits.sum(0).tolist()
-    return {
-        "accuracy": right / asked if asked else None,
-        "questions": int(asked),
-        "by_distance": rows,
+    starts = _bucket_starts(window)
+    edges = zip(starts, [*starts[1:], None], hits.tolist(), strict=True)
+    return _accuracy(*hits.sum(0).tolist()) | {
+        "by_distance": [{"from": low, "below": high} | _accuracy(*row) for low, high, row in edges]
     }
+
+
+def _accuracy(right: float, asked: float) -> dict[str, Any]:
+    return {"questions": int(asked), "accuracy": right / asked if asked else None}
+
+
+def _bucket_starts(window: int) -> list[int]:
+    """Distances of a question from its answer, in tokens, at which buckets begin."""
+    return [1, window, 2 * window, 4 * window]
 
 
 def gate_statistics(model: Any, rows: Tensor, device: torch.device) -> list[dict[str, Any]]:
@@ -101,7 +96,7 @@ def gate_statistics(model: Any, rows: Tensor, device: torch.device) -> list[dict
     """
     found: list[dict[str, Any]] = []
 
-    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         gates = module.gates(args[0] if args else kwargs["hidden_states"]).double()
         row = {}
         for name, gate in zip(("sa", "swa"), gates, strict=True):
@@ -114,7 +109,7 @@ def gate_statistics(model: Any, rows: Tensor, device: torch.device) -> list[dict
         found.append(row)
 
     hooks = [
-        layer.register_forward_pre_hook(note, with_kwargs=True) for layer in gate_layers(model)
+        layer.register_forward_pre_hook(record, with_kwargs=True) for layer in gate_layers(model)
     ]
     if not hooks:
         return []

@@ -7,18 +7,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
+from sa_patch.figures.colours import COLOURS
 from sa_patch.figures.layout import FONT, Caption, Layout
-from sa_patch.training.spread import draw_spread, label_axes
+from sa_patch.training.spread import Look, draw_spread, label_axes, legend, looks
 
-_GATED_COLOUR = "#882255"
-_MARKERS = "osD^vPX"
-
-# The colour and the marker of each method.
-Looks = Mapping[str, tuple[str, str]]
+Looks = Mapping[str, Look]
 
 
 def draw_loss(name: str, method: str, seed: int, entries: Sequence[Mapping[str, Any]]) -> Figure:
@@ -28,18 +23,14 @@ def draw_loss(name: str, method: str, seed: int, entries: Sequence[Mapping[str, 
         name: of the settings.
         entries: of the log: "tokens", with "loss" or "validation_loss" in nats per token.
     """
-    looks = {"loss": ("training", COLOURS["sa"], ""), "validation_loss": ("held out", "black", "o")}
+    shown: Looks = {"training": (COLOURS["sa"], ""), "held out": ("black", "o")}
     caption = Caption(
         f"Pre-training '{name}': {method}, seed {seed}",
         ["Training: a step's weighted mean over text and recall answers. Held out: text."],
     )
-    handles = [
-        Line2D([], [], label=label, color=colour, marker=marker)
-        for label, colour, marker in looks.values()
-    ]
-    layout = Layout(caption, handles, (1, 1), (4.8, 2.8), panel_titles=False)
+    layout = Layout(caption, legend(shown), (1, 1), (4.8, 2.8), panel_titles=False)
     axes = layout.panel(0)
-    for key, (_, colour, marker) in looks.items():
+    for key, (colour, marker) in zip(("loss", "validation_loss"), shown.values(), strict=True):
         points = [(each["tokens"] / 1000, each[key]) for each in entries if key in each]
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linewidth=1.2)
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -54,7 +45,7 @@ def draw_comparison(summary: Mapping[str, Any]) -> Figure:
         summary: of `sa_patch.training.pretraining.comparison.summarize`.
     """
     methods: Mapping[str, Any] = summary["methods"]
-    looks = _looks(list(methods))
+    shown = looks(list(methods))
     gated = [name for name, entry in methods.items() if entry["gates"]]
     recall = any(entry["recall_by_distance"] for entry in methods.values())
     panels = [_loss_curves, _perplexity]
@@ -70,31 +61,13 @@ def draw_comparison(summary: Mapping[str, Any]) -> Figure:
     if gated:
         notes.append("Gates: mean over held-out tokens and heads; a new model's stand near 0.5.")
     caption = Caption(f"Pre-training '{settings['name']}' at equal steps and data", notes)
-    handles = [
-        Line2D([], [], label=name, color=colour, marker=marker, linewidth=1.6)
-        for name, (colour, marker) in looks.items()
-    ]
-    layout = Layout(
-        caption, handles, ((len(panels) + 1) // 2, 2), (3.4, 2.4), panel_titles=True
-    )  # fmt: skip
+    handles = legend(shown, linewidth=1.6)
+    layout = Layout(caption, handles, ((len(panels) + 1) // 2, 2), (3.4, 2.4), panel_titles=True)
     for index, panel in enumerate(panels):
         axes = layout.panel(index)
         axes.grid(alpha=0.25, linewidth=0.6)
-        panel(axes, methods, looks)
+        panel(axes, methods, shown)
     return layout.figure
-
-
-def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker per method."""
-    others = iter(OTHER_COLOURS * len(names))
-    looks, used = {}, set()
-    for index, name in enumerate(names):
-        kind = name.partition(":")[0]
-        own = {"full": FULL_COLOUR, "gated": _GATED_COLOUR, **COLOURS}.get(kind)
-        colour = own if own and own not in used else next(c for c in others if c not in used)
-        used.add(colour)
-        looks[name] = (colour, _MARKERS[index % len(_MARKERS)])
-    return looks
 
 
 def _loss_curves(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
@@ -113,7 +86,7 @@ def _loss_curves(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
 
 def _perplexity(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
     for place, (name, entry) in enumerate(methods.items()):
-        draw_spread(axes, place, entry["validation_perplexity"], looks[name])
+        draw_spread(axes, [place], [entry["validation_perplexity"]], looks[name])
     axes.set_xticks(range(len(methods)), [name.partition(":")[0] for name in methods])
     axes.set_xlim(-0.5, len(methods) - 0.5)
     label_axes(axes, "held-out perplexity", "", "perplexity")
@@ -126,17 +99,9 @@ def _recall(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
         labels = labels or [_distances(each) for each in buckets]
         # Side by side, so that bars do not hide each other.
         offset = 0.1 * (shift - (len(methods) - 1) / 2)
-        places = [
-            (i + offset, each["accuracy"]) for i, each in enumerate(buckets) if each["accuracy"]
-        ]
-        for place, accuracy in places:
-            draw_spread(axes, place, accuracy, looks[name], scale=100.0)
-        axes.plot(
-            [place for place, _ in places],
-            [100 * accuracy["mean"] for _, accuracy in places],
-            color=looks[name][0],
-            linewidth=1.2,
-        )
+        places = [i + offset for i, each in enumerate(buckets) if each["accuracy"]]
+        measured = [each["accuracy"] for each in buckets if each["accuracy"]]
+        _draw_joined(axes, places, measured, looks[name], scale=100.0)
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylim(-3, 103)
     label_axes(axes, "key-value recall", "tokens from question back to answer", "right answers, %")
@@ -152,15 +117,23 @@ def _gates(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
     for entry in methods.values():
         for branch, offset in (("sa", -0.06), ("swa", 0.06)):
             means = [layer[branch] for layer in entry["gates"]]
-            for layer, mean in enumerate(means):
-                draw_spread(axes, layer + offset, mean, (COLOURS[branch], "o"))
-            axes.plot(
-                [layer + offset for layer in range(len(means))],
-                [mean["mean"] for mean in means],
-                color=COLOURS[branch],
-                linewidth=1.2,
-                label=f"gate of {branch.upper()}" if means else None,
-            )
+            if means:
+                places = [layer + offset for layer in range(len(means))]
+                label = f"gate of {branch.upper()}"
+                _draw_joined(axes, places, means, (COLOURS[branch], "o"), label=label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=FONT - 1, frameon=False)
     label_axes(axes, "gates of gated SA + SWA", "layer", "mean gate")
+
+
+def _draw_joined(
+    axes: Axes,
+    places: Sequence[float],
+    spreads: Sequence[Mapping[str, Any]],
+    look: Look,
+    scale: float = 1.0,
+    label: str | None = None,
+) -> None:
+    draw_spread(axes, places, spreads, look, scale)
+    means = [scale * one["mean"] for one in spreads]
+    axes.plot(places, means, color=look[0], linewidth=1.2, label=label)

@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from sa_patch.errors import UserError
 from sa_patch.files.artifacts import write_figure
@@ -29,11 +31,6 @@ from sa_patch.training.pretraining.evaluate import (
 )
 from sa_patch.training.pretraining.figures import draw_loss
 from sa_patch.training.pretraining.methods import Method, build_model, set_attention
-from sa_patch.training.pretraining.optimization import (
-    learning_rate,
-    parameter_groups,
-    weighted_loss,
-)
 from sa_patch.training.pretraining.run_folder import RunFolder, publish, step_of
 from sa_patch.training.pretraining.settings import PretrainingSettings
 
@@ -88,44 +85,39 @@ def pretrain(
     return run
 
 
+@dataclass
 class _Trainer:
     """What one process does in a run."""
 
-    def __init__(
-        self,
-        settings: PretrainingSettings,
-        method: Method,
-        seed: int,
-        run: RunFolder,
-        corpus: Corpus,
-        accelerator: Accelerator,
-    ) -> None:
-        self.settings, self.method, self.seed, self.run = settings, method, seed, run
-        self._last_progress = -math.inf
-        self.corpus, self.accelerator = corpus, accelerator
-        self.batches = Batches(corpus, settings, seed)
-        model = build_model(method, settings, len(corpus.tokenizer), seed)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, settings.weight_decay),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-        )
+    settings: PretrainingSettings
+    method: Method
+    seed: int
+    run: RunFolder
+    corpus: Corpus
+    accelerator: Accelerator
+    step: int = 0
+    seconds: float = 0.0
+    _last_progress: float = -math.inf
+
+    def __post_init__(self) -> None:
+        settings, seed = self.settings, self.seed
+        self.batches = Batches(self.corpus, settings, seed)
+        model = build_model(self.method, settings, len(self.corpus.tokenizer), seed)
+        groups = parameter_groups(model, settings.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
         # Patched before it is wrapped; later steps only change the patterns that its layers hold.
-        self._set_attention(model, step=0)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.step = 0
-        self.seconds = 0.0
+        set_attention(model, self.method, settings, seed, step=0)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     @property
     def _is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
-    @property
-    def _unwrapped(self) -> Any:
-        return self.accelerator.unwrap_model(self.model)
-
-    def _set_attention(self, model: Any, step: int | None) -> None:
+    def _model_at(self, step: int | None) -> Any:
+        """The model itself, with the attention of a step, or of evaluation for None."""
+        model = self.accelerator.unwrap_model(self.model)
         set_attention(model, self.method, self.settings, self.seed, step)
+        return model
 
     def resume(self) -> None:
         """Load the newest checkpoint, if there is one."""
@@ -145,19 +137,21 @@ class _Trainer:
         while self.step < settings.steps:
             loss, norm = self._one_step(self.step)
             self.step += 1
-            if self.step % settings.log_every == 0 or self.step == settings.steps:
+            if self._due(settings.log_every):
                 self._log({"loss": float(loss), "gradient_norm": float(norm)})
-                self._report_progress(
-                    float(loss), (time.perf_counter() - started) / (self.step - first)
-                )
-            if self.step % settings.validate_every == 0 or self.step == settings.steps:
+                spent = (time.perf_counter() - started) / (self.step - first)
+                self._report_progress(float(loss), spent)
+            if self._due(settings.validate_every):
                 self._log({"validation_loss": self._validate()})
-            if self.step % settings.checkpoint_every == 0 or self.step == settings.steps:
+            if self._due(settings.checkpoint_every):
                 self.run.save_checkpoint(self.step, self._save_state, self._is_main)
                 self.accelerator.wait_for_everyone()
         if self.step > first:
             # Validation counts too: an upper bound of what training alone takes.
             self.seconds = (time.perf_counter() - started) / (self.step - first)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.settings.steps
 
     def _save_state(self, folder: Path) -> None:
         self.accelerator.wait_for_everyone()
@@ -170,7 +164,7 @@ class _Trainer:
         """One step of the optimizer: its loss (weighted mean over tokens) and gradient norm."""
         accelerator, settings = self.accelerator, self.settings
         processes = accelerator.num_processes
-        self._set_attention(self._unwrapped, step)
+        self._model_at(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         tokens, weights = (
@@ -219,17 +213,16 @@ class _Trainer:
 
     def _validate(self) -> float:
         """Held-out loss in nats per token."""
-        model = self._unwrapped
-        self._set_attention(model, None)
         rows = self._own_share(self.batches.validation())
+        model = self._model_at(None)
         counts = validation_loss(model, rows, self.settings.micro_batch, self.accelerator.device)
         nats, tokens = self._sum(counts).tolist()
         return nats / tokens
 
     def finish(self, identity: dict[str, Any]) -> None:
         """Measure and save the trained model, and write the result."""
-        settings, model = self.settings, self._unwrapped
-        loss = self._validate()
+        settings, loss = self.settings, self._validate()
+        model = self._model_at(None)
         recall = None
         if settings.recall.documents:
             tokens, distance = map(self._own_share, self.batches.recall())
@@ -265,3 +258,34 @@ class _Trainer:
                 "log": self.run.entries(),
             }
         )
+
+
+def learning_rate(settings: PretrainingSettings, step: int) -> float:
+    """Of a step, counted from 0: a linear rise, then a cosine down to `final_share` of the peak."""
+    if step < settings.warmup:
+        return settings.learning_rate * (step + 1) / settings.warmup
+    left = max(settings.steps - 1 - settings.warmup, 1)
+    cosine = (1 + math.cos(math.pi * (step - settings.warmup) / left)) / 2
+    share = settings.final_share + (1 - settings.final_share) * cosine
+    return settings.learning_rate * share
+
+
+def weighted_loss(logits: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the weighted negative log-likelihoods in nats; the first tokens are not scored.
+
+    Args:
+        logits: ``[batch, n, vocabulary]``; those at t predict token t + 1.
+        tokens, weights: ``[batch, n]``.
+    """
+    flat = logits[:, :-1].float().flatten(0, 1)
+    losses = cross_entropy(flat, tokens[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum()
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """For the optimizer: matrices, which decay, and vectors (norms and biases), which do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]

@@ -14,6 +14,7 @@ from sa_patch.patching import patch_model
 from sa_patch.patterns import SA, SWA, Full, Pattern, parse_pattern, seed_of, with_seed
 from sa_patch.patterns.base import whole_number
 from sa_patch.patterns.permutation import hash_key
+from sa_patch.patterns.registry import parse_value
 from sa_patch.training.fractional.attention import check_pattern
 from sa_patch.training.fractional.distance_kernel import DistanceKernel
 from sa_patch.training.fractional.models import draw_patterns, fractional_model
@@ -75,22 +76,13 @@ class Method:
     def _read_fractional(cls, text: str, window: int) -> Method:
         """From what stands after ``fna:``; ``pattern=`` comes last, since a pattern has commas."""
         head, mark, pattern = text.partition("pattern=")
-        if mark and (not pattern or (head and not head.endswith(","))):
+        parts = head.removesuffix(",").split(",") if head else []
+        named = (part if "=" in part else f"alpha={part}" for part in parts)
+        given = dict(part.split("=", 1) for part in named)
+        malformed = mark and (not pattern or (head and not head.endswith(",")))
+        if malformed or len(given) < len(parts) or not given.keys() <= {"alpha", "geometry"}:
             raise UserError(f"'{FRACTIONAL}:{text}' is no method; {_EXAMPLE}")
-        given: dict[str, str] = {}
-        for place, part in enumerate(head.removesuffix(",").split(",") if head else []):
-            name, equals, value = part.partition("=")
-            if not equals and place == 0:
-                name, value = "alpha", part
-            if name not in ("alpha", "geometry") or name in given:
-                raise UserError(f"{part!r} is no part of a method {FRACTIONAL}; {_EXAMPLE}")
-            given[name] = value
-        try:
-            alpha = float(given.get("alpha", "1.2"))
-        except ValueError as error:
-            raise UserError(
-                f"alpha must be a number from 1 to 2, got {given['alpha']!r}"
-            ) from error
+        alpha: Any = parse_value(given.get("alpha", "1.2"))
         kernel = DistanceKernel(alpha, given.get("geometry", "euclidean"))
         inner = cls.read(pattern, window) if pattern else cls(Full())
         if inner.has_own_attention:
@@ -130,7 +122,7 @@ def build_model(
     if method.kernel is not None:
         model = fractional_model(
             model,
-            method.kernel.alpha,
+            float(method.kernel.alpha),
             geometry=method.kernel.geometry,
             pattern=str(_seeded(method.pattern, seed)),
         )

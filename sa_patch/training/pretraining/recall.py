@@ -30,23 +30,9 @@ class RecallTokens:
     values: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class RecallDocument:
-    """One document.
-
-    Attributes:
-        tokens: int64 ``[n]``.
-        distance: int64 ``[n]``; at a value that answers a question, how many tokens before the
-            question's key its value was seen last, elsewhere 0.
-    """
-
-    tokens: NDArray[np.int64]
-    distance: NDArray[np.int64]
-
-
 def recall_document(
     generator: np.random.Generator, length: int, tokens: RecallTokens, text: NDArray[np.uint32]
-) -> RecallDocument:
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Episodes one after another until the document is full.
 
     An episode shows pairs and asks each key four times. Keys come again in other episodes with
@@ -55,6 +41,10 @@ def recall_document(
     Args:
         length: n, at least 64.
         text: what stands between pairs and questions is cut from here.
+
+    Returns:
+        Tokens ``[n]`` and distances ``[n]``: at a value that answers a question, how many tokens
+        before the question's key its value was seen last, elsewhere 0.
     """
     ids = np.empty(length, dtype=np.int64)
     distance = np.zeros(length, dtype=np.int64)
@@ -73,7 +63,7 @@ def recall_document(
         at += 1
         for turn in range(1 + _ROUNDS):
             if turn == 1:
-                ids[at : at + between] = _piece(generator, between, text)
+                ids[at : at + between] = _excerpt(generator, between, text)
                 at += between
             for key in keys if turn == 0 else generator.permutation(keys):
                 ids[at : at + 2] = tokens.keys[key], tokens.values[values[key]]
@@ -81,11 +71,11 @@ def recall_document(
                     distance[at + 1] = at - seen[key]
                 seen[key] = at + 1
                 at += 2
-    ids[at:] = _piece(generator, length - at, text)
-    return RecallDocument(ids, distance)
+    ids[at:] = _excerpt(generator, length - at, text)
+    return ids, distance
 
 
-def _piece(
+def _excerpt(
     generator: np.random.Generator, length: int, text: NDArray[np.uint32]
 ) -> NDArray[np.int64]:
     first = int(generator.integers(max(1, len(text) - length)))

@@ -124,6 +124,13 @@ class RunFolder:
             raise UserError(f"the run in {self.path} is not complete")
         return self._read(self._result)
 
+    def headline(self) -> str:
+        """What a complete run has come to, in a line."""
+        result = self.result()
+        line = f"{self.path}: validation perplexity {result['validation_perplexity']:.2f}"
+        recall = result["recall"]
+        return f"{line}, recall {recall['accuracy']:.1%}" if recall else line
+
     def _read(self, path: Path) -> dict[str, Any]:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -19,7 +19,6 @@ from sa_patch.errors import UserError
 from sa_patch.files.settings import LISTED, Positive, Settings, Text, read_yaml
 from sa_patch.kernels import check_backend
 
-NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -117,7 +116,7 @@ class PretrainingSettings(Settings):
     validate_every: Positive
     recall: RecallSettings = RecallSettings()
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: NonNegative = 0.1
+    weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
     final_share: Share = 0.1
     log_every: Positive = 10

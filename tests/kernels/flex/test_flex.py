@@ -128,6 +128,27 @@ def test_new_lengths_windows_and_batches_compile_nothing() -> None:
     assert compilations() == before
 
 
+def test_equals_the_float64_oracle() -> None:
+    case = case_of(150, lengths=[150, 71])
+    unions = PATTERNS["window and ring"][0], PATTERNS["rings and chosen"][0]
+    for pattern in (SWA(30), SA(25, seed=5), SA(25, circular=False), PSA(9), *unions):
+        expected = torch.from_numpy(case.oracle(pattern).output)
+        assert (case.run(pattern, "flex").double() - expected).abs().max() <= FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("pattern", [SA(25, seed=5), LOCAL | PSA(20) | MoBA(16, 2)], ids=str)
+def test_bfloat16_error_is_at_most_twice_that_of_sdpa(pattern: Pattern) -> None:
+    """Law 4 in half precision, compiled: the laws themselves walk the lists in plain torch."""
+    case = case_of(200, dtype=torch.bfloat16, batch=1)
+    expected = torch.from_numpy(case.oracle(pattern).output)
+    actual = case.run(pattern, "flex")
+    assert actual.dtype == torch.bfloat16
+    ours = (actual.double() - expected).abs()
+    theirs = (case.run(pattern, "reference").double() - expected).abs()
+    assert ours.max() <= 2 * theirs.max()
+    assert ours.square().mean() <= 4 * theirs.square().mean()
+
+
 @pytest.mark.parametrize("lengths", [[331, 70, 1, 0], [65, 65, 331, 2], [64, 63, 0, 0]])
 def test_ragged_rows(lengths: list[int]) -> None:
     case = case_of(331, lengths=lengths, batch=4)

@@ -61,9 +61,11 @@ def test_axes_are_chosen(open_page: Open, one: Path) -> None:
         "window (keys per query allowed)",
         "keys per query, measured mean",
         "attention FLOPs, % of full attention",
+        "keys that a tile reads, % of full attention",
         "seconds per sequence, measured",
     ]
-    for value, name in zip(("window", "mean_keys", "flops", "seconds"), names, strict=True):
+    values = ("window", "mean_keys", "flops", "visited", "seconds")
+    for value, name in zip(values, names, strict=True):
         page.choose(value)
         page.draw_all()
         assert page.chart("boolq").locator(".xtitle").text_content() == name

@@ -45,6 +45,13 @@ def measured(run: Path, task: str) -> dict[tuple[str, int | None], dict[str, Any
                     cell["measured"]["attention_flops"] / cell["measured"]["full_attention_flops"]
                 )
             ),
+            "visited": 100
+            * mean(
+                lambda cell: (
+                    cell["measured"]["visited_keys"]["16"]
+                    / cell["measured"]["full_visited_keys"]["16"]
+                )
+            ),
             "seconds": mean(
                 lambda cell: cell["measured"]["model_seconds"] / cell["measured"]["sequences"]
             ),

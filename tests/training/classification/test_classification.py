@@ -1,10 +1,6 @@
-"""Text classifiers: what is read, batched, chosen and measured, and how a killed run goes on."""
+"""Text classifiers: what is read, batched, chosen and measured, and that runs go on."""
 
 import json
-import signal
-import time
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +8,7 @@ import pytest
 import torch
 
 from sa_patch.errors import UserError
+from sa_patch.training.classification.comparison import choose
 from sa_patch.training.classification.data import (
     LabelledTexts,
     Numbered,
@@ -20,16 +17,15 @@ from sa_patch.training.classification.data import (
     load_texts,
 )
 from sa_patch.training.classification.model import TextClassifier
-from sa_patch.training.classification.settings import Classifier, Trial, read_attention
+from sa_patch.training.classification.settings import Classifier, Plan, Trial, read_attention
 from sa_patch.training.classification.training import (
     accuracy,
-    choose,
-    choosing_trials,
     ensure_trial,
     read_trial,
     run_trial,
 )
-from tests.training.tiny_run import ROOT, run_here, start, write_labelled_texts
+from tests.mistakes import refusal
+from tests.training.tiny_run import run_here, write_labelled_texts
 
 COLUMNS = ("text", "label")
 
@@ -45,9 +41,11 @@ def data(folder: Path) -> LabelledTexts:
 
 
 def trial(folder: Path, data: LabelledTexts, **changes: Any) -> Trial:
-    settings = {"max_length": 16, "batch": 8} | changes.pop("classifier", {})
+    settings: dict[str, Any] = {"alpha": 1.2, "head_dim": 8, "max_length": 16, "batch": 8}
+    settings |= changes.pop("classifier", {})
     values: dict[str, Any] = {"seed": 0, "learning_rate": 0.01, "epochs": 6} | changes
-    return Trial(str(folder), data.fingerprint, Classifier(1.2, 8, **settings), **values)
+    values["classifier"] = Classifier(**settings)
+    return Trial(source=str(folder), fingerprint=data.fingerprint, **values)
 
 
 def test_a_folder_is_read_and_split_without_its_test_texts(data: LabelledTexts) -> None:
@@ -84,7 +82,7 @@ def test_batches_hold_every_text_once_beside_texts_of_its_length() -> None:
 @pytest.mark.parametrize("alpha", [None, 1.2, 2.0])
 def test_a_classifier_does_not_see_padding(alpha: float | None) -> None:
     torch.manual_seed(0)
-    model = TextClassifier(Classifier(alpha, 8, layers=2, heads=2), 20, 3).eval()
+    model = TextClassifier(Classifier(alpha=alpha, head_dim=8, layers=2, heads=2), 20, 3).eval()
     words = torch.randint(1, 20, (2, 9))
     real = torch.arange(9) < torch.tensor([[9], [4]])
     found = model(words * real, real)
@@ -96,7 +94,7 @@ def test_attentions_start_from_the_same_weights() -> None:
     models = []
     for alpha in (None, 1.2):
         torch.manual_seed(3)
-        models.append(TextClassifier(Classifier(alpha, 8), 20, 2).state_dict())
+        models.append(TextClassifier(Classifier(alpha=alpha, head_dim=8), 20, 2).state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
@@ -104,8 +102,7 @@ def test_attentions_start_from_the_same_weights() -> None:
 def test_a_trial_learns_what_there_is_to_learn(
     folder: Path, data: LabelledTexts, alpha: str
 ) -> None:
-    settings = Classifier(read_attention(alpha), 8, max_length=16, batch=8)
-    one = Trial(str(folder), data.fingerprint, settings, 0, 0.01, 6)
+    one = trial(folder, data, classifier={"alpha": read_attention(alpha)})
     result = run_trial(one, data)
     assert result["accuracy"] == 1.0 and result["training_loss"][-1] < 0.2
     again = run_trial(one, data)
@@ -132,17 +129,23 @@ def test_the_best_mean_is_chosen_and_of_equals_the_shortest(
     folder: Path, data: LabelledTexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curves = {
-        (0.01, 0): [0.5, 0.9, 0.7], (0.01, 1): [0.5, 0.5, 0.7],
-        (0.1, 0): [0.6, 0.8, 0.8], (0.1, 1): [0.6, 0.8, 0.8],
+        (0.01, 1000): [0.5, 0.9, 0.7], (0.01, 1001): [0.5, 0.5, 0.7],
+        (0.1, 1000): [0.6, 0.8, 0.8], (0.1, 1001): [0.6, 0.8, 0.8],
     }  # fmt: skip
     monkeypatch.setattr(
         "sa_patch.training.classification.training.run_trial",
         lambda one, *_: {"held_out_accuracy": curves[one.learning_rate, one.seed]},
     )
-    trials = choosing_trials(
-        str(folder), data.fingerprint, Classifier(1.2, 8), learning_rates=[0.01, 0.1], epochs=3,
-        seeds=[0, 1], held_out=0.2,
-    )  # fmt: skip
+    classifier = Classifier(alpha=1.2, head_dim=8)
+    plan = Plan(
+        classifiers=(classifier,),
+        trials=1,
+        learning_rates=(0.01, 0.1),
+        epochs=3,
+        choosing=2,
+        held_out=0.2,
+    )
+    trials = plan.trials_of(str(folder), data.fingerprint, classifier)
     for one in trials:
         ensure_trial(one, tmp_path, COLUMNS)
     found = choose(trials, tmp_path)
@@ -171,16 +174,23 @@ OPTIONS = ("--attention", "dot,1.2", "--head-dim", "4", "--trials", "2", "--epoc
            "--choosing", "1", "--batch", "8", "--max-length", "16")  # fmt: skip
 
 
-def test_the_script_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
-    process = start("classify", str(folder), *OPTIONS, "--out", "out", cwd=tmp_path)
+def test_the_script_goes_on_where_it_was_interrupted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("classify", str(folder), *OPTIONS, "--out", "out")
     trials = tmp_path / "out" / "trials"
-    while process.poll() is None and len(list(trials.glob("*.json"))) < 2:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    kept = {path: path.stat().st_mtime_ns for path in trials.glob("*.json")}
-    assert len(kept) >= 2
-    out = run_here("classify", str(folder), *OPTIONS, "--out", "out", cwd=tmp_path)
+
+    def interrupted(*given: Any) -> dict[str, Any]:
+        if len(list(trials.iterdir())) == 3:
+            raise KeyboardInterrupt
+        return run_trial(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sa_patch.training.classification.training.run_trial", interrupted)
+        run_here(*arguments, cwd=tmp_path, status=130)
+    kept = {path: path.stat().st_mtime_ns for path in trials.iterdir()}
+    assert len(kept) == 3
+    out = run_here(*arguments, cwd=tmp_path)
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
     # For each attention two rates to choose from and two trials.
     assert len(list(trials.glob("*.json"))) == 8
@@ -198,10 +208,10 @@ def test_the_script_goes_on_after_a_kill(folder: Path, tmp_path: Path) -> None:
         (["--attention", "3"], "alpha must be"),
         (["--attention", "soft"], "an attention is dot"),
         (["--attention", "1.2,1.20"], "different values"),
-        (["--head-dim", "0"], "--head-dim"),
-        (["--cores", "999"], "may not use"),
+        (["--head-dim", "0"], "head_dim must be at least 1"),
+        (["--cores", "999"], "usable are"),
         (["--label-column", "kind"], "no column 'kind'"),
-        (["--held-out", "1"], "--held-out"),
+        (["--held-out", "1"], "held_out must be below 1"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_trained(
@@ -210,15 +220,10 @@ def test_mistakes_are_refused_before_anything_is_trained(
     options: list[str],
     words: str,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    # In this process: the imports of a new one take seconds.
-    script = SourceFileLoader("classify_script", str(ROOT / "scripts" / "classify"))
-    module = module_from_spec(spec_from_loader(script.name, script))  # type: ignore[arg-type]
-    script.exec_module(module)
-    arguments = ["classify", str(folder), *options, "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", arguments)
-    assert module.main() == 2 and words in capsys.readouterr().err
+    arguments = [str(folder), *options, "--out", str(tmp_path / "out")]
+    assert words in refusal("classify", arguments, monkeypatch, capfd)
     assert not list(tmp_path.glob("out/trials/*"))
 
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from sa_patch.analysis.graphs.classifier_graph import DRAWN, LENGTHS, TEXTS, measure_classifier
 from sa_patch.analysis.graphs.weight_graph import WeightGraph
 from sa_patch.training import FractionalAttention
+from sa_patch.training.classification.comparison import entry, write_comparison
 from sa_patch.training.classification.data import Numbered, Texts, learn_words
 from sa_patch.training.classification.figures import draw_graphs
 from sa_patch.training.classification.model import TextClassifier
 from sa_patch.training.classification.settings import Classifier
-from sa_patch.training.classification.table import entry, write_table
 from sa_patch.training.classification.training import ABLATED, thinned
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def texts() -> Numbered:
 
 def classifier(alpha: float | None, **settings: Any) -> TextClassifier:
     torch.manual_seed(0)
-    return TextClassifier(Classifier(alpha, 8, **settings), 100, 2).eval()
+    return TextClassifier(Classifier(alpha=alpha, head_dim=8, **settings), 100, 2).eval()
 
 
 @pytest.mark.parametrize("alpha", [None, 1.2, 2])
@@ -93,53 +93,45 @@ def test_ablation_is_random_over_places() -> None:
     assert kept.float().mean(0).numpy() == pytest.approx(np.full(10, 0.7), abs=0.05)
 
 
-def test_the_table_holds_graphs_and_their_figures(texts: Numbered, tmp_path: Path) -> None:
-    rows = []
-    for alpha in (None, 1.2):
-        with torch.no_grad():
-            measured = measure_classifier(classifier(alpha), texts, CPU)
-        results = [
-            {
-                "accuracy": 0.5 + 0.1 * trial,
-                "ablated": {f"{share:g}": 0.5 for share in ABLATED},
-                "measured": measured,
-                "parameters": 1,
-                "train_texts": 1,
-                "measured_texts": 41,
-                "seconds": 1.0,
-            }
-            for trial in range(2)
-        ]
-        chosen = {"learning_rate": 0.01, "epochs": 1, "held_out_accuracy": 0.5}
-        rows.append(entry("some/texts", Classifier(alpha, 8), chosen, results))
-    assert rows[0]["accuracy"]["mean"] == pytest.approx(0.55)
-    first = rows[1]["graph"]["lengths"][0]
-    assert first["gap"]["deviation"] == 0 and first["gap"]["values"][0] == first["gap"]["mean"]
-    files = write_table(tmp_path, rows, ["A note."], {"versions": {}})
-    names = {file.name for file in files}
-    for stem in ("classification", "graphs", "diffusion"):
-        assert {f"{stem}.png", f"{stem}.svg"} <= names
-
-
-def test_a_trial_whose_graph_falls_in_pieces_leaves_the_figure_readable(texts: Numbered) -> None:
-    with torch.no_grad():
-        measured = measure_classifier(classifier(1.2), texts, CPU)
-    broken = {**measured, "lengths": [one | {"median_path": 1e9} for one in measured["lengths"]]}
+def row(alpha: float | None, *measured: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table, of trials with these measures and accuracies of 0.5, 0.6, ..."""
     results = [
         {
-            "accuracy": 0.5,
-            "ablated": {},
+            "accuracy": 0.5 + 0.1 * trial,
+            "ablated": {f"{share:g}": 0.5 for share in ABLATED},
             "measured": one,
             "parameters": 1,
             "train_texts": 1,
             "measured_texts": 41,
             "seconds": 1.0,
         }
-        for one in (measured, broken, measured)
+        for trial, one in enumerate(measured)
     ]
     chosen = {"learning_rate": 0.01, "epochs": 1, "held_out_accuracy": 0.5}
-    row = entry("some/texts", Classifier(1.2, 8), chosen, results)
-    middle = row["graph"]["lengths"][0]["median_path"]["median"]
+    return entry("some/texts", Classifier(alpha=alpha, head_dim=8), chosen, results)
+
+
+@torch.no_grad()
+def test_the_table_holds_graphs_and_their_figures(texts: Numbered, tmp_path: Path) -> None:
+    rows = []
+    for alpha in (None, 1.2):
+        measured = measure_classifier(classifier(alpha), texts, CPU)
+        rows.append(row(alpha, measured, measured))
+    assert rows[0]["accuracy"]["mean"] == pytest.approx(0.55)
+    first = rows[1]["graph"]["lengths"][0]
+    assert first["gap"]["deviation"] == 0 and first["gap"]["values"][0] == first["gap"]["mean"]
+    files = write_comparison(tmp_path, rows, ["A note."], {"versions": {}})
+    names = {file.name for file in files}
+    for stem in ("classification", "graphs", "diffusion"):
+        assert {f"{stem}.png", f"{stem}.svg"} <= names
+
+
+@torch.no_grad()
+def test_a_trial_whose_graph_falls_apart_leaves_the_figure_readable(texts: Numbered) -> None:
+    measured = measure_classifier(classifier(1.2), texts, CPU)
+    broken = {**measured, "lengths": [one | {"median_path": 1e9} for one in measured["lengths"]]}
+    found = row(1.2, measured, broken, measured)
+    middle = found["graph"]["lengths"][0]["median_path"]["median"]
     assert middle == measured["lengths"][0]["median_path"]
-    low, high = draw_graphs({"entries": [row]})["graphs"].axes[1].get_ylim()
+    low, high = draw_graphs({"entries": [found]})["graphs"].axes[1].get_ylim()
     assert low < middle < high < 1e4

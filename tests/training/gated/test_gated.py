@@ -230,13 +230,6 @@ def test_a_decoded_token_sees_what_it_would_as_the_last_of_a_prompt() -> None:
         torch.testing.assert_close(step[:, -1], logits(model, tokens[:, :n])[:, -1])
 
 
-def test_a_stock_model_keeps_its_weights() -> None:
-    stock = tiny_model("qwen3")
-    model = gated_model(stock, 4)
-    for name, value in stock.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value)
-
-
 BAD: dict[str, tuple[Any, dict[str, Any], str]] = {
     "window": (tiny_config("llama"), {"window": 0}, "window must be"),
     "second window": (tiny_config("llama"), {"window": 4, "swa_window": -1}, "window must be"),

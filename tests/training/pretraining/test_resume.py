@@ -1,22 +1,21 @@
 """A run that is killed and resumed ends with the weights of one that was not."""
 
+import multiprocessing
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from sa_patch.errors import UserError
+from sa_patch.training.pretraining.comparison import Run, train_missing
 from sa_patch.training.pretraining.loop import pretrain
 from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.run_folder import RunFolder
 from sa_patch.training.pretraining.settings import load_settings
-from tests.training.tiny_run import start, write_config
-
-
-def weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = load_file(run.model / "model.safetensors")
-    return found
+from tests.training.tiny_run import weights, write_config
 
 
 def learnt(run: RunFolder) -> dict[str, object]:
@@ -33,26 +32,29 @@ def assert_alike(ours: RunFolder, right: RunFolder) -> None:
     assert learnt(ours) == learnt(right)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no processes")
 def test_killed_and_resumed_is_bit_identical_to_unbroken(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_config(tmp_path, steps=40)
-    corpus, broken = tmp_path / "corpus", RunFolder(tmp_path / "broken")
-    options = (str(config), "--method", "gated", "--corpus", str(corpus))
-    process = start("pretrain", *options, "--out", str(broken.path), cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    # Between two checkpoints, so that some steps are lost and done again.
-    while not broken.checkpoints() or broken.entries()[-1]["step"] % 3 == 0:
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.001)
-    process.kill()
-    process.communicate()
-    assert not broken.complete
+    settings = load_settings(write_config(tmp_path, steps=40))
+    run = Run(settings, Method.read("gated", settings.window), 0, tmp_path / "runs")
+    core, deadline = max(os.sched_getaffinity(0)), time.monotonic() + 60
+    with ThreadPoolExecutor(1) as thread:
+        training = thread.submit(train_missing, [run], [core], ["test"])
+        # Between two checkpoints, so that some steps are lost and done again.
+        while not run.folder.checkpoints() or run.folder.entries()[-1]["step"] % 3 == 0:
+            assert not training.done() and time.monotonic() < deadline
+            time.sleep(0.001)
+        (process,) = multiprocessing.active_children()
+        assert process.pid is not None and os.sched_getaffinity(process.pid) == {core}
+        process.kill()
+        with pytest.raises(UserError, match="was killed"):
+            training.result()
+    assert not run.folder.complete
 
-    settings = load_settings(config)
-    chosen = Method.read("gated", settings.window)
-    resumed = pretrain(settings, chosen, 0, broken.path, corpus, ["test"])
-    unbroken = pretrain(settings, chosen, 0, tmp_path / "unbroken", corpus, ["test"])
+    folder, method, corpus = run.folder.path, run.method, run.corpus
+    resumed = pretrain(settings, method, 0, folder, corpus, ["test"])
+    unbroken = pretrain(settings, method, 0, tmp_path / "unbroken", corpus, ["test"])
     assert_alike(resumed, unbroken)
     assert len(resumed.checkpoints()) == 2
     # Progress, and nothing of the libraries' own.

@@ -2,13 +2,14 @@
 
 // What the page knows (see page_data.py) and what of it is shown.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const COSTS = ["mean_keys", "flops", "seconds"];
+const COSTS = ["mean_keys", "flops", "visited", "seconds"];
 const FULL_SERIES = DATA.series.map((one) => one.full);
 const TASKS = (DATA.views[0].averaged.length > 1 ? [DATA.average] : []).concat(DATA.tasks);
 
 // A point's place on an axis, in the axis' unit; null if it has none.
 function place(point, axis) {
-  if (axis === "flops") return point.flops_share === null ? null : 100 * point.flops_share;
+  const share = { flops: point.flops_share, visited: point.visited_share }[axis];
+  if (share !== undefined) return share === null ? null : 100 * share;
   return axis === "window" ? point.window : point[axis];
 }
 

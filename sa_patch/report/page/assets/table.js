@@ -15,6 +15,7 @@ const COLUMNS = [
   { name: "± error", number: true, text: (row) => errorText(row.point), value: (row) => (row.point.error === null ? null : (row.point.accuracy ? 100 : 1) * row.point.error) },
   { name: "keys per query", number: true, text: (row) => plain(row.point.mean_keys), value: (row) => row.point.mean_keys },
   { name: "keys, last query", number: true, text: (row) => plain(row.point.last_query_keys), value: (row) => row.point.last_query_keys },
+  { name: "read by a tile, % of full", number: true, text: (row) => percent(row.point.visited_share), value: (row) => row.point.visited_share },
   { name: "FLOPs, % of full", number: true, text: (row) => percent(row.point.flops_share), value: (row) => row.point.flops_share },
   { name: "s per sequence", number: true, text: (row) => plain(row.point.seconds), value: (row) => row.point.seconds, shown: () => measured("seconds") },
   { name: "saturated, %", number: true, text: (row) => percent(row.point.saturated_fraction), value: (row) => row.point.saturated_fraction },

@@ -63,6 +63,7 @@ function facts(point) {
     ["keys of the last query", plain(point.last_query_keys)],
     ["tokens of a prompt, mean", plain(point.prompt_mean)],
     ["attention FLOPs, % of full", percent(point.flops_share)],
+    ["keys that a tile reads, % of full", percent(point.visited_share)],
     ["attention FLOPs per sequence", point.flops === null ? "–" : point.flops.toExponential(2)],
     ["seconds per sequence", plain(point.seconds)],
     ["saturated sequences, %", percent(point.saturated_fraction)],

@@ -1,0 +1,143 @@
+"""Visited keys of the prefills that were run, from a few layers and a few lengths of prompts."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels import Spans
+from sa_patch.kernels.visited_keys import BLOCK_SIZES, TILE_ROWS, VisitedKeys, visited_keys
+from sa_patch.patterns import Full, Pattern
+
+# Layers that stand for all, and sequences of about one length that stand for others.
+_LAYERS = 3
+_SEQUENCES = 2
+# Lengths that differ by less than a quarter of an octave count as one.
+_LENGTHS_PER_OCTAVE = 4
+
+
+class VisitedMeter:
+    """Shares of full attention's visited keys, by layer and length.
+
+    Args:
+        patterns: the patterns of every attention layer; `Full` for stock attention.
+        heads, kv_heads: of a layer.
+    """
+
+    def __init__(
+        self, patterns: Mapping[int, tuple[Pattern, ...]], heads: int, kv_heads: int
+    ) -> None:
+        self._heads, self._kv_heads = heads, kv_heads
+        self._sparse = {
+            layer: own[0]
+            for layer, own in patterns.items()
+            # Of several softmaxes side by side each reads its own keys: not counted.
+            if len(own) == 1 and not isinstance(own[0], Full)
+        }
+        self._counted = all(len(own) == 1 for own in patterns.values())
+        self._sparse_share = len(self._sparse) / max(1, len(patterns))
+        layers = sorted(self._sparse)
+        middles = ((2 * part + 1) * len(layers) // (2 * _LAYERS) for part in range(_LAYERS))
+        self._layers = sorted({layers[middle] for middle in middles}) if layers else []
+        self._observed: dict[tuple[int, int], list[VisitedKeys]] = defaultdict(list)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that must call `observe`, because their keys are chosen by content."""
+        return [layer for layer in self._layers if self._sparse[layer].reads_content]
+
+    def observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+        """Count what one prefill reads, of the first row, which lm-eval pads least."""
+        n, start = spans.lengths[0], spans.starts[0]
+        if layer not in self._layers or start or not n:
+            return
+        found = self._observed[layer, _length_class(n)]
+        if len(found) < _SEQUENCES:
+            found.append(
+                visited_keys(
+                    self._sparse[layer],
+                    n,
+                    heads=self._heads,
+                    kv_heads=self._kv_heads,
+                    layer=layer,
+                    q=q[0, :, :n],
+                    k=k[0, :, :n],
+                )
+            )
+
+    def summary(self, lengths: Mapping[int, int]) -> dict[str, Any]:
+        """``visited_keys`` and ``full_visited_keys`` by block size: means over tiles and layers.
+
+        None for both where layers have several softmaxes, or nothing that was read was observed.
+
+        Args:
+            lengths: how many prefills of each length were run.
+        """
+        nothing = {"visited_keys": None, "full_visited_keys": None}
+        if not self._counted or not lengths:
+            return nothing
+        own, full = torch.zeros(2, len(BLOCK_SIZES), dtype=torch.float64).unbind(0)
+        tokens = sum(n * times for n, times in lengths.items())
+        for n, times in lengths.items():
+            dense = _full(n, max(1, TILE_ROWS * self._kv_heads // self._heads)) * (
+                n * times / tokens
+            )
+            shares = [self._share(layer, n) for layer in self._layers]
+            known = [share for share in shares if share is not None]
+            if shares and not known:
+                return nothing
+            sparse = torch.stack(known).mean(0) if known else torch.ones_like(dense)
+            own += dense * (1 - self._sparse_share * (1 - sparse))
+            full += dense
+        names = [str(size) for size in BLOCK_SIZES]
+        return {
+            "visited_keys": dict(zip(names, own.tolist(), strict=True)),
+            "full_visited_keys": dict(zip(names, full.tolist(), strict=True)),
+        }
+
+    def _share(self, layer: int, seq_len: int) -> Tensor | None:
+        """Visited keys over those of full attention, by block size; None where not observed."""
+        pattern = self._sparse[layer]
+        if pattern.saturated(seq_len):
+            return torch.ones(len(BLOCK_SIZES), dtype=torch.float64)
+        if not pattern.reads_content:
+            length = max(1, round(2 ** (_length_class(seq_len) / _LENGTHS_PER_OCTAVE)))
+            return _drawn_share(pattern, length, layer, self._heads, self._kv_heads)
+        classes = [known for at, known in self._observed if at == layer]
+        if not classes:
+            return None
+        nearest = min(classes, key=lambda known: abs(known - _length_class(seq_len)))
+        found = self._observed[layer, nearest]
+        return torch.stack([_shares(one) for one in found]).mean(0)
+
+
+def _length_class(seq_len: int) -> int:
+    return round(_LENGTHS_PER_OCTAVE * math.log2(seq_len))
+
+
+def _shares(visited: VisitedKeys) -> Tensor:
+    own, full = (
+        torch.tensor([counts[size] for size in BLOCK_SIZES], dtype=torch.float64)
+        for counts in (visited.keys, visited.full)
+    )
+    return own / full
+
+
+@lru_cache(maxsize=65536)
+def _drawn_share(pattern: Pattern, seq_len: int, layer: int, heads: int, kv_heads: int) -> Tensor:
+    return _shares(visited_keys(pattern, seq_len, heads=heads, kv_heads=kv_heads, layer=layer))
+
+
+@lru_cache(maxsize=65536)
+def _full(seq_len: int, queries: int) -> Tensor:
+    """Keys that full attention reads for a tile, by block size."""
+    ends = torch.arange(queries, seq_len + queries, queries).clamp(max=seq_len)
+    return torch.stack(
+        [(-(-ends // size) * size).clamp(max=seq_len).double().mean() for size in BLOCK_SIZES]
+    )

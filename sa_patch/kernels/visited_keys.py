@@ -1,0 +1,132 @@
+"""Visited keys: what a kernel on matrix units reads for a tile of queries, block by block.
+
+A tile of 128 rows holds 128 / group queries of the `group` query heads that share a KV head, and
+reads every block of keys that holds something visible to one of them. Tiles and blocks follow the
+order that kernels give the tokens: positions, or the slots of a random order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sa_patch.patterns.base import Pattern
+from sa_patch.patterns.full import Full
+from sa_patch.patterns.prefix_stable import PSA
+from sa_patch.patterns.stochastic import SA
+from sa_patch.patterns.tail import Tail
+from sa_patch.patterns.union import parts_of
+
+TILE_ROWS = 128
+BLOCK_SIZES = (16, 64, 128)
+# Tiles that stand for all of a sequence.
+SAMPLED_TILES = 8
+
+
+@dataclass(frozen=True)
+class VisitedKeys:
+    """Mean keys of a tile by block size, of a pattern and of full attention on the same tiles."""
+
+    keys: dict[int, float]
+    full: dict[int, float]
+
+
+def visited_keys(
+    pattern: Pattern,
+    seq_len: int,
+    *,
+    heads: int,
+    kv_heads: int,
+    layer: int = 0,
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    block_sizes: Sequence[int] = BLOCK_SIZES,
+) -> VisitedKeys:
+    """Count what evenly spaced tiles of one sequence read.
+
+    The parts of a union are passes of their own, as in kernels, and together never more than full
+    attention. Choosing blocks is not counted (`Pattern.selection_dots`).
+
+    Args:
+        q: ``[heads, seq_len, head_dim]``, only read where the pattern reads content.
+        k: ``[kv_heads, seq_len, head_dim]``, likewise.
+    """
+    group = heads // kv_heads
+    # A tile holds whole tiles of shared choices.
+    shared = pattern.shared_queries
+    queries = max(1, TILE_ROWS // group // shared) * shared
+    tiles = -(-seq_len // queries)
+    chosen = torch.arange(tiles)
+    if tiles > SAMPLED_TILES:
+        middles = (torch.arange(SAMPLED_TILES, dtype=torch.float64) + 0.5) * tiles / SAMPLED_TILES
+        chosen = middles.long()
+    sums = torch.zeros(2, len(block_sizes), dtype=torch.float64)
+    for tile in chosen.tolist():
+        places = torch.arange(tile * queries, min((tile + 1) * queries, seq_len))
+        full = _blocks_of(Full(), places, seq_len, layer, heads, kv_heads, q, k, block_sizes)
+        own = torch.zeros_like(full)
+        for part in parts_of(pattern):
+            if not isinstance(part, Tail):
+                own += _blocks_of(part, places, seq_len, layer, heads, kv_heads, q, k, block_sizes)
+        sums += torch.stack([own.minimum(full), full])
+    own, full = (sums / max(1, len(chosen))).unbind(0)
+    for part in parts_of(pattern):
+        if isinstance(part, Tail):
+            # Its few tiles read everything: counted by themselves.
+            share = min(1.0, -(-min(part.size, seq_len) // queries) / tiles)
+            own = own + share * (seq_len - own).clamp(min=0)
+    return VisitedKeys(
+        dict(zip(block_sizes, own.tolist(), strict=True)),
+        dict(zip(block_sizes, full.tolist(), strict=True)),
+    )
+
+
+def _blocks_of(
+    part: Pattern,
+    places: Tensor,
+    seq_len: int,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    q: Tensor | None,
+    k: Tensor | None,
+    block_sizes: Sequence[int],
+) -> Tensor:
+    """Keys in the blocks that one tile reads, a mean over KV heads: float64 ``[block_sizes]``."""
+    if not isinstance(part, (SA, PSA)):
+        device = None if q is None else q.device
+        positions = places.to(device) if device is not None else places
+        seen = part.visible(
+            positions,
+            seq_len,
+            layer=layer,
+            heads=heads,
+            q=None if q is None or not part.reads_content else q[:, positions],
+            k=k if part.reads_content else None,
+        )
+        per_kv_head = seen.any(1).unflatten(0, (min(len(seen), kv_heads), -1)).any(1)
+        return _keys_in_blocks(per_kv_head, block_sizes)
+    # Queries of a segment stand in the order of the ring, and so do the keys that they may see.
+    ring = part.ring(seq_len, layer, heads)
+    counts = []
+    # Draws of their own for every head: each head's order has its own tiles.
+    for draw, points in enumerate(ring.points):
+        ordered = [low + points[low:end].argsort(stable=True) for low, end in ring.segments()]
+        positions = torch.cat(ordered)[places]
+        end = min(end for _, end in ring.segments() if end > int(positions.max()))
+        seen = part.visible(positions, seq_len, layer=layer, heads=heads)[draw].any(0)
+        counts.append(_keys_in_blocks(seen[points[:end].argsort()][None], block_sizes))
+    return torch.stack(counts).mean(0)
+
+
+def _keys_in_blocks(seen: Tensor, block_sizes: Sequence[int]) -> Tensor:
+    """``seen [kv_heads, seq_len]`` to keys in blocks that hold something seen."""
+    totals = []
+    for size in block_sizes:
+        padded = torch.nn.functional.pad(seen, (0, -seen.shape[1] % size))
+        read = padded.unflatten(1, (-1, size)).any(-1).sum(1) * size
+        totals.append(read.clamp(max=seen.shape[1]).double().mean().cpu())
+    return torch.stack(totals)

@@ -1,0 +1,77 @@
+"""Visited keys: blocks that hold something visible to a tile, counted one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sa_patch.kernels.visited_keys import visited_keys
+from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Sinks, Tail
+
+N, HEADS, KV_HEADS, SIZES = 512, 8, 2, (16, 64)
+QUERIES = 128 // (HEADS // KV_HEADS)
+
+
+def numbers(heads: int, n: int = N) -> torch.Tensor:
+    return torch.randn(heads, n, 8, generator=torch.Generator().manual_seed(heads))
+
+
+def counted(pattern: object, n: int = N) -> dict[int, float]:
+    q, k = numbers(HEADS, n), numbers(KV_HEADS, n)
+    shape = {"heads": HEADS, "kv_heads": KV_HEADS, "block_sizes": SIZES}
+    return visited_keys(pattern, n, q=q, k=k, **shape).keys  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_full_attention_reads_all_blocks_up_to_a_tile(size: int) -> None:
+    # 16 tiles of 32 queries; 8 of them are sampled, every second.
+    ends = [(tile + 1) * QUERIES for tile in range(1, N // QUERIES, 2)]
+    expected = sum(-(-end // size) * size for end in ends) / len(ends)
+    assert counted(Full())[size] == expected
+
+
+def test_a_window_reads_the_blocks_that_it_touches() -> None:
+    n, window = 256, 40
+    expected = 0
+    for begin in range(0, n, QUERIES):
+        first, last = max(0, begin - window + 1), begin + QUERIES - 1
+        expected += (last // 16 - first // 16 + 1) * 16
+    assert counted(SWA(window), n)[16] == expected / (n // QUERIES)
+
+
+@pytest.mark.parametrize(
+    "pattern", [MoBA(16, 3), BlockTopK(8, 3, 8, 0, shared=8, segment=32), BlockTopK(8, 3)], ids=str
+)
+def test_chosen_blocks_are_those_of_any_query_of_any_head_that_shares_the_keys(
+    pattern: MoBA | BlockTopK,
+) -> None:
+    n = 256
+    q, k = numbers(HEADS, n), numbers(KV_HEADS, n)
+    seen = pattern.visible(torch.arange(n), n, heads=HEADS, q=q, k=k)
+    expected = []
+    for begin in range(0, n, QUERIES):
+        for kv_head in range(KV_HEADS):
+            keys = seen[kv_head * 4 : kv_head * 4 + 4, begin : begin + QUERIES].nonzero()[:, 2]
+            expected.append(16 * len({int(key) // 16 for key in keys}))
+    assert counted(pattern, n)[16] == pytest.approx(sum(expected) / len(expected))
+
+
+def test_random_orders_are_read_in_their_own_order() -> None:
+    n, window = 4096, 64
+    # A tile of slots, and a window to either side.
+    reach = QUERIES + 2 * (window - 1)
+    assert reach - 16 <= counted(SA(window), n)[16] <= reach + 32
+    in_positions = counted(MoBA(1, 127), n)[16]
+    assert in_positions > 5 * reach
+
+
+def test_parts_of_a_union_are_passes_and_a_tail_reads_everything() -> None:
+    union = counted(Sinks(4) | SWA(40))[16]
+    assert union == pytest.approx(counted(Sinks(4))[16] + counted(SWA(40))[16], abs=16)
+    tiles = N // QUERIES
+    own = counted(SWA(40))[16]
+    assert counted(SWA(40) | Tail(32))[16] == pytest.approx(own + (N - own) / tiles)
+
+
+def test_a_saturated_pattern_reads_what_full_attention_reads() -> None:
+    assert counted(SWA(N)) == counted(Full())

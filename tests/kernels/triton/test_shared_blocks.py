@@ -1,0 +1,59 @@
+"""Tiles of queries that share their choices, in the interpreter: every way to fill a tile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sa_patch import sparse_attention
+from sa_patch.patterns import BlockTopK, Pattern, Sinks, Tail
+from tests.laws.strategies import make_case
+
+TOLERANCE = 1e-5  # absolute, fp32
+
+
+@pytest.mark.parametrize(
+    ("pattern", "heads"),
+    [
+        # Heads of a KV head that fill a tile together, in part, or alone; rows to spare.
+        (BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=32), (8, 2)),
+        (BlockTopK(8, 2, 8, 0, branch=0, shared=16, segment=32), (9, 3)),
+        (BlockTopK(4, 3, 8, 0, shared=64, segment=64), (4, 1)),
+        (BlockTopK(4, 3, 4, 0, branch=0, grouped=False, shared=8, segment=16), (4, 2)),
+        # Without a segment, with a tree, and with nothing to choose.
+        (BlockTopK(3, 2, 2, 3, branch=2, beam=2, shared=5), (4, 2)),
+        (BlockTopK(4, 0, 4, 0, branch=0, shared=8, segment=16), (4, 2)),
+        # More queries than a tile of the kernel takes, and parts beside it.
+        (BlockTopK(4, 1, 4, 0, branch=0, shared=192, segment=192), (4, 2)),
+        (Sinks(11) | BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=16), (4, 2)),
+        (Tail(5) | BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=16), (4, 2)),
+    ],
+    ids=str,
+)
+def test_equals_reference(pattern: Pattern, heads: tuple[int, int]) -> None:
+    n = 420
+    case = make_case(
+        batch=2, q_heads=heads[0], kv_heads=heads[1], seq_len=n, head_dim=20, lengths=[n, 203]
+    )
+    expected = case.run(pattern, "reference")
+    assert (case.run(pattern, "triton") - expected).abs().max() <= TOLERANCE
+    # And it is not by hiding nothing that it is right.
+    assert (case.run(Sinks(n), "reference") - expected).abs().max() > 0.01
+
+
+def test_pieces_that_begin_with_a_tile_are_the_end_of_the_whole() -> None:
+    pattern = BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=32)
+    case = make_case(seq_len=150, head_dim=16)
+    whole = case.run(pattern, "triton")
+    last = sparse_attention(case.q[:, :, 104:], case.k, case.v, pattern, backend="triton")
+    assert (last - whole[:, :, 104:]).abs().max() <= TOLERANCE
+
+
+def test_half_precision_is_as_exact_as_the_other_kernels() -> None:
+    pattern = BlockTopK(8, 2, 8, 0, branch=0, shared=16, segment=32)
+    case = make_case(seq_len=260, head_dim=64, dtype=torch.bfloat16)
+    exact = case.with_tensors(case.q.float(), case.k.float(), case.v.float())
+    expected = exact.run(pattern, "reference")
+    difference = (case.run(pattern, "triton").float() - expected).abs()
+    # Rounding of the result, and of the weights before they are multiplied.
+    assert difference.max() <= 2 * 2**-8 * expected.abs().max()

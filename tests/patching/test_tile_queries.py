@@ -1,0 +1,85 @@
+"""Tiles of shared choices behind a cache: in pieces, cropped, reordered, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from sa_patch import patch_model, sparse_attention, unpatch_model
+from sa_patch.errors import UserError
+from sa_patch.patterns import BlockTopK
+from tests.small_models import random_tokens, tiny_model
+
+PATTERN = BlockTopK(2, 2, 2, 0, branch=0, shared=8, segment=8)
+TOLERANCE = 1e-4
+
+
+def patched_model():  # type: ignore[no-untyped-def]
+    return patch_model(tiny_model("llama"), PATTERN, decode="pattern")
+
+
+@torch.no_grad()
+def test_tokens_that_were_taken_back_leave_no_trace() -> None:
+    model = patched_model()
+    tokens = random_tokens(1, 45)
+    whole = model(tokens).logits
+    cache = DynamicCache(config=model.config)
+    model(tokens[:, :30], past_key_values=cache)
+    # A draft of other tokens, refused: back behind the start of a tile, at 24.
+    model(random_tokens(1, 9, seed=5), past_key_values=cache)
+    cache.crop(-9)
+    cache.crop(-8)
+    rest = model(tokens[:, 22:], past_key_values=cache).logits
+    assert (rest - whole[:, 22:]).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
+def test_rows_go_on_where_beams_put_them() -> None:
+    model = patched_model()
+    tokens = random_tokens(2, 30)
+    whole = model(tokens).logits
+    cache = DynamicCache(config=model.config)
+    model(tokens[:, :21], past_key_values=cache)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    rest = model(tokens[[1, 0], 21:], past_key_values=cache).logits
+    assert (rest - whole[[1, 0], 21:]).abs().max() <= TOLERANCE
+    cache.batch_select_indices(torch.tensor([1]))
+    cache.batch_repeat_interleave(2)
+    more = random_tokens(1, 5, seed=3)
+    expected = model(torch.cat([tokens[:1], more], 1)).logits[:, 30:]
+    found = model(more.repeat(2, 1), past_key_values=cache).logits
+    assert (found - expected).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_tile_that_nobody_kept_is_refused() -> None:
+    model = tiny_model("llama")
+    tokens = random_tokens(1, 20)
+    cache = DynamicCache(config=model.config)
+    model(tokens[:, :11], past_key_values=cache)
+    patch_model(model, PATTERN, decode="pattern")
+    with pytest.raises(UserError, match="start with a new cache after patching"):
+        model(tokens[:, 11:], past_key_values=cache)
+    unpatch_model(model)
+
+
+@torch.no_grad()
+def test_behind_other_caches_pieces_begin_with_a_tile() -> None:
+    model = patched_model()
+    tokens = random_tokens(1, 30)
+    whole = model(tokens).logits
+    cache = StaticCache(config=model.config, max_cache_len=32)
+    model(tokens[:, :16], past_key_values=cache)
+    rest = model(tokens[:, 16:27], past_key_values=cache).logits
+    assert (rest - whole[:, 16:27]).abs().max() <= TOLERANCE
+    with pytest.raises(UserError, match="must begin a tile"):
+        model(tokens[:, 27:], past_key_values=cache)
+
+
+def test_the_functional_face_takes_whole_tiles() -> None:
+    q, k = torch.randn(1, 4, 13, 8), torch.randn(1, 2, 29, 8)
+    whole = sparse_attention(torch.cat([torch.randn(1, 4, 16, 8), q], 2), k, k, PATTERN)
+    assert torch.allclose(sparse_attention(q, k, k, PATTERN), whole[:, :, 16:], atol=1e-5)
+    with pytest.raises(UserError, match="must begin a tile, at a multiple of 8; got position 17"):
+        sparse_attention(q[:, :, :12], k, k, PATTERN)
