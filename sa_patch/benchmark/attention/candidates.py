@@ -21,7 +21,7 @@ BASELINE = "SDPA full"
 
 
 class Visibility(Protocol):
-    """What the gate and the count of FLOPs need to know of a pattern."""
+    """What the check of a result and the count of FLOPs need to know of a pattern."""
 
     def visible(
         self,
@@ -101,6 +101,22 @@ class Candidate:
     @property
     def key(self) -> str:
         return f"{self.label} | {self.backend}"
+
+    def needed_work(self, n: int) -> float:
+        """Multiply-adds in units of head_dim for one head: visible pairs twice, choosing once."""
+        # Every pattern's expected number of visible pairs is its exact number: stochastic attention
+        # sees each pair of near slots once, whatever the permutation.
+        pairs = float(self.shown.keys_per_query(n).sum())
+        return 2 * pairs + float(self.shown.selection_dots(n).sum())
+
+    def time_growth(self, shorter: int, longer: int) -> float:
+        """Time goes with the FLOPs that the pattern needs; a dense mask's with n squared."""
+        if self.dense:
+            return (longer / shorter) ** 2
+        return self.needed_work(longer) / self.needed_work(shorter)
+
+    def memory_growth(self, shorter: int, longer: int) -> float:
+        return float((longer / shorter) ** (2 if self.dense else 1))
 
 
 @dataclass(frozen=True)

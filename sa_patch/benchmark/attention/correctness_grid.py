@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sa_patch.benchmark.attention.correctness import expect, judge, merge
-from sa_patch.benchmark.attention.options import DTYPES
+from sa_patch.benchmark.options import DTYPES
+from sa_patch.benchmark.output import Say
+from sa_patch.benchmark.record import FAILED, WRONG
 from sa_patch.errors import one_line
 from sa_patch.kernels import BACKENDS, sparse_attention
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 
-PASSED, WRONG, REFUSED, FAILED = "passed", "wrong", "refused", "failed"
+PASSED, REFUSED = "passed", "refused"  # beside `WRONG` and `FAILED`
 LAYER = 3
 # dtype, head_dim, query heads, KV heads; what is used most comes first, for time may run out.
 FIRST_FAMILIES = (
@@ -102,9 +104,7 @@ def _cases(
     ]
 
 
-def run_checks(
-    cases: Iterator[Case], device: str, deadline: float, say: Callable[[str], None]
-) -> list[Checked]:
+def run_checks(cases: Iterator[Case], device: str, deadline: float, say: Say) -> list[Checked]:
     """Check cases until they or the time of `time.monotonic` run out; what is wrong is said."""
     found = []
     for case in cases:

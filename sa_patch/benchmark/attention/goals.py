@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from sa_patch.benchmark.attention.record import TIMED, Bench, Cell
-from sa_patch.benchmark.attention.tables import number
+from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
+from sa_patch.benchmark.goals import MET, UNMEASURED, Goal, judged, unmeasured
+from sa_patch.benchmark.record import TIMED
+from sa_patch.benchmark.tables import number
 from sa_patch.patterns import SA, MoBA
 
-MET, MISSED, UNMEASURED = "met", "missed", "could not be measured"
 WINDOW = 256
 BLOCK_MOBA = MoBA(block_size=512, topk=3)
 MOBA_FROM = 8192
 LINEAR = 1.1  # largest exponent of n that still counts as linear growth
 FLASH_3 = "FlashAttention-3"
-Choice = Callable[[Cell], bool]
+Choice = Callable[[AttentionCell], bool]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """One goal; `value` is None where it could not be measured, and `detail` says why.
-
-    Where a goal covers several lengths, `value` is the worst of them.
-    """
-
-    name: str
-    target: float
-    value: float | None
-    status: str
-    detail: str
-
-
-def judge_goals(bench: Bench, window: int = WINDOW) -> list[Goal]:
+def judge_goals(bench: AttentionBench, window: int = WINDOW) -> list[Goal]:
     """All goals, in the order of their importance."""
     sa, full = _stochastic(window), _is_full
     moba = _labelled(str(BLOCK_MOBA))
@@ -60,7 +47,7 @@ def judge_goals(bench: Bench, window: int = WINDOW) -> list[Goal]:
     ]
 
 
-def fastest(bench: Bench, n: int, choice: Choice) -> Cell | None:
+def fastest(bench: AttentionBench, n: int, choice: Choice) -> AttentionCell | None:
     """The cell with the least median time among those chosen."""
     timed = [cell for cell in bench.at(n) if cell.status == TIMED and choice(cell)]
     return min(timed, key=lambda cell: cell.median_ms or math.inf, default=None)
@@ -85,27 +72,27 @@ def _labelled(label: str) -> Choice:
     return lambda cell: cell.label == label and not cell.rival
 
 
-def _is_full(cell: Cell) -> bool:
+def _is_full(cell: AttentionCell) -> bool:
     return cell.method == "full"
 
 
-def _flash_goal(bench: Bench, window: int, sa: Choice) -> Goal:
+def _flash_goal(bench: AttentionBench, window: int, sa: Choice) -> Goal:
     """Both spend a time on the same ``n (2 w - 1)`` pairs of the band, so rates are times."""
     name = "rate of SA over FlashAttention-3 on the two-sided band (w-1, w-1) (worst n)"
 
-    def band(cell: Cell) -> bool:
+    def band(cell: AttentionCell) -> bool:
         return cell.method == "band" and cell.window == window
 
     goal = _ratio_goal(bench, name, 0.8, band, sa)
     versions = {cell.backend for cell in bench.cells if band(cell)}
     if goal.value is not None and not all(version.startswith(FLASH_3) for version in versions):
         detail = f"no FlashAttention-3 here; against {', '.join(sorted(versions))}: {goal.detail}"
-        return Goal(name, 0.8, None, UNMEASURED, detail)
+        return unmeasured(name, 0.8, detail)
     return goal
 
 
 def _ratio_goal(
-    bench: Bench,
+    bench: AttentionBench,
     name: str,
     target: float,
     rival: Choice,
@@ -128,15 +115,15 @@ def _ratio_goal(
         ratios.append((ratio, f"{text} over {theirs.backend})"))
     if not ratios:
         why = missing or f"n = {only or f'{at_least} and more'} was not reached"
-        return Goal(name, target, None, UNMEASURED, why)
+        return unmeasured(name, target, why)
     worst = min(ratio for ratio, _ in ratios)
     detail = "; ".join(text for _, text in ratios) + (f"; {missing}" if missing else "")
+    goal = judged(name, target, worst, detail, at_least=True)
     # A length at which one side gave no time must not turn into a goal met by what is left.
-    status = MISSED if worst < target else UNMEASURED if missing else MET
-    return Goal(name, target, worst, status, detail)
+    return replace(goal, status=UNMEASURED) if missing and goal.status == MET else goal
 
 
-def _memory_goal(bench: Bench) -> Goal:
+def _memory_goal(bench: AttentionBench) -> Goal:
     """The growth of what is held beside inputs and result, of every backend but `reference`."""
     name = "memory: exponent of n by which the peak beside inputs and result grows (largest)"
     found: list[tuple[float, str]] = []
@@ -145,15 +132,13 @@ def _memory_goal(bench: Bench) -> Goal:
         points = [
             (c.n, float(c.extra_bytes))
             for c in own
-            if (c.label, c.backend) == (label, backend)
-            and c.extra_bytes
-            and c.gate_error is not None
+            if (c.label, c.backend) == (label, backend) and c.extra_bytes and c.correctness
         ]
         if len(points) >= 3:
             exponent = growth_exponent(points)
             found.append((exponent, f"{label} on {backend} {exponent:.2f}"))
     if not found:
-        return Goal(name, LINEAR, None, UNMEASURED, "fewer than three lengths were measured")
+        return unmeasured(name, LINEAR, "fewer than three lengths were measured")
     worst = max(exponent for exponent, _ in found)
     detail = "; ".join(text for _, text in sorted(found, reverse=True))
-    return Goal(name, LINEAR, worst, MET if worst <= LINEAR else MISSED, detail)
+    return judged(name, LINEAR, worst, detail, at_least=False)

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sa_patch.benchmark.attention.goals import Goal
-from sa_patch.files.atomic_write import write_whole
+from sa_patch.benchmark.goals import Goal
+from sa_patch.benchmark.record import FAILED, Cell
 
 SCHEMA = 1
 KIND = "sa_patch prefill benchmark"
-TIMED, SKIPPED, OUT_OF_MEMORY, FAILED = "timed", "skipped", "out of memory", "failed"
 
 
-@dataclass
-class Prefill:
+@dataclass(kw_only=True)
+class Prefill(Cell):
     """One way to run one model on prompts of one length.
 
+    A call is timed from token ids to the last token's logits and a filled cache, permutations and
+    plans made anew; `extra_bytes` is beside the weights.
+
     Args:
-        model, n, label, backend, full: which; `full` where every query sees all keys before it.
-        status: one of "timed", "skipped", "out of memory" and "failed".
-        reason: why it was not timed.
-        seconds: of every timed prefill: from token ids to the last token's logits and a filled
-            cache, permutations and plans made anew.
-        peak_bytes: peak of memory beside the weights; None if not measured.
+        model: its name.
+        full: whether every query sees all keys before it.
         parts: seconds in each of `PARTS`, from one more pass; they add up to that pass.
         calls: how often each backend was called in one pass.
         draw_seconds: drawing one layer's permutation; None for other patterns.
@@ -35,14 +31,7 @@ class Prefill:
     """
 
     model: str
-    n: int
-    label: str
-    backend: str
     full: bool
-    status: str = SKIPPED
-    reason: str = ""
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
     parts: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     draw_seconds: float | None = None
@@ -53,8 +42,21 @@ class Prefill:
         return f"{self.label}, {self.backend}" if self.backend else self.label
 
     @property
+    def seconds(self) -> list[float]:
+        """Of every timed call."""
+        return [ms / 1e3 for ms in self.samples_ms]
+
+    @property
     def median(self) -> float | None:
-        return statistics.median(self.seconds) if self.seconds else None
+        """Seconds; None where it was not timed."""
+        return None if self.median_ms is None else self.median_ms / 1e3
+
+    def content(self) -> dict[str, Any]:
+        """The cell as JSON values."""
+        values = dataclasses.asdict(self)
+        for name in ("samples_ms", "started_s"):
+            del values[name]
+        return values | {"seconds": self.seconds, "peak_bytes": values.pop("extra_bytes")}
 
 
 @dataclass
@@ -83,6 +85,7 @@ class PrefillBench:
     """A whole run.
 
     Args:
+        provenance, options: as in a benchmark of attention.
         models: facts of each model by name: layers, parameters, whether its weights are random.
         refused: per model, what could not take part and why.
     """
@@ -116,14 +119,18 @@ class PrefillBench:
             if one.status == FAILED
         ]
 
+    def content(self) -> dict[str, Any]:
+        """The run as JSON values."""
+        cells = [one.content() for one in self.prefills]
+        return {"kind": KIND, "schema": SCHEMA} | dataclasses.asdict(self) | {"prefills": cells}
 
-def best_full(cells: list[Prefill]) -> Prefill | None:
-    """The fastest full attention among timed cells."""
-    timed = [one for one in cells if one.full and one.median is not None]
+
+def fastest(cells: Sequence[Prefill]) -> Prefill | None:
+    """The one with the least median among timed cells."""
+    timed = [one for one in cells if one.median is not None]
     return min(timed, key=lambda one: one.median or 0.0, default=None)
 
 
-def write_json(path: Path, bench: PrefillBench) -> None:
-    """Write a run as JSON."""
-    content = {"kind": KIND, "schema": SCHEMA} | dataclasses.asdict(bench)
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+def best_full(cells: Sequence[Prefill]) -> Prefill | None:
+    """The fastest full attention among timed cells."""
+    return fastest([one for one in cells if one.full])

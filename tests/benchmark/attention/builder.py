@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sa_patch.benchmark.attention.options import BenchOptions, make_options
-from sa_patch.benchmark.attention.record import Cell
+from sa_patch.benchmark.attention.options import AttentionOptions, make_options
+from sa_patch.benchmark.attention.record import AttentionCell
 from sa_patch.benchmark.attention.run import BenchOutcome, run_bench
 from sa_patch.kernels import BACKENDS, Backend
 
@@ -23,7 +23,7 @@ class Console:
         self.text += " ".join(str(each) for each in objects) + "\n"
 
 
-def tiny(out: Path, **given: Any) -> BenchOptions:
+def tiny(out: Path, **given: Any) -> AttentionOptions:
     values: dict[str, Any] = {
         "n": (32, 64),
         "heads": 4,
@@ -58,5 +58,5 @@ def register(
     monkeypatch.setitem(BACKENDS, name, backend)
 
 
-def cells_of(outcome: BenchOutcome, backend: str) -> list[Cell]:
+def cells_of(outcome: BenchOutcome, backend: str) -> list[AttentionCell]:
     return [cell for cell in outcome.bench.cells if cell.backend == backend]

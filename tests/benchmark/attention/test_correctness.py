@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sa_patch import sparse_attention
-from sa_patch.benchmark.attention.candidates import TwoSidedBand
+from sa_patch.benchmark.attention.candidates import Candidate, TwoSidedBand
 from sa_patch.benchmark.attention.correctness import (
     FP32_TOLERANCE,
     HALF_FACTOR,
@@ -20,7 +20,6 @@ from sa_patch.benchmark.attention.correctness import (
     merge,
     sample_positions,
 )
-from sa_patch.benchmark.attention.time_plan import needed_work
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 from tests.laws.strategies import Case, make_case
 from tests.oracle import choice_margin
@@ -160,10 +159,8 @@ def test_a_two_sided_band_counts_what_it_shows(n: int, window: int) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("n", [3, 20, 121])
 def test_needed_work_is_the_measured_number_of_pairs(pattern: Pattern, n: int) -> None:
-    from sa_patch.benchmark.attention.candidates import Candidate
-
     one = Candidate("x", "x", "x", pattern, lambda q, k, v, layer: q)
     for layer in (0, 5):
         pairs = float(pattern.count_visible(n, layer=layer, heads=2).double().mean(0).sum())
         dots = float(pattern.selection_dots(n).sum())
-        assert needed_work(one, n) == pytest.approx(2 * pairs + dots, rel=1e-12)
+        assert one.needed_work(n) == pytest.approx(2 * pairs + dots, rel=1e-12)

@@ -15,16 +15,15 @@ import pytest
 
 from sa_patch.benchmark.attention import figure
 from sa_patch.benchmark.attention.record import (
-    SKIPPED,
-    TIMED,
-    WRONG,
-    Bench,
-    Cell,
+    AttentionBench,
+    AttentionCell,
     paired_ratios,
     read_bench,
 )
-from sa_patch.benchmark.attention.tables import markdown, number, ordered, ratio_table, summary_rows
+from sa_patch.benchmark.attention.tables import markdown, ratio_table, summary_rows
 from sa_patch.benchmark.clock import Ceilings, better
+from sa_patch.benchmark.record import SKIPPED, TIMED, WRONG
+from sa_patch.benchmark.tables import number, ordered
 from sa_patch.errors import UserError
 
 
@@ -44,9 +43,11 @@ def test_a_torn_or_foreign_record_is_refused(
 
 def made(
     n: int, label: str, backend: str, ms: Sequence[float], window: int | None = None, **rest: Any
-) -> Cell:
-    method = label.partition(":")[0]
-    cell = Cell(n, label, method, backend, rest.pop("rival", False), window, status=TIMED)
+) -> AttentionCell:
+    method, rival = label.partition(":")[0], rest.pop("rival", False)
+    cell = AttentionCell(
+        n=n, label=label, method=method, backend=backend, rival=rival, window=window, status=TIMED
+    )
     cell.samples_ms, cell.flops, cell.io_bytes = list(ms), 2e9, 10**6
     cell.started_s = [float(index) for index in range(len(ms))]
     return dataclasses.replace(cell, **rest)
@@ -55,14 +56,14 @@ def made(
 CEILINGS = Ceilings(100.0, 10.0, 1 << 20, 512, (1.0,), (1.0,))
 
 
-def bench_of(*cells: Cell) -> Bench:
+def bench_of(*cells: AttentionCell) -> AttentionBench:
     hardware = {"cpu": "a processor", "gpus": [], "torch_threads": 1}
     provenance = {"hardware": hardware, "versions": {"torch": "2"}, "git": None, "started": "now"}
     options = {
         **{"heads": 4, "kv_heads": 2, "head_dim": 8, "batch": 1, "dtype": "float32"},
         **{"device": "cpu", "threads": None},
     }
-    return Bench(provenance, options, CEILINGS, list(cells), complete=True)
+    return AttentionBench(provenance, options, CEILINGS, list(cells), complete=True)
 
 
 def test_figures_that_follow_from_the_samples() -> None:
@@ -151,8 +152,8 @@ def test_each_window_has_a_panel_with_its_own_lines() -> None:
     cells.append(made(64, "moba:block_size=8,topk=2", "banded", [], 16, status=WRONG))
     chosen = figure.panels(bench_of(*cells))
     assert {w: {one.label for one in drawn} for w, drawn in chosen.items()} == {
-        8: {"SDPA full", "swa:window=8"},
-        16: {"SDPA full", "swa:window=16", "sa:window=16,seed=0"},
+        8: {"SDPA full", "swa:window=8, banded"},
+        16: {"SDPA full", "swa:window=16, banded", "sa:window=16,seed=0, reference"},
     }
     drawn = figure.draw(bench_of(*cells))
     for axes, lines in zip(drawn.axes, chosen.values(), strict=True):

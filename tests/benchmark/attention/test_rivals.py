@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa_patch.benchmark.attention.record import TIMED, WRONG
+from sa_patch.benchmark.record import TIMED, WRONG
 from sa_patch.kernels import BACKENDS, Backend
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.patterns import Full, Pattern

@@ -1,4 +1,4 @@
-"""The benchmark from end to end on tiny shapes: gate, record, files, interrupts, rivals.
+"""The benchmark from end to end on tiny shapes: checks, record, files, interrupts, rivals.
 
 Nothing here asserts a time. Seen red when a cell that failed its check was timed all the same or
 left the exit status 0, `layer` was the same in two calls, and only the first row was checked.
@@ -12,15 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa_patch.benchmark.attention.record import (
-    FAILED,
-    OUT_OF_MEMORY,
-    TIMED,
-    WRONG,
-    read_bench,
-    write_bench,
-)
+from sa_patch.benchmark.attention.record import read_bench
 from sa_patch.benchmark.clock import Clock
+from sa_patch.benchmark.output import write_results
+from sa_patch.benchmark.record import FAILED, OUT_OF_MEMORY, TIMED, WRONG
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, Backend, Spans, reference
 from sa_patch.patterns import SWA, Pattern
@@ -44,7 +39,7 @@ def test_a_run_times_every_method_on_every_backend_beside_sdpa(tmp_path: Path) -
         assert {(cell.label, cell.backend) for cell in bench.at(n)} == expected
     for cell in bench.cells:
         assert cell.status == TIMED and len(cell.samples_ms) == 4
-        assert cell.gate_error is not None and cell.gate_error <= 1e-5
+        assert cell.correctness is not None and cell.correctness.error <= 1e-5
         assert cell.extra_bytes is not None and cell.extra_bytes > 0
         # q and the result have 4 heads, k and v 2: 12 rows of 8 floats for each token.
         assert cell.io_bytes == 12 * cell.n * 8 * 4
@@ -83,7 +78,7 @@ def test_a_wrong_backend_gets_no_time_and_exit_status_1(
     assert [cell.status for cell in bad] == [WRONG, WRONG]
     for cell in bad:
         assert cell.samples_ms == [] and cell.median_ms is None and cell.quartiles_ms is None
-        assert cell.gate_error is not None and cell.gate_error > 1e-3
+        assert cell.correctness is not None and cell.correctness.error > 1e-3
         assert "off by" in cell.reason and outcome.bench.rates(cell) is None
     assert all(c.status == TIMED for c in outcome.bench.cells if c not in bad)
     assert "WRONG" in console.text and "wrong: off by" in console.text
@@ -140,7 +135,7 @@ def test_the_record_survives_writing_and_reading(tmp_path: Path) -> None:
     path = tmp_path / "attention.json"
     back = read_bench(path)
     assert back.cells == outcome.bench.cells and back.ceilings == outcome.bench.ceilings
-    write_bench(tmp_path / "again.json", back)
+    write_results(tmp_path / "again", back.content())
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
     content = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
     assert content["schema"] == 1 and content["options"]["batch"] == 2
@@ -167,7 +162,7 @@ def test_a_folder_in_the_way_is_refused_before_anything_slow(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(Clock, "milliseconds", lambda *args: pytest.fail("something was timed"))
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot be written"):
         run(tmp_path / "file")
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sa_patch.benchmark.attention.record import SKIPPED, TIMED, read_bench
+from sa_patch.benchmark.attention.record import read_bench
+from sa_patch.benchmark.record import SKIPPED, TIMED
 from sa_patch.kernels import reference
 from sa_patch.patterns import Pattern
 from tests.benchmark.attention.builder import cells_of, register, run

@@ -9,18 +9,24 @@ from typing import Any
 
 import pytest
 
-from sa_patch.benchmark.attention.goals import MET, MISSED, UNMEASURED
-from sa_patch.benchmark.goal_lines import goal_lines
+from sa_patch.benchmark.goals import MET, MISSED, UNMEASURED, goal_lines
+from sa_patch.benchmark.output import write_results
 from sa_patch.benchmark.prefill.goals import JUDGED, judge_goals
 from sa_patch.benchmark.prefill.parts import CORE
-from sa_patch.benchmark.prefill.record import TIMED, Prefill, PrefillBench, write_json
+from sa_patch.benchmark.prefill.record import Prefill, PrefillBench
 from sa_patch.benchmark.prefill.tables import markdown
+from sa_patch.benchmark.record import TIMED
 
 
 def cell(n: int, label: str, backend: str, seconds: float | None, **rest: Any) -> Prefill:
-    timed = {"seconds": [seconds], "status": TIMED} if seconds is not None else {}
-    full = label in ("stock", "full")
-    return Prefill("qwen3-8b", n, label, backend, full, **(timed | rest))
+    timed = {"samples_ms": [1e3 * seconds], "status": TIMED} if seconds is not None else {}
+    values: dict[str, Any] = {
+        "n": n,
+        "label": label,
+        "backend": backend,
+        "full": label in ("stock", "full"),
+    }
+    return Prefill(model="qwen3-8b", **(values | timed | rest))
 
 
 def judged(*cells: Prefill) -> dict[str, tuple[str, float | None]]:
@@ -30,19 +36,19 @@ def judged(*cells: Prefill) -> dict[str, tuple[str, float | None]]:
 
 def test_goals_take_the_fastest_rival_and_our_fastest_backend() -> None:
     found = judged(
-        cell(32768, "stock", "", 3.0, peak_bytes=100),
+        cell(32768, "stock", "", 3.0, extra_bytes=100),
         cell(32768, "full", "flash", 1.5),
         cell(
             32768,
             JUDGED,
             "triton",
             1.0,
-            peak_bytes=101,
+            extra_bytes=101,
             draw_seconds=1e-3,
             calls={"triton": 36},
             parts={CORE: 0.36},
         ),
-        cell(32768, JUDGED, "banded", 9.0, peak_bytes=10),
+        cell(32768, JUDGED, "banded", 9.0, extra_bytes=10),
         cell(131072, "stock", "", 20.0),
         cell(131072, "full", "flash", 8.0),
         cell(131072, JUDGED, "triton", 4.0),
@@ -69,7 +75,7 @@ def test_goals_are_in_the_files_as_they_were_judged(tmp_path: Path) -> None:
     cells = [cell(32768, "stock", "", 3.0), cell(32768, JUDGED, "triton", 1.5)]
     bench = PrefillBench(provenance, options, prefills=cells)
     bench.goals = judge_goals(bench, "qwen3-8b")
-    write_json(tmp_path / "prefill.json", bench)
+    write_results(tmp_path / "prefill", bench.content())
     (met, far, *_) = json.loads((tmp_path / "prefill.json").read_text())["goals"]
     assert (met["status"], met["value"], far["status"]) == (MET, 2.0, UNMEASURED)
     assert met["detail"] == "1.50 s on triton, 3.00 s stock"

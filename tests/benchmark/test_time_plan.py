@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from sa_patch.benchmark.attention.candidates import Candidate
-from sa_patch.benchmark.attention.options import BenchOptions, make_options, prepare_folder
-from sa_patch.benchmark.attention.time_plan import (
+from sa_patch.benchmark.attention.options import AttentionOptions, make_options
+from sa_patch.benchmark.time_plan import (
     History,
     Seen,
     length_share,
     refuse,
     repetitions,
-    spread,
+    rounds_of,
 )
 from sa_patch.errors import UserError
+from sa_patch.files.artifacts import check_folder
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 
 
@@ -84,7 +85,7 @@ def test_repetitions_share_the_time_alike() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 7, 15])
 def test_a_cell_takes_part_in_rounds_spread_over_the_whole(count: int) -> None:
-    chosen = spread(count, 15)
+    chosen = rounds_of(count, 15)
     assert len(chosen) == count and chosen <= set(range(15))
     if count > 1:
         assert min(chosen) == 0 and max(chosen) >= 15 - 15 / count - 1
@@ -171,13 +172,13 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot make the folder"):
-        prepare_folder(tmp_path / "file" / "bench")
-    prepare_folder(tmp_path / "new" / "bench")
+    with pytest.raises(UserError, match="cannot be written"):
+        check_folder(tmp_path / "file" / "bench")
+    check_folder(tmp_path / "new" / "bench")
     assert (tmp_path / "new" / "bench").is_dir()
 
 
 def test_options_cannot_be_changed() -> None:
-    options: BenchOptions = make_options(device="cpu")
+    options: AttentionOptions = make_options(device="cpu")
     with pytest.raises(AttributeError):
         options.batch = 2  # type: ignore[misc]
