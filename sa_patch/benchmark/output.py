@@ -1,36 +1,19 @@
-"""Where results go: lines to a terminal, and files that are whole or not there at all."""
+"""Where results go: files that are whole or not there at all."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_whole
 
 Say = Callable[[str], None]
-
-
-class Console(Protocol):
-    """What is needed of rich's console, so that a machine without rich can do."""
-
-    def print(self, *objects: Any, **style: Any) -> None: ...
-
-
-class PlainConsole:
-    """Prints without rich."""
-
-    def print(self, *objects: Any, **style: Any) -> None:
-        print(*objects, flush=True)
-
-
-def printer(console: Console, style: str | None = None) -> Say:
-    """Prints single lines as they are, which rich would wrap and colour."""
-    return lambda line: console.print(
-        line, style=style, highlight=False, markup=False, soft_wrap=True
-    )
+"""Takes a line of progress; by default it is printed at once."""
+say_line: Say = partial(print, flush=True)
 
 
 def write_results(
@@ -50,8 +33,12 @@ def write_results(
     files = {".json": (json.dumps(content, indent=1) + "\n").encode()}
     if markdown is not None:
         files[".md"] = markdown.encode()
-    if (image := _drawn(draw) if draw else None) is not None:
-        files[".png"] = image
+    if draw is not None:
+        try:
+            files[".png"] = draw()
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] != "matplotlib":
+                raise
     written = {stem.with_name(stem.name + suffix): data for suffix, data in files.items()}
     try:
         for path, data in written.items():
@@ -76,12 +63,3 @@ def read_content(path: Path, kind: str, schema: int) -> dict[str, Any]:
     if content.get("schema") != schema:
         raise UserError(f"{path} has schema {content.get('schema')}; this version reads {schema}")
     return content
-
-
-def _drawn(draw: Callable[[], bytes]) -> bytes | None:
-    try:
-        return draw()
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        return None

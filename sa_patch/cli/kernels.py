@@ -41,15 +41,13 @@ def _methods(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from sa_patch.benchmark.arguments import ATTENTION_OPTIONS
     from sa_patch.benchmark.attention.options import make_options
     from sa_patch.benchmark.attention.run import run_bench
 
     fields = [name.replace("-", "_") for name, _, _ in ATTENTION_OPTIONS]
     given = {field: getattr(options, field) for field in fields}
-    outcome = run_bench(make_options(**given), Console(), command=options.command_line)
+    outcome = run_bench(make_options(**given), command=options.command_line)
     for path in outcome.files:
         print(path)
     return outcome.exit_status

@@ -26,7 +26,7 @@ from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 
 
 def contestant(name: str, pattern: Pattern, dense: bool = False) -> Candidate:
-    return Candidate(name, pattern.name, "b", pattern, lambda q, k, v, layer: q, dense=dense)
+    return Candidate(name, "b", pattern, lambda q, k, v, layer: q, dense=dense)
 
 
 def test_time_grows_with_the_needed_work_and_a_dense_mask_as_the_square() -> None:

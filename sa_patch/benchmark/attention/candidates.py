@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import BACKENDS, choose_backend, sparse_attention
+from sa_patch.kernels import BACKENDS, Backend, sparse_attention
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.triton.backend import interpreting
 from sa_patch.patterns import SA, SWA, Full, Pattern
@@ -20,45 +20,18 @@ from sa_patch.patterns import SA, SWA, Full, Pattern
 BASELINE = "SDPA full"
 
 
-class Visibility(Protocol):
-    """What the check of a result and the count of FLOPs need to know of a pattern."""
-
-    def visible(
-        self,
-        query_positions: Tensor,
-        seq_len: int,
-        *,
-        layer: int = 0,
-        heads: int = 1,
-        q: Tensor | None = None,
-        k: Tensor | None = None,
-    ) -> Tensor: ...
-
-    def keys_per_query(self, seq_len: int) -> Tensor: ...
-
-    def selection_dots(self, seq_len: int) -> Tensor: ...
-
-
 @dataclass(frozen=True)
-class TwoSidedBand:
+class TwoSidedBand(Pattern):
     """Keys with ``|i - j| < window``: stochastic attention's band before causality.
 
-    No pattern of this package, for it looks into the future: a rival's task, on which fused
+    Not one to patch a model with, for it looks into the future: a rival's task, on which fused
     kernels show what the hardware gives for a band of this width.
     """
 
     window: int
+    name = "band"
 
-    def visible(
-        self,
-        query_positions: Tensor,
-        seq_len: int,
-        *,
-        layer: int = 0,
-        heads: int = 1,
-        q: Tensor | None = None,
-        k: Tensor | None = None,
-    ) -> Tensor:
+    def visible(self, query_positions: Tensor, seq_len: int, **rest: Any) -> Tensor:
         keys = torch.arange(seq_len, device=query_positions.device)
         return ((query_positions[:, None] - keys).abs() < self.window)[None]
 
@@ -67,8 +40,12 @@ class TwoSidedBand:
         before = positions.clamp(max=self.window - 1)
         return 1 + before + before.flip(0)
 
-    def selection_dots(self, seq_len: int) -> Tensor:
-        return torch.zeros(seq_len, dtype=torch.float64)
+    def saturated(self, seq_len: int) -> bool:
+        return self.window >= seq_len
+
+    @property
+    def effective_window(self) -> int:
+        return self.window
 
 
 class Call(Protocol):
@@ -83,7 +60,6 @@ class Candidate:
 
     Args:
         label: what is computed: a pattern's text form, or a rival's name.
-        method: the pattern's short name; of a rival "full", "swa" or "band".
         backend: who computes it: a backend's name, "torch" or FlashAttention's version.
         shown: which keys are visible.
         dense: whether its time and memory grow as n squared whatever the pattern.
@@ -91,9 +67,8 @@ class Candidate:
     """
 
     label: str
-    method: str
     backend: str
-    shown: Visibility
+    shown: Pattern
     call: Call
     dense: bool = False
     rival: bool = False
@@ -136,13 +111,10 @@ def gather(
     refused = []
     for pattern in patterns:
         for name in backends:
-            ok, reason = BACKENDS[name].supports(pattern, q, k)
-            if ok and interpreted(name, q):
-                ok, reason = False, "interpreted kernels run for correctness, never for time"
-            if ok:
-                found.append(_on_backend(pattern, name))
-            else:
+            if reason := refusal(pattern, BACKENDS[name], q, k):
                 refused.append(NotServed(str(pattern), name, reason))
+            else:
+                found.append(_on_backend(pattern, name))
     served = {(one.label, one.backend) for one in found}
     windows = [p.window for p in patterns if isinstance(p, (SA, SWA))]
     rivals, absent = _flash_rivals(list(dict.fromkeys(windows)), q, k)
@@ -150,23 +122,31 @@ def gather(
     return found, refused + absent
 
 
-def interpreted(backend: str, q: Tensor) -> bool:
-    """Whether this backend's kernels would run in Triton's interpreter."""
-    return backend == "triton" and (q.device.type == "cpu" or interpreting())
+def refusal(
+    pattern: Pattern, backend: Backend, q: Tensor, k: Tensor, *, interpreted: bool = False
+) -> str:
+    """Why a backend has no time for a pattern on inputs like q and k; empty where it has one.
 
-
-def automatic(pattern: Pattern, q: Tensor, k: Tensor) -> str:
-    """The backend that `auto` takes."""
-    return choose_backend(pattern, q, k).name
+    Args:
+        interpreted: whether kernels in Triton's interpreter may take part, whose times mean
+            nothing.
+    """
+    ok, reason = backend.supports(pattern, q, k)
+    if (
+        ok
+        and not interpreted
+        and backend.name == "triton"
+        and (q.device.type == "cpu" or interpreting())
+    ):
+        return "interpreted kernels run for correctness, never for time"
+    return "" if ok else reason
 
 
 def _on_backend(pattern: Pattern, backend: str) -> Candidate:
     def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         return sparse_attention(q, k, v, pattern, layer=layer, backend=backend)
 
-    return Candidate(
-        str(pattern), pattern.name, backend, pattern, call, dense=backend == "reference"
-    )
+    return Candidate(str(pattern), backend, pattern, call, dense=backend == "reference")
 
 
 def _baseline() -> Candidate:
@@ -175,7 +155,7 @@ def _baseline() -> Candidate:
             q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
         )
 
-    return Candidate(BASELINE, "full", "torch", Full(), call, rival=True)
+    return Candidate(BASELINE, "torch", Full(), call, rival=True)
 
 
 def _flash_rivals(
@@ -186,7 +166,7 @@ def _flash_rivals(
     refused: list[NotServed] = []
     try:
         library = flash.serving(q, k, windowed=False)
-        found.append(Candidate(str(Full()), "full", library, Full(), _flash_full, rival=True))
+        found.append(Candidate(str(Full()), library, Full(), _flash_full, rival=True))
     except UserError as error:
         refused.append(NotServed("rival: full", "FlashAttention", str(error)))
     try:
@@ -195,9 +175,9 @@ def _flash_rivals(
         return found, [*refused, NotServed("rival: bands", "FlashAttention", str(error))]
     for w in windows:
         label, both = f"two-sided band ({w - 1}, {w - 1})", _flash_band(w - 1, w - 1)
-        found.append(Candidate(label, "band", library, TwoSidedBand(w), both, rival=True))
+        found.append(Candidate(label, library, TwoSidedBand(w), both, rival=True))
         behind = _flash_band(w - 1, 0)
-        found.append(Candidate(str(SWA(w)), "swa", library, SWA(w), behind, rival=True))
+        found.append(Candidate(str(SWA(w)), library, SWA(w), behind, rival=True))
     return found, refused
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -143,12 +144,11 @@ def check(case: Case, device: str) -> Checked:
     return Checked(case, status, worst, verdict.tolerance, verdict.reason)
 
 
-def tally(checks: Sequence[Checked]) -> dict[str, dict[str, int]]:
+def tally(checks: Sequence[Checked]) -> dict[str, Counter[str]]:
     """How many cases of each backend have each status."""
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, Counter[str]] = {}
     for one in checks:
-        counts = found.setdefault(one.case.backend, {})
-        counts[one.status] = counts.get(one.status, 0) + 1
+        found.setdefault(one.case.backend, Counter())[one.status] += 1
     return found
 
 

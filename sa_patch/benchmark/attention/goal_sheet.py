@@ -1,6 +1,6 @@
 """The GPU goal sheet: correctness, the table and the goals, within a time limit, offline.
 
-Needs torch and the kernels' own packages only; rich and matplotlib are used where they are
+Needs torch and the kernels' own packages only; matplotlib is used where it is
 installed. Everything measured so far is on disk whenever it is stopped.
 """
 
@@ -21,7 +21,7 @@ from sa_patch.benchmark.attention.record import AttentionBench
 from sa_patch.benchmark.attention.run import run_bench
 from sa_patch.benchmark.attention.tables import markdown
 from sa_patch.benchmark.goals import Goal, goal_lines, goals_markdown, unmeasured
-from sa_patch.benchmark.output import Console, PlainConsole, printer, write_results
+from sa_patch.benchmark.output import Say, say_line, write_results
 from sa_patch.benchmark.record import FAILED, WRONG, machine, packages, provenance
 from sa_patch.benchmark.tables import bullets
 from sa_patch.files.artifacts import check_folder
@@ -115,7 +115,7 @@ def run_goal_sheet(
     device: str = "cuda",
     small: bool = False,
     budget: float = BUDGET,
-    console: Console | None = None,
+    say: Say = say_line,
 ) -> int:
     """Check, measure, judge, and write ``goals.json``, ``goals.md`` and the tables into `out`.
 
@@ -130,8 +130,6 @@ def run_goal_sheet(
     Raises:
         UserError: if there is no CUDA device, or the folder cannot be written.
     """
-    console = console or PlainConsole()
-    say = printer(console)
     deadline = time.monotonic() + budget
     main = _table_options(out, device, small)
     check_folder(out)
@@ -149,7 +147,7 @@ def run_goal_sheet(
         seconds = max(1.0, share * (deadline - time.monotonic()))
         sheet.benches[stem] = run_bench(
             dataclasses.replace(options, budget=seconds),
-            console,
+            say,
             stem=stem,
             json_only=stem != "attention",
             small_ceilings=sheet.rehearsal,

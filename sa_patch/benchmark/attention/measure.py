@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sa_patch.benchmark.attention.candidates import Candidate, Visibility, automatic, gather
+from sa_patch.benchmark.attention.candidates import Candidate, gather
 from sa_patch.benchmark.attention.correctness import Expected, expect, judge, merge
 from sa_patch.benchmark.attention.options import AttentionOptions
 from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
@@ -18,9 +18,10 @@ from sa_patch.benchmark.clock import Call
 from sa_patch.benchmark.measuring import Entry, Measuring
 from sa_patch.benchmark.record import WRONG
 from sa_patch.benchmark.time_plan import Seen
+from sa_patch.kernels import choose_backend
 from sa_patch.patterns import Pattern
 
-PROBE = 1024  # tokens of the call from which a first long length is predicted
+PROBE = 1024  # tokens of the calls from which a first long length is predicted
 PROBED_FROM = 4096
 CHECK_LAYER = 0
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -38,21 +39,26 @@ class AttentionMeasurer:
 
     def measure(self, n: int, share: float) -> None:
         """Check and time everything at length n within `share` of the time left."""
-        inputs = self._inputs(n)
-        contestants, refused = gather(
-            self.options.patterns(), self.options.backends, inputs[0], inputs[1]
-        )
-        self.bench.not_served += [one for one in refused if one not in self.bench.not_served]
         if n >= PROBED_FROM:
-            self._probe(contestants)
-        oracle: dict[Visibility, list[Expected]] = {}
+            # Learn what each takes on a short sequence, before a long one is risked.
+            known = self.measuring.history.seen
+            if unknown := [entry for entry in self._entries(PROBE)[1] if entry.key not in known]:
+                self.measuring.measure(PROBE, unknown, share=0, least_share=1)
+        cells, entries = self._entries(n)
+        self.bench.cells += cells
+        self.measuring.measure(n, entries, share, free_bytes=self.clock.free_bytes())
+
+    def _entries(self, n: int) -> tuple[list[AttentionCell], list[Entry]]:
+        inputs = self._inputs(n)
+        contestants, refused = gather(self.options.patterns(), self.options.backends, *inputs[:2])
+        self.bench.not_served += [one for one in refused if one not in self.bench.not_served]
+        oracle: dict[Pattern, list[Expected]] = {}
+        cells = [self._cell(one, n, inputs) for one in contestants]
         entries = []
-        for one in contestants:
-            cell = self._cell(one, n, inputs)
-            self.bench.cells.append(cell)
+        for one, cell in zip(contestants, cells, strict=True):
             check = partial(self._check, one, cell, inputs, oracle)
             entries.append(Entry(one, cell, check, partial(self._milliseconds, one, inputs)))
-        self.measuring.measure(n, entries, share, free_bytes=self.clock.free_bytes())
+        return cells, entries
 
     def _call(self, one: Candidate, inputs: Inputs, layer: int | None = None) -> Call:
         """A call to be measured, in a layer that no call had before unless one is given."""
@@ -76,45 +82,26 @@ class AttentionMeasurer:
 
     def _cell(self, one: Candidate, n: int, inputs: Inputs) -> AttentionCell:
         options, (q, k, v) = self.options, inputs
-        pattern = one.shown if isinstance(one.shown, Pattern) else None
-        window = pattern.effective_window if pattern else getattr(one.shown, "window", None)
-        chosen = not one.rival and pattern is not None and automatic(pattern, q, k) == one.backend
         per_row = 2.0 * options.head_dim * options.heads
         return AttentionCell(
             n=n,
             label=one.label,
-            method=one.method,
+            method=one.shown.name,
             backend=one.backend,
             rival=one.rival,
-            window=window,
-            automatic=chosen,
+            window=one.shown.effective_window,
+            automatic=not one.rival and choose_backend(one.shown, q, k).name == one.backend,
             mean_keys=float(one.shown.keys_per_query(n).mean()),
             flops=per_row * options.batch * one.needed_work(n),
             io_bytes=sum(t.numel() * t.element_size() for t in (q, k, v, q)),
         )
-
-    def _probe(self, contestants: list[Candidate]) -> None:
-        """Learn what each contestant takes on a short sequence, before a long one is risked."""
-        history = self.measuring.history
-        unknown = [one for one in contestants if one.key not in history.seen]
-        if not unknown:
-            return
-        self.measuring.say(f"trying {len(unknown)} contestants at {PROBE} tokens")
-        inputs = self._inputs(PROBE)
-        for one in unknown:
-            try:
-                self._call(one, inputs)()
-                extra = self.clock.memory(self._call(one, inputs))[1]
-                history.keep(one, Seen(PROBE, self._milliseconds(one, inputs), extra))
-            except Exception:  # the check at the length that was asked for records the reason
-                continue
 
     def _check(
         self,
         one: Candidate,
         cell: AttentionCell,
         inputs: Inputs,
-        oracle: dict[Visibility, list[Expected]],
+        oracle: dict[Pattern, list[Expected]],
     ) -> Seen | None:
         """Compare with the oracle and learn memory and time."""
         history = self.measuring.history
@@ -136,7 +123,7 @@ class AttentionMeasurer:
             return None
         return Seen(cell.n, ms, extra)
 
-    def _expected(self, shown: Visibility, inputs: Inputs) -> list[Expected]:
+    def _expected(self, shown: Pattern, inputs: Inputs) -> list[Expected]:
         """The oracle's rows for the first and the last sequence of the batch."""
         rows = sorted({0, self.options.batch - 1})
         seed = self.options.seed

@@ -16,10 +16,10 @@ from pathlib import Path
 from sa_patch.benchmark.attention.measure import AttentionMeasurer
 from sa_patch.benchmark.attention.options import AttentionOptions
 from sa_patch.benchmark.attention.record import AttentionBench
-from sa_patch.benchmark.attention.tables import ceilings_line, cell_line, markdown, print_summary
+from sa_patch.benchmark.attention.tables import ceilings_line, cell_line, markdown, summary
 from sa_patch.benchmark.clock import Clock, better, measure_ceilings, quiet_process
 from sa_patch.benchmark.measuring import Measuring
-from sa_patch.benchmark.output import Console, PlainConsole, printer, write_results
+from sa_patch.benchmark.output import Say, say_line, write_results
 from sa_patch.benchmark.record import provenance
 from sa_patch.benchmark.time_plan import length_share
 from sa_patch.files.artifacts import check_folder
@@ -43,7 +43,7 @@ class BenchOutcome:
 
 def run_bench(
     options: AttentionOptions,
-    console: Console | None = None,
+    say: Say = say_line,
     *,
     command: Sequence[str] = (),
     stem: str = "attention",
@@ -55,7 +55,7 @@ def run_bench(
     The JSON is rewritten after each length, and an interrupt keeps what was measured.
 
     Args:
-        console: rich's console or one like it; standard output by default.
+        say: takes a line of progress or of results.
         command: the command line, for the provenance.
         stem: of the files' names.
         json_only: write no Markdown and no figure.
@@ -65,8 +65,6 @@ def run_bench(
         UserError: if the folder cannot be written.
         KeyboardInterrupt: passed on once everything is on disk.
     """
-    console = console or PlainConsole()
-    say = printer(console, "dim")
     check_folder(options.out)
     with quiet_process(options.threads):
         bench = AttentionBench(provenance(command or sys.argv), options.described())
@@ -81,7 +79,7 @@ def run_bench(
             for index, n in enumerate(options.n):
                 measurer.measure(n, length_share(n, options.n[index:]))
                 for cell in bench.at(n):
-                    printer(console)(cell_line(bench, cell))
+                    say(cell_line(bench, cell))
                 write(options.out / stem, bench, json_only=json_only, figure=False)
             again = measure_ceilings(clock, options.torch_dtype, small=small_ceilings)
             bench.ceilings = better(ceilings, again)
@@ -89,7 +87,8 @@ def run_bench(
         finally:
             bench.provenance["ended"] = now()
             files = write(options.out / stem, bench, json_only=json_only)
-    print_summary(bench, console)
+    for line in summary(bench):
+        say(line)
     return BenchOutcome(bench, files, int(bool(bench.wrong())))
 
 

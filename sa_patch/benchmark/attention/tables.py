@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
 
 from sa_patch.benchmark.attention.candidates import BASELINE
 from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell, paired_ratios
@@ -72,47 +71,30 @@ def markdown(bench: AttentionBench, title: str = "Attention benchmark") -> str:
     return "\n\n".join([*parts, "## How to read it", NOTES]) + "\n"
 
 
-def print_summary(bench: AttentionBench, console: Any) -> None:
-    """Medians and speed-ups, a column for each length; as plain text where rich is missing."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        Console = None  # type: ignore[assignment,misc]
-    rows, lengths = summary_rows(bench), bench.lengths()
-    title = "median ms, and how many times faster than SDPA full"
-    if Console is None or not isinstance(console, Console):
-        console.print(title)
-        for name, backend, texts in rows:
-            joined = "  ".join(f"{text:>18s}" for text in texts)
-            console.print(f"{name:30s} {backend:14s} {joined}")
-        return
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("what", overflow="fold")
-    table.add_column("backend", overflow="fold")
-    for n in lengths:
-        table.add_column(f"{n:,}", justify="right", no_wrap=True)
-    for name, backend, texts in rows:
-        table.add_row(name, backend, *(text.replace(" ", "\n", 1) for text in texts))
-    console.print(table)
+def summary(bench: AttentionBench) -> list[str]:
+    """Medians and speed-ups as lines for a terminal, a column for each length."""
+    rows = [["what", "backend", *(f"{n:,}" for n in bench.lengths())], *summary_rows(bench)]
+    what, backend, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["median ms, and how many times faster than SDPA full"]
+    for name, server, *texts in rows:
+        figures = (f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        lines.append("  ".join([f"{name:{what}}", f"{server:{backend}}", *figures]))
     if any(cell.automatic for cell in bench.cells):
-        console.print(f"{AUTO} the backend that auto takes at some of these lengths", style="dim")
+        lines.append(f"{AUTO} the backend that auto takes at some of these lengths")
+    return lines
 
 
-def summary_rows(bench: AttentionBench) -> list[tuple[str, str, list[str]]]:
+def summary_rows(bench: AttentionBench) -> list[list[str]]:
     """What, backend and one text for each length, in the order of the longest length."""
-    names: dict[tuple[str, str], bool] = {}
+    contestants: dict[tuple[str, str], dict[int, AttentionCell]] = {}
     for n in reversed(bench.lengths()):
         for cell in ordered(bench.at(n)):
-            key = (cell.label, cell.backend)
-            names[key] = names.get(key, False) or cell.automatic
+            contestants.setdefault((cell.label, cell.backend), {})[n] = cell
     rows = []
-    for (label, backend), automatic in names.items():
-        texts = []
-        for n in bench.lengths():
-            cells = [c for c in bench.at(n) if (c.label, c.backend) == (label, backend)]
-            texts.append(_summary(bench, cells[0]) if cells else "-")
-        rows.append((label, f"{backend} {AUTO}" if automatic else backend, texts))
+    for (label, backend), cells in contestants.items():
+        automatic = any(cell.automatic for cell in cells.values())
+        texts = [_summary(bench, cells[n]) if n in cells else "-" for n in bench.lengths()]
+        rows.append([label, f"{backend} {AUTO}" if automatic else backend, *texts])
     return rows
 
 

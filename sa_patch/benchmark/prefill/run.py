@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sa_patch.benchmark.clock import quiet_process
 from sa_patch.benchmark.goals import goal_lines
-from sa_patch.benchmark.output import Say, write_results
+from sa_patch.benchmark.output import Say, say_line, write_results
 from sa_patch.benchmark.prefill.correctness import verify
 from sa_patch.benchmark.prefill.goals import judge_goals
 from sa_patch.benchmark.prefill.measure import PrefillMeasurer
@@ -28,7 +28,7 @@ from sa_patch.models.free_memory import free_memory
 from sa_patch.patching import attention_layers
 
 
-def run_prefill(options: PrefillOptions, say: Say = print) -> PrefillBench:
+def run_prefill(options: PrefillOptions, say: Say = say_line) -> PrefillBench:
     """Measure, print, and write ``prefill.json``, ``.md`` and, of several lengths, ``.png``.
 
     The files are rewritten after each length; an interrupt keeps what was measured.

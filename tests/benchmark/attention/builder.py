@@ -13,16 +13,6 @@ from sa_patch.benchmark.attention.run import BenchOutcome, run_bench
 from sa_patch.kernels import BACKENDS, Backend
 
 
-class Console:
-    """Keeps what is printed."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def print(self, *objects: Any, **style: Any) -> None:
-        self.text += " ".join(str(each) for each in objects) + "\n"
-
-
 def tiny(out: Path, **given: Any) -> AttentionOptions:
     values: dict[str, Any] = {
         "n": (32, 64),
@@ -40,11 +30,11 @@ def tiny(out: Path, **given: Any) -> AttentionOptions:
 
 
 def run(
-    out: Path, console: Console | None = None, *, all_files: bool = False, **given: Any
+    out: Path, said: list[str] | None = None, *, all_files: bool = False, **given: Any
 ) -> BenchOutcome:
     return run_bench(
         tiny(out, **given),
-        console or Console(),
+        ([] if said is None else said).append,
         command=["bench"],
         json_only=not all_files,
         small_ceilings=True,

@@ -159,7 +159,7 @@ def test_a_two_sided_band_counts_what_it_shows(n: int, window: int) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("n", [3, 20, 121])
 def test_needed_work_is_the_measured_number_of_pairs(pattern: Pattern, n: int) -> None:
-    one = Candidate("x", "x", "x", pattern, lambda q, k, v, layer: q)
+    one = Candidate("x", "x", pattern, lambda q, k, v, layer: q)
     for layer in (0, 5):
         pairs = float(pattern.count_visible(n, layer=layer, heads=2).double().mean(0).sum())
         dots = float(pattern.selection_dots(n).sum())
