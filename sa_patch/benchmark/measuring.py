@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 from sa_patch.benchmark.clock import Clock
-from sa_patch.benchmark.output import Say
-from sa_patch.benchmark.record import TIMED, Cell
+from sa_patch.benchmark.record import TIMED, C
+from sa_patch.benchmark.tables import Say
 from sa_patch.benchmark.time_plan import (
     MIN_REPEATS,
     SPENT,
@@ -26,31 +27,10 @@ from sa_patch.benchmark.time_plan import (
 )
 
 WORTH_A_LINE = 5.0  # seconds
+K = TypeVar("K", bound=Contestant)
 
 
-@dataclass
-class Entry:
-    """One contestant at one length.
-
-    Args:
-        cell: its place in the record.
-        check: shows whether the result is right and what a call takes; None where no time may be
-            given, the reason then being in the cell.
-        milliseconds: makes one call and times it.
-    """
-
-    contestant: Contestant
-    cell: Cell
-    check: Callable[[], Seen | None]
-    milliseconds: Callable[[], float]
-
-    @property
-    def key(self) -> str:
-        return self.contestant.key
-
-
-@dataclass
-class Measuring:
+class Measurer(ABC, Generic[K, C]):
     """What lasts from one length to the next.
 
     Args:
@@ -61,75 +41,85 @@ class Measuring:
         seed: of the order of calls.
     """
 
-    clock: Clock
-    deadline: float
-    most: int
-    say: Say
-    least: int = MIN_REPEATS
-    seed: int = 0
-    history: History = field(default_factory=History)
+    def __init__(
+        self,
+        clock: Clock,
+        deadline: float,
+        most: int,
+        say: Say,
+        *,
+        least: int = MIN_REPEATS,
+        seed: int = 0,
+    ) -> None:
+        self.clock, self.deadline, self.say = clock, deadline, say
+        self.most, self.least = most, min(least, most)
+        self.history = History()
+        self._began = time.monotonic()
+        self._random = random.Random(seed)
 
-    def __post_init__(self) -> None:
-        self.least = min(self.least, self.most)
-        self.began = time.monotonic()
-        self._random = random.Random(self.seed)
+    @abstractmethod
+    def check(self, one: K, cell: C) -> Seen | None:
+        """See whether the result is right, and what a call takes.
+
+        Returns:
+            None where no time may be given, the reason then being in the cell.
+        """
+
+    @abstractmethod
+    def milliseconds(self, one: K) -> float:
+        """Make one call and time it."""
 
     def left(self) -> float:
         """Seconds of the budget."""
         return self.deadline - time.monotonic()
 
-    def measure(
+    def check_and_time(
         self,
         n: int,
-        entries: Sequence[Entry],
+        pairs: Sequence[tuple[K, C]],
         share: float,
         *,
         least_share: float | None = None,
         free_bytes: int | None = None,
-    ) -> list[Entry]:
+    ) -> None:
         """Check and time everything at length n.
 
         Args:
-            entries: the baseline first; their cells are in the record already, so that an
-                interrupt keeps them.
+            pairs: contestants with their cells, the baseline first. The cells are in the record
+                already, so that an interrupt keeps them.
             share: of the time left, what this length may take.
             least_share: what the checks and the fewest repetitions may take of it; `share` by
                 default.
             free_bytes: memory that can be taken; by default as much as is asked for.
-
-        Returns:
-            Those that were timed.
         """
         reasons = refuse(
-            [entry.contestant for entry in entries],
+            [one for one, _ in pairs],
             self.history,
             n,
             seconds=self.left() * (share if least_share is None else least_share),
             free_bytes=free_bytes,
             least=self.least,
         )
-        for entry in entries:
-            interrupted = "interrupted before it was timed often enough"
-            entry.cell.reason = reasons.get(entry.key, interrupted)
-        self.say(f"n = {n}: checking {len(entries) - len(reasons)} contestants")
-        ready: list[Entry] = []
+        for one, cell in pairs:
+            cell.reason = reasons.get(one.key, "interrupted before it was timed often enough")
+        self.say(f"n = {n}: checking {len(pairs) - len(reasons)} contestants")
+        ready: list[tuple[K, C]] = []
         owed = 0.0  # seconds of repetitions, which come later and must still find their time
-        for entry in entries:
-            if entry.key not in reasons and (seen := self._check(entry, owed)) is not None:
-                self.history.keep(entry.contestant, seen)
+        for one, cell in pairs:
+            if one.key not in reasons and (seen := self._check(one, cell, owed)) is not None:
+                self.history.keep(one, seen)
                 owed += self.least * seen.ms / 1e3
-                ready.append(entry)
+                ready.append((one, cell))
         self._take_turns(n, ready, share)
         self.clock.forget()
-        return [entry for entry in ready if entry.cell.status == TIMED]
 
-    def _check(self, entry: Entry, owed: float) -> Seen | None:
-        started, cell = time.monotonic(), entry.cell
+    def _check(self, one: K, cell: C, owed: float) -> Seen | None:
+        started = time.monotonic()
         if self.left() <= owed:
             cell.reason = SPENT
             return None
         try:
-            return entry.check()
+            return self.check(one, cell)
         except Exception as error:
             cell.give_up(error)
             self.clock.forget()
@@ -138,8 +128,8 @@ class Measuring:
             if (seconds := time.monotonic() - started) > WORTH_A_LINE:
                 self.say(f"  {cell.label} on {cell.backend}: check and compilation {seconds:.0f} s")
 
-    def _take_turns(self, n: int, ready: Sequence[Entry], share: float) -> None:
-        expected = {entry.key: self.history.seen[entry.key].ms for entry in ready}
+    def _take_turns(self, n: int, ready: Sequence[tuple[K, C]], share: float) -> None:
+        expected = {one.key: self.history.seen[one.key].ms for one, _ in ready}
         counts = repetitions(
             expected, seconds=max(0.0, self.left() * share), most=self.most, least=self.least
         )
@@ -149,20 +139,20 @@ class Measuring:
         alive = list(ready)
         for turn in range(rounds):
             self._random.shuffle(alive)
-            for entry in list(alive):
-                late = entry.cell.status == TIMED and self.left() < expected[entry.key] / 1e3
-                if turn in turns[entry.key] and not late and not self._sample(entry):
-                    alive.remove(entry)
-        for entry in alive:
+            for one, cell in list(alive):
+                late = cell.status == TIMED and self.left() < expected[one.key] / 1e3
+                if turn in turns[one.key] and not late and not self._sample(one, cell):
+                    alive.remove((one, cell))
+        for one, cell in alive:
             # The one call after the check may have been unlucky; predictions rest on the median.
-            if (median := entry.cell.median_ms) is not None:
-                self.history.keep(entry.contestant, Seen(n, median, entry.cell.extra_bytes or 0))
+            if cell.median_ms is not None:
+                self.history.keep(one, Seen(n, cell.median_ms, cell.extra_bytes or 0))
 
-    def _sample(self, entry: Entry) -> bool:
+    def _sample(self, one: K, cell: C) -> bool:
         """Time one call; a contestant that fails now is given up."""
-        began, cell = time.monotonic() - self.began, entry.cell
+        began = time.monotonic() - self._began
         try:
-            ms = entry.milliseconds()
+            ms = self.milliseconds(one)
         except Exception as error:
             cell.give_up(error)
             self.clock.forget()

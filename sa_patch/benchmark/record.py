@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
-from sa_patch.errors import one_line
+from sa_patch.errors import UserError, one_line
+from sa_patch.files.atomic_write import write_whole
 from sa_patch.files.provenance import describe_session
 
 TIMED, WRONG, SKIPPED, OUT_OF_MEMORY, FAILED = (
@@ -68,6 +71,53 @@ class Cell:
         self.started_s.clear()
 
 
+C = TypeVar("C", bound=Cell)
+
+
+@dataclass
+class Bench(Generic[C]):
+    """A whole run.
+
+    Args:
+        provenance: of `provenance`.
+        options: of `Options.described`.
+        cells: in the order in which they were measured.
+        complete: whether everything that was asked for was reached.
+    """
+
+    kind: ClassVar[str]
+    schema: ClassVar[int] = 1
+
+    provenance: dict[str, Any]
+    options: dict[str, Any]
+    cells: list[C] = field(default_factory=list)
+    complete: bool = False
+
+    def where(self, **wanted: Any) -> list[C]:
+        """The cells with these values, such as ``n=1024``."""
+        return [c for c in self.cells if all(getattr(c, key) == wanted[key] for key in wanted)]
+
+    def lengths(self, **wanted: Any) -> list[int]:
+        """The lengths of these cells, ascending."""
+        return sorted({cell.n for cell in self.where(**wanted)})
+
+    def content(self) -> dict[str, Any]:
+        """The run as JSON values, save for the cells."""
+        return {
+            "kind": self.kind,
+            "schema": self.schema,
+            "complete": self.complete,
+            "provenance": self.provenance,
+            "options": self.options,
+        }
+
+
+def fastest(cells: Iterable[C]) -> C | None:
+    """The one with the least median among those that were timed."""
+    timed = [cell for cell in cells if cell.median_ms is not None]
+    return min(timed, key=lambda cell: cell.median_ms or 0.0, default=None)
+
+
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
     """The first and third quartile; the extremes of fewer than four values."""
     if len(values) < 4:
@@ -105,3 +155,52 @@ def packages(session: dict[str, Any], *names: str) -> str:
     return ", ".join(
         f"{name} {versions[name]}" for name in ("torch", *names, *kernels) if versions.get(name)
     )
+
+
+def write_results(
+    stem: Path,
+    content: dict[str, Any],
+    markdown: str | None = None,
+    draw: Callable[[], bytes] | None = None,
+) -> tuple[Path, ...]:
+    """Write ``STEM.json``, ``STEM.md`` and ``STEM.png``, as far as they are given.
+
+    Args:
+        draw: makes the PNG; it imports matplotlib, and where that is missing there is no figure.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    files = {".json": (json.dumps(content, indent=1) + "\n").encode()}
+    if markdown is not None:
+        files[".md"] = markdown.encode()
+    if draw is not None:
+        try:
+            files[".png"] = draw()
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] != "matplotlib":
+                raise
+    written = {stem.with_name(stem.name + suffix): data for suffix, data in files.items()}
+    try:
+        for path, data in written.items():
+            write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"cannot write into {stem.parent}: {error.strerror}") from error
+    return tuple(written)
+
+
+def read_content(path: Path, kind: str, schema: int) -> dict[str, Any]:
+    """What `write_results` wrote into a JSON file of this kind and schema.
+
+    Raises:
+        UserError: if the file is missing, torn, or of another kind or schema.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} as a benchmark: {error}") from error
+    if not isinstance(content, dict) or content.get("kind") != kind:
+        raise UserError(f"{path} is no {kind}")
+    if content.get("schema") != schema:
+        raise UserError(f"{path} has schema {content.get('schema')}; this version reads {schema}")
+    return content

@@ -1,14 +1,16 @@
-"""Numbers and tables of a benchmark as text."""
+"""Numbers, tables and lines of a benchmark as text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from sa_patch.benchmark.record import STATUSES, Cell
+from sa_patch.benchmark.record import STATUSES, C
 
-C = TypeVar("C", bound=Cell)
+Say = Callable[[str], None]
+"""Takes a line of progress or of results."""
+say_line: Say = partial(print, flush=True)
 
 
 def number(value: float) -> str:

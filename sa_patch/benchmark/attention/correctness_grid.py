@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sa_patch.benchmark.attention.correctness import expect, judge, merge
 from sa_patch.benchmark.options import DTYPES
-from sa_patch.benchmark.output import Say
 from sa_patch.benchmark.record import FAILED, WRONG
+from sa_patch.benchmark.tables import Say
 from sa_patch.errors import one_line
 from sa_patch.kernels import BACKENDS, sparse_attention
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern

@@ -21,9 +21,15 @@ from sa_patch.benchmark.attention.record import AttentionBench
 from sa_patch.benchmark.attention.run import run_bench
 from sa_patch.benchmark.attention.tables import markdown
 from sa_patch.benchmark.goals import Goal, goal_lines, goals_markdown, unmeasured
-from sa_patch.benchmark.output import Say, say_line, write_results
-from sa_patch.benchmark.record import FAILED, WRONG, machine, packages, provenance
-from sa_patch.benchmark.tables import bullets
+from sa_patch.benchmark.record import (
+    FAILED,
+    WRONG,
+    machine,
+    packages,
+    provenance,
+    write_results,
+)
+from sa_patch.benchmark.tables import Say, bullets, say_line
 from sa_patch.files.artifacts import check_folder
 from sa_patch.kernels import BACKENDS
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
 from sa_patch.benchmark.goals import MET, UNMEASURED, Goal, judged, unmeasured
-from sa_patch.benchmark.record import TIMED
+from sa_patch.benchmark.record import fastest
 from sa_patch.benchmark.tables import number
 from sa_patch.patterns import SA, MoBA
 
@@ -45,12 +45,6 @@ def judge_goals(bench: AttentionBench, window: int = WINDOW) -> list[Goal]:
         ),
         _memory_goal(bench),
     ]
-
-
-def fastest(bench: AttentionBench, n: int, choice: Choice) -> AttentionCell | None:
-    """The cell with the least median time among those chosen."""
-    timed = [cell for cell in bench.at(n) if cell.status == TIMED and choice(cell)]
-    return min(timed, key=lambda cell: cell.median_ms or math.inf, default=None)
 
 
 def growth_exponent(points: Sequence[tuple[int, float]]) -> float:
@@ -106,7 +100,7 @@ def _ratio_goal(
     missing = ""
     lengths = [n for n in bench.lengths() if n >= at_least and only in (None, n)]
     for n in lengths:
-        theirs, own = fastest(bench, n, rival), fastest(bench, n, ours)
+        theirs, own = (fastest(filter(side, bench.where(n=n))) for side in (rival, ours))
         if theirs is None or own is None:
             missing = f"{'no rival' if theirs is None else 'none of ours'} was timed at n = {n}"
             continue

@@ -25,33 +25,21 @@ from sa_patch.patterns.registry import parameters
 
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 NUMBERS = ("heads", "kv_heads", "head_dim", "batch", "repeats")
-_COMMON: dict[str, Any] = {
-    "window": (256,),
-    "methods": ("sa", "swa", "moba", "full"),
-    "batch": 1,
-    "threads": None,
-    "budget": 270.0,
-    "out": Path("runs/bench"),
-    "seed": 0,
-}
+_COMMON: dict[str, Any] = dict(
+    window=(256,),
+    methods=("sa", "swa", "moba", "full"),
+    batch=1,
+    threads=None,
+    budget=270.0,
+    out=Path("runs/bench"),
+    seed=0,
+)
 # Qwen3-8B's attention on a GPU; a small model's on a CPU, where the largest must end in minutes.
+_CPU = dict(heads=8, kv_heads=2, head_dim=64, dtype="float32", repeats=15)
+_CUDA = dict(heads=32, kv_heads=8, head_dim=128, dtype="bfloat16", repeats=30)
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "cpu": {
-        "n": (1024, 2048, 4096, 8192, 16384),
-        "heads": 8,
-        "kv_heads": 2,
-        "head_dim": 64,
-        "dtype": "float32",
-        "repeats": 15,
-    },
-    "cuda": {
-        "n": (2048, 4096, 8192, 16384, 32768, 65536, 131072),
-        "heads": 32,
-        "kv_heads": 8,
-        "head_dim": 128,
-        "dtype": "bfloat16",
-        "repeats": 30,
-    },
+    "cpu": _CPU | {"n": (1024, 2048, 4096, 8192, 16384)},
+    "cuda": _CUDA | {"n": (2048, 4096, 8192, 16384, 32768, 65536, 131072)},
 }
 
 

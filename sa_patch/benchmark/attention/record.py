@@ -12,12 +12,8 @@ from typing import Any
 from sa_patch.benchmark.attention.candidates import NotServed
 from sa_patch.benchmark.attention.correctness import Verdict
 from sa_patch.benchmark.clock import Ceilings
-from sa_patch.benchmark.output import read_content
-from sa_patch.benchmark.record import FAILED, TIMED, WRONG, Cell, quartiles
+from sa_patch.benchmark.record import FAILED, TIMED, WRONG, Bench, Cell, quartiles, read_content
 from sa_patch.errors import UserError
-
-SCHEMA = 1
-KIND = "sa_patch attention benchmark"
 
 
 @dataclass(kw_only=True)
@@ -88,64 +84,45 @@ def paired_ratios(base: AttentionCell, cell: AttentionCell) -> list[float]:
     ]
 
 
-def rates(cell: AttentionCell, baseline: AttentionCell | None, ceilings: Ceilings) -> Rates | None:
-    """The figures that follow from a cell's median; None for a cell without one."""
-    median = cell.median_ms
-    if median is None:
-        return None
-    timed = baseline is not None and baseline.status == TIMED
-    ratios = paired_ratios(baseline, cell) if baseline is not None and timed else None
-    tflops, gigabytes = cell.flops / median / 1e9, cell.io_bytes / median / 1e6
-    floor = max(
-        cell.flops / ceilings.matmul_tflop_per_s / 1e9,
-        cell.io_bytes / ceilings.copy_gb_per_s / 1e6,
-    )
-    return Rates(
-        speedup=None if ratios is None else statistics.median(ratios),
-        speedup_quartiles=None if ratios is None else quartiles(ratios),
-        tflop_per_s=tflops,
-        matmul_share=tflops / ceilings.matmul_tflop_per_s,
-        gb_per_s=gigabytes,
-        copy_share=gigabytes / ceilings.copy_gb_per_s,
-        floor_ms=floor,
-        gap=median / floor,
-    )
-
-
 @dataclass
-class AttentionBench:
+class AttentionBench(Bench[AttentionCell]):
     """A whole run.
 
     Args:
-        provenance: of `describe_session`, with the versions of kernel packages and the load.
-        options: of `BenchOptions.described`.
         ceilings: None until they are measured.
-        cells: in the order in which they were measured.
         not_served: methods that a backend refuses here.
-        complete: whether every length was reached.
     """
 
-    provenance: dict[str, Any]
-    options: dict[str, Any]
+    kind = "sa_patch attention benchmark"
+
     ceilings: Ceilings | None = None
-    cells: list[AttentionCell] = field(default_factory=list)
     not_served: list[NotServed] = field(default_factory=list)
-    complete: bool = False
-
-    def at(self, n: int) -> list[AttentionCell]:
-        return [cell for cell in self.cells if cell.n == n]
-
-    def lengths(self) -> list[int]:
-        return sorted({cell.n for cell in self.cells})
 
     def baseline(self, n: int) -> AttentionCell | None:
-        """SDPA's full attention at this length."""
-        return next((c for c in self.at(n) if c.rival and c.backend == "torch"), None)
+        """SDPA's full attention at this length, if it was timed."""
+        return next(iter(self.where(n=n, rival=True, backend="torch", status=TIMED)), None)
 
     def rates(self, cell: AttentionCell) -> Rates | None:
-        if self.ceilings is None:
+        """The figures that follow from a cell's median; None for a cell without one."""
+        median, ceilings, baseline = cell.median_ms, self.ceilings, self.baseline(cell.n)
+        if median is None or ceilings is None:
             return None
-        return rates(cell, self.baseline(cell.n), self.ceilings)
+        ratios = None if baseline is None else paired_ratios(baseline, cell)
+        tflops, gigabytes = cell.flops / median / 1e9, cell.io_bytes / median / 1e6
+        floor = max(
+            cell.flops / ceilings.matmul_tflop_per_s / 1e9,
+            cell.io_bytes / ceilings.copy_gb_per_s / 1e6,
+        )
+        return Rates(
+            speedup=None if ratios is None else statistics.median(ratios),
+            speedup_quartiles=None if ratios is None else quartiles(ratios),
+            tflop_per_s=tflops,
+            matmul_share=tflops / ceilings.matmul_tflop_per_s,
+            gb_per_s=gigabytes,
+            copy_share=gigabytes / ceilings.copy_gb_per_s,
+            floor_ms=floor,
+            gap=median / floor,
+        )
 
     def wrong(self) -> list[str]:
         """Everything that gave a wrong result or failed, in words."""
@@ -157,12 +134,7 @@ class AttentionBench:
 
     def content(self) -> dict[str, Any]:
         """The run as JSON values; what follows from the samples is among them."""
-        return {
-            "kind": KIND,
-            "schema": SCHEMA,
-            "complete": self.complete,
-            "provenance": self.provenance,
-            "options": self.options,
+        return super().content() | {
             "ceilings": None if self.ceilings is None else dataclasses.asdict(self.ceilings),
             "not_served": [dataclasses.asdict(one) for one in self.not_served],
             "cells": [self._cell_content(cell) for cell in self.cells],
@@ -189,7 +161,7 @@ def read_bench(path: Path) -> AttentionBench:
     Raises:
         UserError: if the file is missing, torn, or of another kind or schema.
     """
-    content = read_content(path, KIND, SCHEMA)
+    content = read_content(path, AttentionBench.kind, AttentionBench.schema)
     try:
         return AttentionBench(
             provenance=content["provenance"],
@@ -205,17 +177,16 @@ def read_bench(path: Path) -> AttentionBench:
 
 def _read_cell(found: dict[str, Any]) -> AttentionCell:
     names = {entry.name for entry in dataclasses.fields(AttentionCell)} - {"correctness"}
-    correctness = None
+    cell = AttentionCell(**{name: found[name] for name in names})
     if found["gate_tolerance"] is not None:
-        error = math.nan if found["gate_error"] is None else found["gate_error"]
-        correctness = Verdict(
-            error,
-            found["gate_tolerance"],
-            found["gate_rows"],
-            found["gate_undecided"],
-            found["reason"] if found["status"] == WRONG else "",
+        cell.correctness = Verdict(
+            error=math.nan if found["gate_error"] is None else found["gate_error"],
+            tolerance=found["gate_tolerance"],
+            compared=found["gate_rows"],
+            undecided=found["gate_undecided"],
+            reason=cell.reason if cell.status == WRONG else "",
         )
-    return AttentionCell(correctness=correctness, **{name: found[name] for name in names})
+    return cell
 
 
 def _read_ceilings(found: dict[str, Any] | None) -> Ceilings | None:

@@ -18,9 +18,8 @@ from sa_patch.benchmark.attention.options import AttentionOptions
 from sa_patch.benchmark.attention.record import AttentionBench
 from sa_patch.benchmark.attention.tables import ceilings_line, cell_line, markdown, summary
 from sa_patch.benchmark.clock import Clock, better, measure_ceilings, quiet_process
-from sa_patch.benchmark.measuring import Measuring
-from sa_patch.benchmark.output import Say, say_line, write_results
-from sa_patch.benchmark.record import provenance
+from sa_patch.benchmark.record import provenance, write_results
+from sa_patch.benchmark.tables import Say, say_line
 from sa_patch.benchmark.time_plan import length_share
 from sa_patch.files.artifacts import check_folder
 from sa_patch.files.provenance import now
@@ -70,15 +69,14 @@ def run_bench(
         bench = AttentionBench(provenance(command or sys.argv), options.described())
         clock = Clock(options.device)
         deadline = time.monotonic() + options.budget
-        measuring = Measuring(clock, deadline, options.repeats, say, seed=options.seed)
-        measurer = AttentionMeasurer(options, bench, measuring)
+        measurer = AttentionMeasurer(options, bench, clock, deadline, say)
         try:
             ceilings = measure_ceilings(clock, options.torch_dtype, small=small_ceilings)
             bench.ceilings = ceilings
             say(ceilings_line(ceilings))
             for index, n in enumerate(options.n):
                 measurer.measure(n, length_share(n, options.n[index:]))
-                for cell in bench.at(n):
+                for cell in bench.where(n=n):
                     say(cell_line(bench, cell))
                 write(options.out / stem, bench, json_only=json_only, figure=False)
             again = measure_ceilings(clock, options.torch_dtype, small=small_ceilings)

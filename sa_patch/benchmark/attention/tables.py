@@ -62,7 +62,7 @@ def markdown(bench: AttentionBench, title: str = "Attention benchmark") -> str:
         names = ", ".join(f"{c.label} on {c.backend} at n = {c.n}" for c in wrong)
         parts.append(f"**Wrong results, not timed:** {names}")
     for n in bench.lengths():
-        cells = ordered(bench.at(n))
+        cells = ordered(bench.where(n=n))
         rows = ([cell.label, _backend(cell), *_figures(bench, cell)] for cell in cells)
         parts += [f"## n = {n:,}", table(COLUMNS, rows)]
     if bench.not_served:
@@ -88,7 +88,7 @@ def summary_rows(bench: AttentionBench) -> list[list[str]]:
     """What, backend and one text for each length, in the order of the longest length."""
     contestants: dict[tuple[str, str], dict[int, AttentionCell]] = {}
     for n in reversed(bench.lengths()):
-        for cell in ordered(bench.at(n)):
+        for cell in ordered(bench.where(n=n)):
             contestants.setdefault((cell.label, cell.backend), {})[n] = cell
     rows = []
     for (label, backend), cells in contestants.items():

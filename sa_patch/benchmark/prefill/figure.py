@@ -18,7 +18,7 @@ def figure_bytes(bench: PrefillBench) -> bytes:
     rows = []
     for model in bench.models:
         setups: dict[str, list[Prefill]] = {}
-        for one in sorted(bench.prefills, key=lambda cell: cell.n):
+        for one in sorted(bench.cells, key=lambda cell: cell.n):
             if one.model == model and one.median is not None:
                 setups.setdefault(one.name, []).append(one)
         if setups:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from sa_patch.benchmark.goals import Goal, judged, unmeasured
 from sa_patch.benchmark.prefill.parts import CORE
-from sa_patch.benchmark.prefill.record import Prefill, PrefillBench, best_full, fastest
+from sa_patch.benchmark.prefill.record import Prefill, PrefillBench
+from sa_patch.benchmark.record import fastest
 from sa_patch.benchmark.tables import number
 from sa_patch.patterns import SA
 
@@ -20,7 +21,7 @@ def judge_goals(bench: PrefillBench, model: str) -> list[Goal]:
     """The goals of one model, at the lengths that they name."""
     found = []
     for n, name, target, measure in _goals():
-        cells = bench.at(model, n)
+        cells = bench.where(model=model, n=n)
         own = [one for one in cells if one.label == JUDGED]
         name = f"{model}: {name}"
         result: Found
@@ -48,7 +49,7 @@ def _goals() -> Iterator[tuple[int, str, float, Callable[[list[Prefill], Prefill
 
 
 def _speedup(cells: list[Prefill], ours: Prefill) -> Found:
-    rival = best_full(cells)
+    rival = fastest(one for one in cells if one.full)
     if rival is None or rival.median is None or ours.median is None:
         return "no full attention was timed"
     detail = f"{number(ours.median)} s on {ours.backend}, {number(rival.median)} s {rival.name}"

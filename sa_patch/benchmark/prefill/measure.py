@@ -5,19 +5,18 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from sa_patch.benchmark.clock import Clock
-from sa_patch.benchmark.measuring import Entry, Measuring
-from sa_patch.benchmark.output import Say
+from sa_patch.benchmark.measuring import Measurer
 from sa_patch.benchmark.prefill.parts import CORE, time_parts
 from sa_patch.benchmark.prefill.record import Prefill
 from sa_patch.benchmark.prefill.setups import Setup, applied
 from sa_patch.benchmark.record import TIMED
+from sa_patch.benchmark.tables import Say
 from sa_patch.benchmark.time_plan import Seen
 from sa_patch.errors import one_line
 from sa_patch.kernels import forget_plans
@@ -55,7 +54,7 @@ class Contestant:
         return longer / shorter
 
 
-class PrefillMeasurer:
+class PrefillMeasurer(Measurer[Contestant, Prefill]):
     """Measures one model.
 
     Args:
@@ -64,7 +63,6 @@ class PrefillMeasurer:
         decoded: tokens to write after the prompt, stock and with the first sparse setup.
         longest: tokens of prompt and text together that the model was made for, beyond which
             none are written; None for any number.
-        say: takes a line of progress.
     """
 
     def __init__(
@@ -78,49 +76,53 @@ class PrefillMeasurer:
         longest: int | None,
         say: Say,
     ) -> None:
+        super().__init__(Clock(model.device.type), deadline, MAX_ROUNDS, say, least=MIN_ROUNDS)
         self.model, self.name, self.decoded, self.longest = model, name, decoded, longest
         self.contestants = [Contestant(setup) for setup in setups]
-        self.clock = Clock(model.device.type)
-        self.measuring = Measuring(self.clock, deadline, MAX_ROUNDS, say, MIN_ROUNDS)
 
     @torch.inference_mode()
-    def measure(self, n: int, share: float, prefills: list[Prefill]) -> None:
-        """Measure all setups at length n into `prefills`.
+    def measure(self, n: int, share: float, record: list[Prefill]) -> None:
+        """Measure all setups at length n into `record`.
 
         Args:
             share: of the time that is left, what this length may take for more than the fewest
                 rounds; these are refused only where they do not fit before the deadline.
         """
-        tokens = self._prompt(n)
-        pairs, entries = [], []
-        for one in self.contestants:
-            setup = one.setup
-            cell = Prefill(
-                model=self.name, n=n, label=setup.label, backend=setup.backend, full=setup.full
-            )
-            pairs.append((setup, cell))
-            prefills.append(cell)
-            check = partial(self._check, one, cell, tokens)
-            entries.append(Entry(one, cell, check, partial(self._milliseconds, setup, tokens)))
-        self.measuring.measure(n, entries, share, least_share=1.0)
-        self._decode(pairs, tokens)
+        generator = torch.Generator().manual_seed(n)
+        tokens = torch.randint(self.model.config.vocab_size, (1, n), generator=generator)
+        self._tokens = tokens.to(self.model.device)
+        pairs = [(one, self._cell(one.setup, n)) for one in self.contestants]
+        record += [cell for _, cell in pairs]
+        self.check_and_time(n, pairs, share, least_share=1)
+        timed = [(one.setup, cell) for one, cell in pairs if cell.status == TIMED]
+        stock = [pair for pair in timed if pair[0].pattern is None]
+        self._decode(stock + [pair for pair in timed if not pair[0].full][:1], n)
 
-    def _check(self, one: Contestant, cell: Prefill, tokens: Tensor) -> Seen:
+    def _cell(self, setup: Setup, n: int) -> Prefill:
+        return Prefill(
+            model=self.name, n=n, label=setup.label, backend=setup.backend, full=setup.full
+        )
+
+    def check(self, one: Contestant, cell: Prefill) -> Seen:
         """One pass for parts, counts and memory, after one that warms up if that costs little."""
         with applied(self.model, one.setup):
-            if self.measuring.history.quick(one, cell.n):
-                self._pass(tokens)
-            cell.extra_bytes = self._look(cell, tokens)
+            if self.history.quick(one, cell.n):
+                self._pass()
+            cell.extra_bytes = self._look(cell)
         if isinstance(one.setup.pattern, SA):
             cell.draw_seconds = self._draw_seconds(one.setup.pattern, cell.n)
         whole = sum(cell.parts.values())
         one.attention = cell.parts[CORE] / whole
         return Seen(cell.n, 1e3 * whole, cell.extra_bytes)
 
-    def _look(self, cell: Prefill, tokens: Tensor) -> int:
+    def milliseconds(self, one: Contestant) -> float:
+        with applied(self.model, one.setup):
+            return self.clock.milliseconds(self._pass)
+
+    def _look(self, cell: Prefill) -> int:
         def look() -> Tensor:
             with counting_backends() as calls:
-                cell.parts = time_parts(self.model, lambda: self._pass(tokens))
+                cell.parts = time_parts(self.model, self._pass)
             cell.calls = dict(calls)
             return torch.empty(0)
 
@@ -129,34 +131,27 @@ class PrefillMeasurer:
         # The profiler that counts bytes on a CPU slows small operations: no time is taken then.
         look()
         forget_plans()  # what is given back inside would be counted against it
-        return self.clock.memory(lambda: self._pass(tokens))[1]
+        return self.clock.memory(self._pass)[1]
 
-    def _milliseconds(self, setup: Setup, tokens: Tensor) -> float:
-        with applied(self.model, setup):
-            return self.clock.milliseconds(lambda: self._pass(tokens))
-
-    def _decode(self, pairs: Sequence[tuple[Setup, Prefill]], tokens: Tensor) -> None:
-        """Write after the prompt, with the stock model and the first sparse setup."""
+    def _decode(self, chosen: Sequence[tuple[Setup, Prefill]], n: int) -> None:
+        """Write after the prompt."""
         count = self.decoded
         if self.longest is not None:
-            count = min(count, self.longest - tokens.shape[1])
-        timed = [pair for pair in pairs if pair[1].status == TIMED]
-        chosen = [pair for pair in timed if pair[0].pattern is None]
-        chosen += [pair for pair in timed if not pair[0].full][:1]
+            count = min(count, self.longest - n)
         for setup, cell in chosen if count else ():
-            if self.measuring.left() < 0:
+            if self.left() < 0:
                 continue
             try:
                 with applied(self.model, setup):
-                    cell.decode_seconds = self._decode_seconds(tokens, count)
+                    cell.decode_seconds = self._decode_seconds(count)
             except Exception as error:
                 # The prefill's time stands.
                 cell.reason = f"decoding: {one_line(error)}"
             self.clock.forget()
 
-    def _decode_seconds(self, tokens: Tensor, count: int) -> list[float]:
+    def _decode_seconds(self, count: int) -> list[float]:
         cache = DynamicCache(config=self.model.config)
-        last = self._pass(tokens, cache).argmax(-1)
+        last = self._pass(cache=cache).argmax(-1)
 
         def step() -> Tensor:
             nonlocal last
@@ -165,8 +160,9 @@ class PrefillMeasurer:
 
         return [self.clock.milliseconds(step) / 1e3 for _ in range(count)]
 
-    def _pass(self, tokens: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Logits of the last token, a cache filled on the way."""
+    def _pass(self, tokens: Tensor | None = None, cache: DynamicCache | None = None) -> Tensor:
+        """Logits of the last token, of the prompt by default, a cache filled on the way."""
+        tokens = self._tokens if tokens is None else tokens
         cache = DynamicCache(config=self.model.config) if cache is None else cache
         forget_plans()
         logits: Tensor = self.model(
@@ -184,8 +180,3 @@ class PrefillMeasurer:
         draw()
         taken = statistics.median(self.clock.milliseconds(draw) for _ in range(DRAWS))
         return taken / 1e3 / len(layers)
-
-    def _prompt(self, n: int) -> Tensor:
-        generator = torch.Generator().manual_seed(n)
-        tokens = torch.randint(self.model.config.vocab_size, (1, n), generator=generator)
-        return tokens.to(self.model.device)

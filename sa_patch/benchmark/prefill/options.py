@@ -14,37 +14,31 @@ from sa_patch.errors import UserError
 from sa_patch.models.embedded import DEFAULT_MODEL
 from sa_patch.patterns import Pattern, parse_pattern
 
-_COMMON: dict[str, Any] = {
-    "patterns": ("sa:256", "swa:256", "moba:window=256", "sinks:4+swa:126+sa:126", "full"),
-    "small": False,
-    "decoded": 64,
-    "checked": 1024,
-    "out": Path("runs/prefill"),
-}
+_COMMON: dict[str, Any] = dict(
+    patterns=("sa:256", "swa:256", "moba:window=256", "sinks:4+swa:126+sa:126", "full"),
+    small=False,
+    decoded=64,
+    checked=1024,
+    out=Path("runs/prefill"),
+)
 # Building the models is not in the budget.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "cuda": {
-        "models": PUBLISHED,
-        "n": (2048, 8192, 32768, 65536, 131072),
-        "backends": ("triton", "flash"),
-        "dtype": "bfloat16",
-        "budget": 480.0,
-    },
-    "cpu": {
-        "models": (DEFAULT_MODEL,),
-        "n": (8192,),
-        "backends": ("auto",),
-        "dtype": "float32",
-        "budget": 600.0,
-    },
-}
-_SMALL: dict[str, Any] = {
-    "models": PUBLISHED,
-    "n": (256, 512),
-    "patterns": ("sa:32", "swa:32", "moba:16,2", "sinks:4+swa:14+sa:14", "full"),
-    "checked": 256,
-    "budget": 60.0,
-}
+_CPU: dict[str, Any] = dict(
+    models=(DEFAULT_MODEL,), n=(8192,), backends=("auto",), dtype="float32", budget=600.0
+)
+_CUDA: dict[str, Any] = dict(
+    models=PUBLISHED,
+    n=(2048, 8192, 32768, 65536, 131072),
+    backends=("triton", "flash"),
+    dtype="bfloat16",
+    budget=480.0,
+)
+_SMALL: dict[str, Any] = dict(
+    models=PUBLISHED,
+    n=(256, 512),
+    patterns=("sa:32", "swa:32", "moba:16,2", "sinks:4+swa:14+sa:14", "full"),
+    checked=256,
+    budget=60.0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +91,7 @@ def make_options(**given: Any) -> PrefillOptions:
     """
     named = {key: value for key, value in given.items() if value is not None}
     device = choose_device(named.get("device"))
-    values = _COMMON | _DEFAULTS[device]
+    values = _COMMON | (_CUDA if device == "cuda" else _CPU)
     if named.get("small"):
         values |= _SMALL | ({"backends": ("banded",)} if device == "cpu" else {})
     values |= {"threads": torch.get_num_threads()} | named | {"device": device}

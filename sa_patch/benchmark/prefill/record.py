@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sa_patch.benchmark.goals import Goal
-from sa_patch.benchmark.record import FAILED, Cell
-
-SCHEMA = 1
-KIND = "sa_patch prefill benchmark"
+from sa_patch.benchmark.record import FAILED, Bench, Cell
 
 
 @dataclass(kw_only=True)
@@ -81,29 +77,20 @@ class Verdict:
 
 
 @dataclass
-class PrefillBench:
+class PrefillBench(Bench[Prefill]):
     """A whole run.
 
     Args:
-        provenance, options: as in a benchmark of attention.
         models: facts of each model by name: layers, parameters, whether its weights are random.
         refused: per model, what could not take part and why.
     """
 
-    provenance: dict[str, Any]
-    options: dict[str, Any]
+    kind = "sa_patch prefill benchmark"
+
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
-    prefills: list[Prefill] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
-    complete: bool = False
-
-    def at(self, model: str, n: int) -> list[Prefill]:
-        return [one for one in self.prefills if (one.model, one.n) == (model, n)]
-
-    def lengths(self, model: str) -> list[int]:
-        return sorted({one.n for one in self.prefills if one.model == model})
 
     def wrong(self) -> list[str]:
         """Everything that gave a wrong result or failed, in words."""
@@ -115,22 +102,15 @@ class PrefillBench:
         ]
         return bad + [
             f"failed: {one.model}: {one.name}, n = {one.n}: {one.reason}"
-            for one in self.prefills
-            if one.status == FAILED
+            for one in self.where(status=FAILED)
         ]
 
     def content(self) -> dict[str, Any]:
         """The run as JSON values."""
-        cells = [one.content() for one in self.prefills]
-        return {"kind": KIND, "schema": SCHEMA} | dataclasses.asdict(self) | {"prefills": cells}
-
-
-def fastest(cells: Sequence[Prefill]) -> Prefill | None:
-    """The one with the least median among timed cells."""
-    timed = [one for one in cells if one.median is not None]
-    return min(timed, key=lambda one: one.median or 0.0, default=None)
-
-
-def best_full(cells: Sequence[Prefill]) -> Prefill | None:
-    """The fastest full attention among timed cells."""
-    return fastest([one for one in cells if one.full])
+        return super().content() | {
+            "models": self.models,
+            "refused": self.refused,
+            "verdicts": [dataclasses.asdict(one) for one in self.verdicts],
+            "prefills": [one.content() for one in self.cells],
+            "goals": [dataclasses.asdict(one) for one in self.goals],
+        }

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from sa_patch.benchmark.clock import quiet_process
 from sa_patch.benchmark.goals import goal_lines
-from sa_patch.benchmark.output import Say, say_line, write_results
 from sa_patch.benchmark.prefill.correctness import verify
 from sa_patch.benchmark.prefill.goals import judge_goals
 from sa_patch.benchmark.prefill.measure import PrefillMeasurer
@@ -19,7 +18,8 @@ from sa_patch.benchmark.prefill.options import PrefillOptions
 from sa_patch.benchmark.prefill.record import PrefillBench
 from sa_patch.benchmark.prefill.setups import gather
 from sa_patch.benchmark.prefill.tables import cell_line, markdown, verdict_line
-from sa_patch.benchmark.record import provenance
+from sa_patch.benchmark.record import provenance, write_results
+from sa_patch.benchmark.tables import Say, say_line
 from sa_patch.benchmark.time_plan import length_share
 from sa_patch.errors import UserError
 from sa_patch.files.artifacts import check_folder
@@ -89,11 +89,11 @@ def _measure_model(
         model, name, right, deadline, decoded=options.decoded, longest=longest, say=say
     )
     for index, n in enumerate(options.n):
-        measurer.measure(n, length_share(n, options.n[index:]), bench.prefills)
+        measurer.measure(n, length_share(n, options.n[index:]), bench.cells)
         _write(options, bench)
         say(f"{name}, n = {n}")
-        for one in bench.at(name, n):
-            say(cell_line(bench.at(name, n), one))
+        for one in bench.where(model=name, n=n):
+            say(cell_line(bench.where(model=name, n=n), one))
     if options.device == "cuda" and name in PUBLISHED and not options.small:
         goals = judge_goals(bench, name)
         bench.goals += goals
@@ -127,6 +127,6 @@ def _write(options: PrefillOptions, bench: PrefillBench) -> None:
         return figure_bytes(bench)
 
     # A line needs two points.
-    several = len({one.n for one in bench.prefills if one.median is not None}) > 1
+    several = len({one.n for one in bench.cells if one.median is not None}) > 1
     stem = options.out / "prefill"
     write_results(stem, bench.content(), markdown(bench), draw if several else None)

@@ -7,8 +7,8 @@ from typing import Any
 
 from sa_patch.benchmark.goals import goals_markdown
 from sa_patch.benchmark.prefill.parts import PARTS
-from sa_patch.benchmark.prefill.record import Prefill, PrefillBench, Verdict, best_full
-from sa_patch.benchmark.record import machine, packages
+from sa_patch.benchmark.prefill.record import Prefill, PrefillBench, Verdict
+from sa_patch.benchmark.record import fastest, machine, packages
 from sa_patch.benchmark.tables import bullets, number, ordered, spread, table
 
 REHEARSAL = "a rehearsal with shrunken models: no result"
@@ -42,8 +42,8 @@ def markdown(bench: PrefillBench) -> str:
         parts += [f"## {name}", _facts(facts)]
         verdicts = [one for one in bench.verdicts if one.model == name]
         parts.append(_verdicts(verdicts))
-        for n in bench.lengths(name):
-            parts += [f"### {name}, n = {n:,}", _table(bench.at(name, n))]
+        for n in bench.lengths(model=name):
+            parts += [f"### {name}, n = {n:,}", _table(bench.where(model=name, n=n))]
         if refused := bench.refused.get(name):
             lines = (f"{key}: {reason}" for key, reason in refused.items())
             parts += ["Could not take part:", bullets(lines)]
@@ -116,7 +116,7 @@ def _row(cells: list[Prefill], one: Prefill) -> list[str]:
 
 
 def _ratio(cells: list[Prefill], one: Prefill) -> str:
-    best = best_full(cells)
+    best = fastest(one for one in cells if one.full)
     if best is None or best.median is None or one.median is None:
         return "-"
     return number(best.median / one.median)

@@ -21,10 +21,10 @@ from sa_patch.benchmark.attention import correctness_grid as check_module
 from sa_patch.benchmark.attention import goal_sheet
 from sa_patch.benchmark.attention.correctness import Verdict
 from sa_patch.benchmark.attention.correctness_grid import PASSED, REFUSED, Case, check, grid
-from sa_patch.benchmark.attention.goals import fastest, growth_exponent, judge_goals
+from sa_patch.benchmark.attention.goals import growth_exponent, judge_goals
 from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
 from sa_patch.benchmark.goals import MET, MISSED, UNMEASURED, Goal
-from sa_patch.benchmark.record import FAILED, SKIPPED, TIMED, WRONG
+from sa_patch.benchmark.record import FAILED, SKIPPED, TIMED, WRONG, fastest
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, Backend, reference
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
@@ -133,9 +133,9 @@ def test_memory_that_grows_as_the_square_is_seen() -> None:
 
 def test_the_fastest_of_what_was_chosen() -> None:
     cells = [cell(64, "x", name, ms) for name, ms in (("a", 3.0), ("b", 2.0), ("c", None))]
-    found = fastest(AttentionBench({}, {}, cells=cells), 64, lambda one: True)
+    found = fastest(cells)
     assert found is not None and found.backend == "b"
-    assert fastest(AttentionBench({}, {}, cells=cells), 64, lambda one: one.backend == "c") is None
+    assert fastest(cells[2:]) is None
 
 
 def case(pattern: Pattern, backend: str = "mine", lengths: tuple[int, ...] = (63, 21)) -> Case:

@@ -63,7 +63,7 @@ def bench_of(*cells: AttentionCell) -> AttentionBench:
         **{"heads": 4, "kv_heads": 2, "head_dim": 8, "batch": 1, "dtype": "float32"},
         **{"device": "cpu", "threads": None},
     }
-    return AttentionBench(provenance, options, CEILINGS, list(cells), complete=True)
+    return AttentionBench(provenance, options, list(cells), True, CEILINGS)
 
 
 def test_figures_that_follow_from_the_samples() -> None:

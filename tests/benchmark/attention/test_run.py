@@ -14,8 +14,7 @@ from torch import Tensor
 
 from sa_patch.benchmark.attention.record import read_bench
 from sa_patch.benchmark.clock import Clock
-from sa_patch.benchmark.output import write_results
-from sa_patch.benchmark.record import FAILED, OUT_OF_MEMORY, TIMED, WRONG
+from sa_patch.benchmark.record import FAILED, OUT_OF_MEMORY, TIMED, WRONG, write_results
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, Backend, Spans, reference
 from sa_patch.patterns import SWA, Pattern
@@ -36,7 +35,7 @@ def test_a_run_times_every_method_on_every_backend_beside_sdpa(tmp_path: Path) -
         for backend in ("reference", "banded")
     }
     for n in (32, 64):
-        assert {(cell.label, cell.backend) for cell in bench.at(n)} == expected
+        assert {(cell.label, cell.backend) for cell in bench.where(n=n)} == expected
     for cell in bench.cells:
         assert cell.status == TIMED and len(cell.samples_ms) == 4
         assert cell.correctness is not None and cell.correctness.error <= 1e-5
@@ -45,7 +44,7 @@ def test_a_run_times_every_method_on_every_backend_beside_sdpa(tmp_path: Path) -
         assert cell.io_bytes == 12 * cell.n * 8 * 4
         assert any(cell.label in line for line in said)
     assert "1.00x SDPA full" in "\n".join(said)
-    picked = [cell.backend for cell in bench.at(32) if cell.automatic]
+    picked = [cell.backend for cell in bench.where(n=32) if cell.automatic]
     assert picked == ["reference"] * 4
 
 

@@ -178,14 +178,14 @@ def test_a_run_is_on_disk_and_one_failure_costs_only_itself(
     bench = run_prefill(options(tmp_path, models=["qwen3-30b-a3b"]), lines.append)
     read = json.loads((tmp_path / "prefill.json").read_text())
     assert read["complete"] and len(read["prefills"]) == 2 * 6
-    assert [(c.n, c.label) for c in bench.prefills if c.status == FAILED] == [
+    assert [(c.n, c.label) for c in bench.cells if c.status == FAILED] == [
         (96, "moba:block_size=16,topk=2")
     ]
     assert bench.wrong() == [
         "failed: qwen3-30b-a3b: moba:block_size=16,topk=2, banded, n = 96: "
         "RuntimeError: no kernel for this"
     ]
-    timed = [c for c in bench.prefills if c.status == TIMED]
+    timed = [c for c in bench.cells if c.status == TIMED]
     assert len(timed) == 11
     assert all(len(c.seconds) >= 2 and c.extra_bytes and c.parts for c in timed)
     assert all(c.calls == {"banded": 2} for c in timed if c.backend)
@@ -201,7 +201,7 @@ def test_a_run_is_on_disk_and_one_failure_costs_only_itself(
 
 def test_what_does_not_fit_into_the_time_is_skipped_and_said(tmp_path: Path) -> None:
     bench = run_prefill(options(tmp_path, models=["qwen3-8b"], budget=1e-3), lambda line: None)
-    assert {c.reason for c in bench.prefills} == {SPENT}
+    assert {c.reason for c in bench.cells} == {SPENT}
     assert "the time budget was spent before" in (tmp_path / "prefill.md").read_text()
 
 
@@ -224,7 +224,7 @@ def test_a_prompt_leaves_the_text_no_more_room_than_the_model_has(
     limit = AutoConfig.from_pretrained(checkpoint).max_position_embeddings
     run = options(tmp_path, **given, n=(limit - 2, limit), budget=60)
     bench = run_prefill(run, lambda line: None)
-    stock = [c for c in bench.prefills if c.label == "stock"]
+    stock = [c for c in bench.cells if c.label == "stock"]
     assert [(c.n, c.status, len(c.decode_seconds)) for c in stock] == [
         (limit - 2, TIMED, 2),
         (limit, TIMED, 0),
@@ -272,7 +272,7 @@ def test_the_script_refuses_before_anything_slow(
 def test_short_prompts_are_timed_however_small_their_share(tmp_path: Path) -> None:
     run = options(tmp_path, models=["qwen3-8b"], n=(4, 256), budget=60)
     bench = run_prefill(run, lambda line: None)
-    assert {c.status for c in bench.prefills} == {TIMED}
+    assert {c.status for c in bench.cells} == {TIMED}
     assert length_share(4, (4, 256)) * 60 < 0.2
 
 
@@ -293,7 +293,7 @@ def test_rounds_that_are_owed_keep_their_time(
     deadline = time.monotonic() + 18
     measurer = measurer_of(dense_model, setups, deadline)
     for one in measurer.contestants:
-        measurer.measuring.history.keep(one, Seen(64, 4000.0, 0))
+        measurer.history.keep(one, Seen(64, 4000.0, 0))
     cells: list[Prefill] = []
     measurer.measure(64, 0.5, cells)
     assert [cell.status for cell in cells] == [TIMED, SKIPPED]

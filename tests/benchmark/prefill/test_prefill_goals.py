@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from sa_patch.benchmark.goals import MET, MISSED, UNMEASURED, goal_lines
-from sa_patch.benchmark.output import write_results
 from sa_patch.benchmark.prefill.goals import JUDGED, judge_goals
 from sa_patch.benchmark.prefill.parts import CORE
 from sa_patch.benchmark.prefill.record import Prefill, PrefillBench
 from sa_patch.benchmark.prefill.tables import markdown
-from sa_patch.benchmark.record import TIMED
+from sa_patch.benchmark.record import TIMED, write_results
 
 
 def cell(n: int, label: str, backend: str, seconds: float | None, **rest: Any) -> Prefill:
@@ -30,7 +29,7 @@ def cell(n: int, label: str, backend: str, seconds: float | None, **rest: Any) -
 
 
 def judged(*cells: Prefill) -> dict[str, tuple[str, float | None]]:
-    goals = judge_goals(PrefillBench({}, {}, prefills=list(cells)), "qwen3-8b")
+    goals = judge_goals(PrefillBench({}, {}, cells=list(cells)), "qwen3-8b")
     return {goal.name: (goal.status, goal.value) for goal in goals}
 
 
@@ -64,7 +63,7 @@ def test_goals_take_the_fastest_rival_and_our_fastest_backend() -> None:
 def test_nothing_measured_meets_nothing() -> None:
     assert {status for status, _ in judged().values()} == {UNMEASURED}
     skipped = cell(32768, JUDGED, "triton", None, reason="no time left")
-    goals = judge_goals(PrefillBench({}, {}, prefills=[skipped]), "qwen3-8b")
+    goals = judge_goals(PrefillBench({}, {}, cells=[skipped]), "qwen3-8b")
     assert goals[0].detail == "no time left"
 
 
@@ -73,7 +72,7 @@ def test_goals_are_in_the_files_as_they_were_judged(tmp_path: Path) -> None:
     provenance = {"hardware": hardware, "versions": {"torch": "2", "transformers": "5"}}
     options = {"device": "cuda", "small": False, "threads": 1, "dtype": "bfloat16"}
     cells = [cell(32768, "stock", "", 3.0), cell(32768, JUDGED, "triton", 1.5)]
-    bench = PrefillBench(provenance, options, prefills=cells)
+    bench = PrefillBench(provenance, options, cells=cells)
     bench.goals = judge_goals(bench, "qwen3-8b")
     write_results(tmp_path / "prefill", bench.content())
     (met, far, *_) = json.loads((tmp_path / "prefill.json").read_text())["goals"]
