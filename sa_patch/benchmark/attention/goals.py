@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
 from sa_patch.benchmark.goals import MET, UNMEASURED, Goal, judged, unmeasured
@@ -14,7 +16,6 @@ from sa_patch.patterns import SA, MoBA
 
 WINDOW = 256
 BLOCK_MOBA = MoBA(block_size=512, topk=3)
-MOBA_FROM = 8192
 LINEAR = 1.1  # largest exponent of n that still counts as linear growth
 FLASH_3 = "FlashAttention-3"
 Choice = Callable[[AttentionCell], bool]
@@ -22,52 +23,38 @@ Choice = Callable[[AttentionCell], bool]
 
 def judge_goals(bench: AttentionBench, window: int = WINDOW) -> list[Goal]:
     """All goals, in the order of their importance."""
-    sa, full = _stochastic(window), _is_full
-    moba = _labelled(str(BLOCK_MOBA))
+    sa_label, moba_label = str(SA(window)), str(BLOCK_MOBA)
+
+    def sa(cell: AttentionCell) -> bool:
+        # On our own kernels: what FlexAttention computes is a rival here.
+        return cell.label == sa_label and not cell.rival and cell.backend != "flex"
+
+    def flex(cell: AttentionCell) -> bool:
+        return cell.label == sa_label and cell.backend == "flex"
+
+    def moba(cell: AttentionCell) -> bool:
+        return cell.label == moba_label and not cell.rival
+
+    def full(cell: AttentionCell) -> bool:
+        return cell.method == "full"
+
+    flex_name = "SA over compiled FlexAttention, same window (times faster, worst n)"
+    moba_name = f"{BLOCK_MOBA} over the best full attention from 8K up (worst n)"
+    ratio = partial(_ratio_goal, bench)
     return [
         _flash_goal(bench, window, sa),
-        _ratio_goal(
-            bench,
-            "SA over compiled FlexAttention, same window (times faster, worst n)",
-            1.5,
-            lambda cell: cell.backend == "flex" and cell.label == str(SA(window)),
-            sa,
-        ),
-        _ratio_goal(bench, "SA over the best full attention at 32K", 10, full, sa, only=32768),
-        _ratio_goal(bench, "SA over the best full attention at 128K", 40, full, sa, only=131072),
-        _ratio_goal(
-            bench,
-            f"{BLOCK_MOBA} over the best full attention from 8K up (worst n)",
-            1.0,
-            full,
-            moba,
-            at_least=MOBA_FROM,
-        ),
+        ratio(flex_name, 1.5, flex, sa),
+        ratio("SA over the best full attention at 32K", 10, full, sa, only=32768),
+        ratio("SA over the best full attention at 128K", 40, full, sa, only=131072),
+        ratio(moba_name, 1.0, full, moba, at_least=8192),
         _memory_goal(bench),
     ]
 
 
 def growth_exponent(points: Sequence[tuple[int, float]]) -> float:
     """Slope of log bytes over log n, by least squares."""
-    logs = [(math.log(n), math.log(size)) for n, size in points]
-    mean_x = sum(x for x, _ in logs) / len(logs)
-    mean_y = sum(y for _, y in logs) / len(logs)
-    spread = sum((x - mean_x) ** 2 for x, _ in logs)
-    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
-
-
-def _stochastic(window: int) -> Choice:
-    """SA on our own kernels: what FlexAttention computes is a rival here."""
-    label = str(SA(window))
-    return lambda cell: cell.label == label and not cell.rival and cell.backend != "flex"
-
-
-def _labelled(label: str) -> Choice:
-    return lambda cell: cell.label == label and not cell.rival
-
-
-def _is_full(cell: AttentionCell) -> bool:
-    return cell.method == "full"
+    logs = ([math.log(value) for value in values] for values in zip(*points, strict=True))
+    return statistics.linear_regression(*logs).slope
 
 
 def _flash_goal(bench: AttentionBench, window: int, sa: Choice) -> Goal:
@@ -120,19 +107,14 @@ def _ratio_goal(
 def _memory_goal(bench: AttentionBench) -> Goal:
     """The growth of what is held beside inputs and result, of every backend but `reference`."""
     name = "memory: exponent of n by which the peak beside inputs and result grows (largest)"
-    found: list[tuple[float, str]] = []
-    own = [c for c in bench.cells if not c.rival and c.backend != "reference"]
-    for label, backend in dict.fromkeys((c.label, c.backend) for c in own):
-        points = [
-            (c.n, float(c.extra_bytes))
-            for c in own
-            if (c.label, c.backend) == (label, backend) and c.extra_bytes and c.correctness
-        ]
-        if len(points) >= 3:
-            exponent = growth_exponent(points)
-            found.append((exponent, f"{label} on {backend} {exponent:.2f}"))
+    points: dict[str, list[tuple[int, float]]] = {}
+    for cell in bench.cells:
+        if cell.extra_bytes and not cell.rival and cell.backend != "reference":
+            own = points.setdefault(f"{cell.label} on {cell.backend}", [])
+            own.append((cell.n, float(cell.extra_bytes)))
+    found = [(growth_exponent(own), label) for label, own in points.items() if len(own) >= 3]
     if not found:
         return unmeasured(name, LINEAR, "fewer than three lengths were measured")
-    worst = max(exponent for exponent, _ in found)
-    detail = "; ".join(text for _, text in sorted(found, reverse=True))
-    return judged(name, LINEAR, worst, detail, at_least=False)
+    found.sort(reverse=True)
+    detail = "; ".join(f"{label} {exponent:.2f}" for exponent, label in found)
+    return judged(name, LINEAR, found[0][0], detail, at_least=False)
