@@ -47,6 +47,9 @@ class TwoSidedBand(Pattern):
     def effective_window(self) -> int:
         return self.window
 
+    def __str__(self) -> str:
+        return f"two-sided band ({self.window - 1}, {self.window - 1})"
+
 
 class Call(Protocol):
     """q ``[batch, heads, n, head_dim]``, k and v ``[batch, kv_heads, n, head_dim]``."""
@@ -132,14 +135,12 @@ def refusal(
             nothing.
     """
     ok, reason = backend.supports(pattern, q, k)
-    if (
-        ok
-        and not interpreted
-        and backend.name == "triton"
-        and (q.device.type == "cpu" or interpreting())
-    ):
+    if not ok:
+        return reason
+    interpreter = backend.name == "triton" and (q.device.type == "cpu" or interpreting())
+    if interpreter and not interpreted:
         return "interpreted kernels run for correctness, never for time"
-    return "" if ok else reason
+    return ""
 
 
 def _on_backend(pattern: Pattern, backend: str) -> Candidate:
@@ -162,31 +163,27 @@ def _flash_rivals(
     windows: Sequence[int], q: Tensor, k: Tensor
 ) -> tuple[list[Candidate], list[NotServed]]:
     """FlashAttention on full attention and on bands; or why it takes no part."""
+    bands = {TwoSidedBand(w): (w - 1, w - 1) for w in windows} | {
+        SWA(w): (w - 1, 0) for w in windows
+    }
     found: list[Candidate] = []
     refused: list[NotServed] = []
-    try:
-        library = flash.serving(q, k, windowed=False)
-        found.append(Candidate(str(Full()), library, Full(), _flash_full, rival=True))
-    except UserError as error:
-        refused.append(NotServed("rival: full", "FlashAttention", str(error)))
-    try:
-        library = flash.serving(q, k, windowed=True)
-    except UserError as error:
-        return found, [*refused, NotServed("rival: bands", "FlashAttention", str(error))]
-    for w in windows:
-        label, both = f"two-sided band ({w - 1}, {w - 1})", _flash_band(w - 1, w - 1)
-        found.append(Candidate(label, library, TwoSidedBand(w), both, rival=True))
-        behind = _flash_band(w - 1, 0)
-        found.append(Candidate(str(SWA(w)), library, SWA(w), behind, rival=True))
+    for kind, masks in (("full", {Full(): None}), ("bands", bands)):
+        try:
+            library = flash.serving(q, k, windowed=kind == "bands")
+        except UserError as error:
+            refused.append(NotServed(f"rival: {kind}", "FlashAttention", str(error)))
+            continue
+        for shown, sides in masks.items():
+            found.append(Candidate(str(shown), library, shown, _flash(sides), rival=True))
     return found, refused
 
 
-def _flash_full(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-    return flash.full(q, k, v, 1 / math.sqrt(q.shape[3]))
+def _flash(sides: tuple[int, int] | None) -> Call:
+    """FlashAttention over the keys up to so many before and after a query; None for causal."""
 
-
-def _flash_band(left: int, right: int) -> Call:
     def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        return flash.banded(q, k, v, left, right, 1 / math.sqrt(q.shape[3]))
+        scale = 1 / math.sqrt(q.shape[3])
+        return flash.banded(q, k, v, *sides, scale) if sides else flash.full(q, k, v, scale)
 
     return call

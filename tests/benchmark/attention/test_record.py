@@ -5,6 +5,7 @@ a time came first, and a panel drew the cells of another window.
 """
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,19 @@ def test_a_torn_or_foreign_record_is_refused(
         path.write_text(content)
     with pytest.raises(UserError, match=says):
         read_bench(path)
+
+
+RESULTS = Path(__file__).resolve().parents[3] / "eval" / "results"
+PUBLISHED = sorted(
+    [*RESULTS.glob("attention/*/attention.json"), *RESULTS.glob("gpu/*/*/attention.json")]
+)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_runs_are_read_and_written_as_they_are(path: Path) -> None:
+    bench = read_bench(path)
+    assert json.loads(json.dumps(bench.content())) == json.loads(path.read_text())
+    assert markdown(bench) == path.with_suffix(".md").read_text()
 
 
 def made(

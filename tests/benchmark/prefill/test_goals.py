@@ -86,3 +86,16 @@ def test_goals_are_in_the_files_as_they_were_judged(tmp_path: Path) -> None:
         f"    {met['detail']}",
         f"COULD NOT BE MEASURED: {far['name']}: -, target 3",
     ]
+
+
+def test_the_record_has_the_names_of_published_ones() -> None:
+    path = (
+        Path(__file__).resolve().parents[3] / "eval/results/prefill/smollm2-135m-cpu/prefill.json"
+    )
+    published = json.loads(path.read_text())
+    content = PrefillBench({}, {}, [cell(64, JUDGED, "triton", 1.0)]).content()
+    assert set(content) == set(published)
+    assert {name: content[name] for name in ("kind", "schema")} == {
+        name: published[name] for name in ("kind", "schema")
+    }
+    assert set(content["prefills"][0]) == set(published["prefills"][0])
