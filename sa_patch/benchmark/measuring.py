@@ -102,7 +102,8 @@ class Measurer(ABC, Generic[K, C]):
         )
         for one, cell in pairs:
             cell.reason = reasons.get(one.key, "interrupted before it was timed often enough")
-        self.say(f"n = {n}: checking {len(pairs) - len(reasons)} contestants")
+        if len(reasons) < len(pairs):
+            self.say(f"n = {n}: checking {len(pairs) - len(reasons)} contestants")
         ready: list[tuple[K, C]] = []
         owed = 0.0  # seconds of repetitions, which come later and must still find their time
         for one, cell in pairs:
@@ -110,7 +111,8 @@ class Measurer(ABC, Generic[K, C]):
                 self.history.keep(one, seen)
                 owed += self.least * seen.ms / 1e3
                 ready.append((one, cell))
-        self._take_turns(n, ready, share)
+        if ready:
+            self._take_turns(n, ready, share)
         self.clock.forget()
 
     def _check(self, one: K, cell: C, owed: float) -> Seen | None:
@@ -133,7 +135,7 @@ class Measurer(ABC, Generic[K, C]):
         counts = repetitions(
             expected, seconds=max(0.0, self.left() * share), most=self.most, least=self.least
         )
-        rounds = max(counts.values(), default=0)
+        rounds = max(counts.values())
         self.say(f"n = {n}: timing {len(ready)} contestants, up to {rounds} times each")
         turns = {key: rounds_of(count, rounds) for key, count in counts.items()}
         alive = list(ready)

@@ -17,7 +17,6 @@ from sa_patch.kernels.flash import backend as flash
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 from tests.benchmark.attention.builder import cells_of, run
 
-
 PATTERNS: list[Pattern] = [
     *(Full(), SWA(7), SA(7, seed=3), SA(7, circular=False), SA(5, per_head=True)),
     *(MoBA(8, 3), MoBA(5, 1)),
