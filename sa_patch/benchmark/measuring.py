@@ -6,6 +6,7 @@ turn and in random order, so that a machine that drifts hits them alike.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -17,13 +18,13 @@ from sa_patch.benchmark.record import TIMED, C
 from sa_patch.benchmark.tables import Say
 from sa_patch.benchmark.time_plan import (
     MIN_REPEATS,
-    SPENT,
     Contestant,
     History,
     Seen,
     refuse,
     repetitions,
     rounds_of,
+    too_slow,
 )
 
 WORTH_A_LINE = 5.0  # seconds
@@ -79,7 +80,7 @@ class Measurer(ABC, Generic[K, C]):
         pairs: Sequence[tuple[K, C]],
         share: float,
         *,
-        least_share: float | None = None,
+        within_share: bool = True,
         free_bytes: int | None = None,
     ) -> None:
         """Check and time everything at length n.
@@ -88,15 +89,15 @@ class Measurer(ABC, Generic[K, C]):
             pairs: contestants with their cells, the baseline first. The cells are in the record
                 already, so that an interrupt keeps them.
             share: of the time left, what this length may take.
-            least_share: what the checks and the fewest repetitions may take of it; `share` by
-                default.
+            within_share: whether the checks and the fewest repetitions must fit into it too, and
+                not only before the deadline.
             free_bytes: memory that can be taken; by default as much as is asked for.
         """
         reasons = refuse(
             [one for one, _ in pairs],
             self.history,
             n,
-            seconds=self.left() * (share if least_share is None else least_share),
+            seconds=self.left() * share if within_share else math.inf,
             free_bytes=free_bytes,
             least=self.least,
         )
@@ -117,8 +118,9 @@ class Measurer(ABC, Generic[K, C]):
 
     def _check(self, one: K, cell: C, owed: float) -> Seen | None:
         started = time.monotonic()
-        if self.left() <= owed:
-            cell.reason = SPENT
+        expected = self.history.milliseconds(one, cell.n) or 0.0
+        if reason := too_slow(expected, self.left() - owed, self.least):
+            cell.reason = reason
             return None
         try:
             return self.check(one, cell)

@@ -66,6 +66,23 @@ def length_share(n: int, ahead: Sequence[int]) -> float:
     return float(n**1.5 / sum(length**1.5 for length in ahead))
 
 
+def least_seconds(ms: float, least: int) -> float:
+    """What calls of `ms` cost: a check, `least` repetitions, and one more call of what is quick."""
+    return (least + (1 if ms >= SLOW_MS else 2)) * ms / 1e3
+
+
+def too_slow(ms: float, seconds: float, least: int) -> str:
+    """Why calls of `ms` cannot be checked and timed `least` times within `seconds`; empty if so."""
+    if seconds <= 0:
+        return SPENT
+    if least_seconds(ms, least) <= seconds:
+        return ""
+    return (
+        f"a call would take about {ms / 1e3:.1f} s: its check and {least} repetitions do not fit "
+        "into the time budget"
+    )
+
+
 def refuse(
     contestants: Sequence[Contestant],
     history: History,
@@ -94,17 +111,10 @@ def refuse(
             )
             continue
         ms = predicted[one.key]
-        # The check, the repetitions, and the one more call of what is quick.
-        cost = (least + (1 if ms >= SLOW_MS else 2)) * ms / 1e3
-        if seconds <= 0:
-            out[one.key] = SPENT
-        elif cost > left:
-            out[one.key] = (
-                f"a call would take about {ms / 1e3:.1f} s: its check and {least} repetitions do "
-                "not fit into the time budget"
-            )
+        if reason := too_slow(ms, left, least):
+            out[one.key] = reason
         else:
-            left -= cost
+            left -= least_seconds(ms, least)
     return out
 
 

@@ -49,7 +49,7 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
             # Learn what each takes on a short sequence, before a long one is risked.
             unknown = [pair for pair in self._begin(PROBE) if pair[0].key not in self.history.seen]
             if unknown:
-                self.check_and_time(PROBE, unknown, share=0, least_share=1)
+                self.check_and_time(PROBE, unknown, share=0, within_share=False)
         pairs = self._begin(n)
         self.bench.cells += [cell for _, cell in pairs]
         self.check_and_time(n, pairs, share, free_bytes=self.clock.free_bytes())

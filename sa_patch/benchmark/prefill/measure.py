@@ -93,7 +93,7 @@ class PrefillMeasurer(Measurer[Contestant, Prefill]):
         self._tokens = tokens.to(self.model.device)
         pairs = [(one, self._cell(one.setup, n)) for one in self.contestants]
         record += [cell for _, cell in pairs]
-        self.check_and_time(n, pairs, share, least_share=1)
+        self.check_and_time(n, pairs, share, within_share=False)
         timed = [(one.setup, cell) for one, cell in pairs if cell.status == TIMED]
         stock = [pair for pair in timed if pair[0].pattern is None]
         self._decode(stock + [pair for pair in timed if not pair[0].full][:1], n)
