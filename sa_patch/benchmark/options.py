@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -26,7 +26,7 @@ class Options:
 
     Args:
         n: lengths in tokens, ascending.
-        backends: names in `BACKENDS`; those that choose among them may have "auto" too.
+        backends: names in `BACKENDS`, and "auto" where `allows_auto`.
         dtype: "float32", "bfloat16" or "float16".
         device: "cpu" or "cuda".
         threads: torch threads; None leaves them as they are.
@@ -36,6 +36,8 @@ class Options:
     Raises:
         UserError: for a value that is not allowed.
     """
+
+    allows_auto: ClassVar[bool] = False
 
     n: tuple[int, ...]
     backends: tuple[str, ...]
@@ -56,6 +58,8 @@ class Options:
         choice(self.dtype, "dtype", DTYPES)
         if not self.backends:
             raise UserError("name at least one backend")
+        for name in self.backends:
+            choice(name, "backend", [*(["auto"] if self.allows_auto else []), *BACKENDS])
 
     def described(self) -> dict[str, Any]:
         """The options as JSON values."""
@@ -73,12 +77,6 @@ def choose_device(device: str | None) -> str:
     if device == "cuda" and not found:
         raise UserError("torch sees no CUDA device here; use --device cpu")
     return device
-
-
-def known_backends(names: tuple[str, ...], *more: str) -> None:
-    """Raise `UserError` for a name that is no backend's and none of `more`."""
-    for name in names:
-        choice(name, "backend", [*more, *BACKENDS])
 
 
 def at_least_one(given: Any, field: str) -> None:

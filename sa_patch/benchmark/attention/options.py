@@ -16,7 +16,6 @@ from sa_patch.benchmark.options import (
     Options,
     at_least_one,
     choose_device,
-    known_backends,
 )
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS
@@ -73,7 +72,6 @@ class AttentionOptions(Options):
             raise UserError(
                 f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}"
             )
-        known_backends(self.backends)
         if not self.methods:
             raise UserError("name at least one method")
         self.patterns()

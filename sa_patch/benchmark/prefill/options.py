@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sa_patch.benchmark.options import Options, choose_device, known_backends
+from sa_patch.benchmark.options import Options, choose_device
 from sa_patch.benchmark.prefill.models import PUBLISHED, check_model
 from sa_patch.errors import UserError
 from sa_patch.models.embedded import DEFAULT_MODEL
@@ -56,6 +56,8 @@ class PrefillOptions(Options):
         budget: seconds for measuring, all models together.
     """
 
+    allows_auto = True
+
     models: tuple[str, ...]
     patterns: tuple[str, ...]
     small: bool
@@ -75,7 +77,6 @@ class PrefillOptions(Options):
             )
         for name in self.models:
             check_model(name)
-        known_backends(self.backends, "auto")
         self.parsed()
 
     def parsed(self) -> list[Pattern]:

@@ -218,7 +218,7 @@ def plain_backends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_rehearsal_writes_everything_and_judges_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=3.0)
+    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.5)
     printed = capsys.readouterr().out
     assert status == 0 and "rehearsal on a CPU" in printed
     content = json.loads((tmp_path / "goals.json").read_text())
@@ -238,7 +238,7 @@ def test_a_wrong_backend_is_on_the_sheet_and_in_the_exit_status(
         return torch.zeros_like(q)
 
     register(monkeypatch, zeros)
-    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=2.0)
+    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.0)
     assert status == 1
     sheet = (tmp_path / "goals.md").read_text()
     assert "- wrong: mine full" in sheet and "Nothing was wrong" not in sheet
@@ -253,7 +253,7 @@ def test_what_was_measured_is_on_disk_when_it_is_stopped(
 
     monkeypatch.setattr(goal_sheet, "run_bench", stopped)
     with pytest.raises(KeyboardInterrupt):
-        goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=2.0)
+        goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.0)
     content = json.loads((tmp_path / "goals.json").read_text())
     assert content["checks"] and content["goals"] == []
     assert "Not reached." in (tmp_path / "goals.md").read_text()
