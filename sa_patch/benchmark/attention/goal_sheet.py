@@ -1,7 +1,7 @@
 """The GPU goal sheet: correctness, the table and the goals, within a time limit, offline.
 
-Needs torch and the kernels' own packages only; matplotlib is used where it is
-installed. Everything measured so far is on disk whenever it is stopped.
+Needs torch and the kernels' own packages only; matplotlib is used where it is installed. Everything
+measured so far is on disk whenever it is stopped.
 """
 
 from __future__ import annotations
