@@ -101,6 +101,15 @@ class Bench(Generic[C]):
         """The lengths of these cells, ascending."""
         return sorted({cell.n for cell in self.where(**wanted)})
 
+    def unsettled(self) -> list[C]:
+        """What another run may still measure: cells that found no time."""
+        return self.where(status=SKIPPED)
+
+    def resume(self) -> None:
+        """Forget what found no time, so that it is measured now."""
+        self.cells = [cell for cell in self.cells if cell.status != SKIPPED]
+        self.complete = False
+
     def content(self) -> dict[str, Any]:
         """The run as JSON values, save for the cells."""
         return {

@@ -91,6 +91,7 @@ examples:
   sa-patch bench                                     # CPU: 8/2 heads of 64, 1K to 16K, minutes
   sa-patch bench --n 2K,8K --methods sa,swa --backends banded --threads 2
   sa-patch bench --device cuda --methods sa,moba:block_size=512,topk=3
+  sa-patch bench --tune                              # launch parameters of this GPU, for auto
   sa-patch bench --heads 9 --kv-heads 3 --dtype bfloat16 --window 64,256
 
 No time is printed before the same call has passed its check against float64 on a sample of

@@ -27,6 +27,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = "Time attention over every pattern on every backend beside its rivals."
     for name, value, meaning in ATTENTION_OPTIONS:
         parser.add_argument(f"--{name}", metavar=value, help=meaning)
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="instead, find this GPU's launch parameters and keep them for backend='auto'",
+    )
     parser.set_defaults(run=_bench)
 
 
@@ -45,9 +50,21 @@ def _bench(options: argparse.Namespace) -> int:
     from sa_patch.benchmark.attention.options import make_options
     from sa_patch.benchmark.attention.run import run_bench
 
+    if options.tune:
+        return _tune(options)
     fields = [name.replace("-", "_") for name, _, _ in ATTENTION_OPTIONS]
     given = {field: getattr(options, field) for field in fields}
     outcome = run_bench(make_options(**given), command=options.command_line)
     for path in outcome.files:
         print(path)
     return outcome.exit_status
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from sa_patch.benchmark.attention.options import make_options
+    from sa_patch.benchmark.stages.tune import tune_for_user
+    from sa_patch.benchmark.tables import say_line
+
+    chosen = make_options(device=options.device, budget=options.budget)
+    print(tune_for_user(chosen.device, chosen.budget, say_line))
+    return 0

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from sa_patch.errors import UserError
@@ -19,6 +20,10 @@ from sa_patch.kernels.triton.backend import interpreting
 from sa_patch.patterns import SA, SWA, Full, Pattern
 
 BASELINE = "SDPA full"
+SDPA_KERNELS = {
+    "torch, flash": SDPBackend.FLASH_ATTENTION,
+    "torch, cuDNN": SDPBackend.CUDNN_ATTENTION,
+}
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ def gather(
     windows = [p.window for p in patterns if isinstance(p, (SA, SWA))]
     rivals, absent = _flash_rivals(list(dict.fromkeys(windows)), q, k)
     found += [one for one in rivals if (one.label, "flash") not in served]
+    if q.is_cuda:
+        found += [_sdpa_by(name, kind) for name, kind in SDPA_KERNELS.items()]
     return found, refused + absent
 
 
@@ -159,6 +166,17 @@ def _baseline() -> Candidate:
         )
 
     return Candidate(BASELINE, "torch", Full(), call, rival=True)
+
+
+def _sdpa_by(name: str, kind: SDPBackend) -> Candidate:
+    """SDPA with one of torch's kernels, which it may not choose by itself."""
+    plain = _baseline().call
+
+    def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        with sdpa_kernel(kind):
+            return plain(q, k, v, layer)
+
+    return Candidate(BASELINE, name, Full(), call, rival=True)
 
 
 def _flash_rivals(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ HALF_FACTOR = 2.0  # half precision: times the error of torch's own attention on
 # MoBA chooses by fp32 scores of size about 1. Queries whose choice hangs on less than this, or on
 # less than this share of the largest score, may rightly see another block.
 CHOICE_TOLERANCE = 1e-4
+CHOICE_NOISE = 1e-5  # of the other patterns that choose by content: relative, on the keys
 MAX_UNDECIDED = 0.1  # share of sampled queries
 SAMPLE = 64
 
@@ -33,7 +35,7 @@ class Verdict:
         error: largest absolute difference from the oracle over the compared queries.
         tolerance: the largest that passes.
         compared, undecided: sampled query rows (of all heads) compared, and left out because
-            MoBA's choice hangs on rounding there.
+            a choice by content hangs on rounding there.
         reason: why it did not pass; empty where it did.
     """
 
@@ -56,7 +58,7 @@ class Expected:
         row, length: index in the batch and its real tokens.
         positions: int64 ``[sample]``.
         output: float64 ``[heads, sample, head_dim]``.
-        decided: bool ``[heads, sample]``, False where MoBA's choice hangs on rounding.
+        decided: bool ``[heads, sample]``, False where a choice by content hangs on rounding.
         peer_error, peer_square: largest and mean square error of torch's own attention on the same
             mask and in the inputs' dtype; None for fp32, where the tolerance is absolute.
     """
@@ -102,10 +104,11 @@ def expect(
     """
     length = q.shape[2] if length is None else length
     positions = sample_positions(length, seed + length, q.device)
-    q, k, v = q[row][:, positions], k[row, :, :length], v[row, :, :length]
+    q_row, k, v = q[row, :, :length], k[row, :, :length], v[row, :, :length]
+    q = q_row[:, positions]
     heads, group = q.shape[0], q.shape[0] // k.shape[0]
-    mask = shown.visible(positions, length, layer=layer, heads=heads, q=q, k=k)
-    mask = mask.expand(heads, -1, -1)
+    look = partial(_visible, shown, positions, length, layer, heads)
+    mask = look(q_row, k)
     scale = 1 / math.sqrt(q.shape[2])
     output = torch.empty(*q.shape[:2], v.shape[2], dtype=torch.float64, device=q.device)
     half = q.dtype in (torch.float16, torch.bfloat16)
@@ -123,6 +126,11 @@ def expect(
     decided = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
     if isinstance(shown, MoBA):
         decided = _decided(shown, q, k, positions)
+    elif shown.reads_content:
+        # A choice that rounding may turn turns when the keys are moved by as much.
+        noise = torch.randn(k.shape, generator=_generator(seed, k.device), device=k.device)
+        moved = k.float() * (1 + CHOICE_NOISE * noise)
+        decided = (look(q_row.float(), moved) == look(q_row.float(), k.float())).all(-1)
     theirs = None if peer is None else (peer - output)[decided].abs()
     return Expected(
         row,
@@ -133,6 +141,37 @@ def expect(
         None if theirs is None or not len(theirs) else float(theirs.max()),
         None if theirs is None or not len(theirs) else float(theirs.square().mean()),
     )
+
+
+def _generator(seed: int, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _visible(
+    shown: Pattern,
+    positions: Tensor,
+    length: int,
+    layer: int,
+    heads: int,
+    q: Tensor,
+    k: Tensor,
+) -> Tensor:
+    """The keys in view of the queries at `positions`: bool ``[heads, sample, length]``.
+
+    Args:
+        q: ``[heads, length, head_dim]``, of which patterns with shared choices read whole tiles.
+        k: ``[kv_heads, length, head_dim]``.
+    """
+    seen = partial(shown.visible, seq_len=length, layer=layer, heads=heads, k=k)
+    shared = shown.shared_queries
+    if shared == 1:
+        return seen(positions, q=q[:, positions]).expand(heads, -1, -1)
+    rows = []
+    for position in positions.tolist():
+        start = position // shared * shared
+        tile = torch.arange(start, position + 1, device=q.device)
+        rows.append(seen(tile, q=q[:, tile])[:, -1].expand(heads, -1))
+    return torch.stack(rows, 1)
 
 
 def judge(out: Tensor, expected: Expected) -> Verdict:

@@ -44,13 +44,25 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
         self._layers: dict[str, Iterator[int]] = {}
 
     def measure(self, n: int, share: float) -> None:
-        """Check and time everything at length n within `share` of the time left."""
+        """Check and time everything at length n within `share` of the time left.
+
+        What the record holds at this length already is not measured again.
+        """
+        settled = {(cell.label, cell.backend) for cell in self.bench.where(n=n)}
+        waiting = {one.key for one, c in self._begin(n) if (c.label, c.backend) not in settled}
+        if not waiting:
+            return
         if n >= PROBED_FROM:
             # Learn what each takes on a short sequence, before a long one is risked.
-            unknown = [pair for pair in self._begin(PROBE) if pair[0].key not in self.history.seen]
+            known = self.history.seen
+            unknown = [
+                pair
+                for pair in self._begin(PROBE)
+                if pair[0].key in waiting and pair[0].key not in known
+            ]
             if unknown:
                 self.check_and_time(PROBE, unknown, share=0, within_share=False)
-        pairs = self._begin(n)
+        pairs = [pair for pair in self._begin(n) if pair[0].key in waiting]
         self.bench.cells += [cell for _, cell in pairs]
         self.check_and_time(n, pairs, share, free_bytes=self.clock.free_bytes())
 

@@ -53,6 +53,7 @@ class AttentionOptions(Options):
         methods: names or text forms of patterns.
         repeats: most timed repetitions of a cell.
         seed: of inputs, sampled queries and the order of calls.
+        order: the lengths in the order in which they are measured, by default ascending.
     """
 
     heads: int
@@ -63,6 +64,7 @@ class AttentionOptions(Options):
     batch: int
     repeats: int
     seed: int
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -48,6 +48,7 @@ def run_bench(
     stem: str = "attention",
     json_only: bool = False,
     small_ceilings: bool = False,
+    resumed: AttentionBench | None = None,
 ) -> BenchOutcome:
     """Measure, print and write ``attention.json``, ``.md`` and ``.png`` into `options.out`.
 
@@ -58,6 +59,7 @@ def run_bench(
         command: the command line, for the provenance.
         stem: of the files' names.
         json_only: write no Markdown and no figure.
+        resumed: what an earlier run measured and this one need not measure again.
         small_ceilings: measure the ceilings on tiny arrays, where no rate will be believed.
 
     Raises:
@@ -66,7 +68,9 @@ def run_bench(
     """
     check_folder(options.out)
     with quiet_process(options.threads):
-        bench = AttentionBench(provenance(command or sys.argv), options.described())
+        bench = resumed or AttentionBench({}, {})
+        bench.resume()
+        bench.provenance, bench.options = provenance(command or sys.argv), options.described()
         clock = Clock(options.device)
         deadline = time.monotonic() + options.budget
         measurer = AttentionMeasurer(options, bench, clock, deadline, say)
@@ -74,8 +78,9 @@ def run_bench(
             ceilings = measure_ceilings(clock, options.torch_dtype, small=small_ceilings)
             bench.ceilings = ceilings
             say(ceilings_line(ceilings))
-            for index, n in enumerate(options.n):
-                measurer.measure(n, length_share(n, options.n[index:]))
+            lengths = options.order or options.n
+            for index, n in enumerate(lengths):
+                measurer.measure(n, length_share(n, lengths[index:]))
                 for cell in bench.where(n=n):
                     say(cell_line(bench, cell))
                 write(options.out / stem, bench, json_only=json_only, figure=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sa_patch.benchmark.prefill.record import Verdict
+from sa_patch.benchmark.prefill.record import NOISE, Verdict
 from sa_patch.benchmark.prefill.setups import STOCK, Setup, applied
 from sa_patch.kernels.counting import counting_backends
 from sa_patch.patching import attention_layers
@@ -54,7 +54,7 @@ def verify(model: PreTrainedModel, name: str, setups: Sequence[Setup], n: int) -
         yield Verdict(name, "causal", setup.key, _leak(model, setup, tokens, ours), allowed)
         yield Verdict(name, "padding", setup.key, _moved(model, setup, tokens), allowed)
     # What both are allowed to differ by: all of the logits, for then nothing above meant anything.
-    yield Verdict(name, "noise", f"{STOCK}: eager against sdpa", noise, 1.0)
+    yield Verdict(name, NOISE, f"{STOCK}: eager against sdpa", noise, 1.0)
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:

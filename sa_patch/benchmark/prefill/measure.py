@@ -82,7 +82,7 @@ class PrefillMeasurer(Measurer[Contestant, Prefill]):
 
     @torch.inference_mode()
     def measure(self, n: int, share: float, record: list[Prefill]) -> None:
-        """Measure all setups at length n into `record`.
+        """Measure all setups at length n into `record`, save those that it holds already.
 
         Args:
             share: of the time that is left, what this length may take for more than the fewest
@@ -91,7 +91,14 @@ class PrefillMeasurer(Measurer[Contestant, Prefill]):
         generator = torch.Generator().manual_seed(n)
         tokens = torch.randint(self.model.config.vocab_size, (1, n), generator=generator)
         self._tokens = tokens.to(self.model.device)
-        pairs = [(one, self._cell(one.setup, n)) for one in self.contestants]
+        settled = {(c.label, c.backend) for c in record if (c.model, c.n) == (self.name, n)}
+        pairs = [
+            (one, self._cell(one.setup, n))
+            for one in self.contestants
+            if (one.setup.label, one.setup.backend) not in settled
+        ]
+        if not pairs:
+            return
         record += [cell for _, cell in pairs]
         self.check_and_time(n, pairs, share, within_share=False)
         timed = [(one.setup, cell) for one, cell in pairs if cell.status == TIMED]

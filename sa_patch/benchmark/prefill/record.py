@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sa_patch.benchmark.goals import Goal
-from sa_patch.benchmark.record import FAILED, Bench, Cell
+from sa_patch.benchmark.record import FAILED, Bench, Cell, read_content
+from sa_patch.errors import UserError
+
+NOISE = "noise"
 
 
 @dataclass(kw_only=True)
@@ -92,6 +96,10 @@ class PrefillBench(Bench[Prefill]):
     verdicts: list[Verdict] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
 
+    def checked(self, model: str) -> bool:
+        """Whether all checks of a model were made; that of the noise is the last."""
+        return any(one.model == model and one.check == NOISE for one in self.verdicts)
+
     def wrong(self) -> list[str]:
         """Everything that gave a wrong result or failed, in words."""
         bad = [
@@ -114,3 +122,31 @@ class PrefillBench(Bench[Prefill]):
             "prefills": [one.content() for one in self.cells],
             "goals": [dataclasses.asdict(one) for one in self.goals],
         }
+
+
+def read_prefill(path: Path) -> PrefillBench:
+    """Read a run from its JSON; when each call began is not in there.
+
+    Raises:
+        UserError: if the file is missing, torn, or of another kind or schema.
+    """
+    content = read_content(path, PrefillBench.kind, PrefillBench.schema)
+    try:
+        return PrefillBench(
+            provenance=content["provenance"],
+            options=content["options"],
+            complete=content["complete"],
+            cells=[_read_cell(one) for one in content["prefills"]],
+            models=content["models"],
+            refused=content["refused"],
+            verdicts=[Verdict(**one) for one in content["verdicts"]],
+            goals=[Goal(**one) for one in content["goals"]],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} lacks a part of a benchmark: {error}") from error
+
+
+def _read_cell(found: dict[str, Any]) -> Prefill:
+    values = dict(found)
+    samples = [1e3 * seconds for seconds in values.pop("seconds")]
+    return Prefill(**values | {"samples_ms": samples, "extra_bytes": values.pop("peak_bytes")})

@@ -28,22 +28,37 @@ from sa_patch.models.free_memory import free_memory
 from sa_patch.patching import attention_layers
 
 
-def run_prefill(options: PrefillOptions, say: Say = say_line) -> PrefillBench:
+def run_prefill(
+    options: PrefillOptions,
+    say: Say = say_line,
+    *,
+    stem: str = "prefill",
+    resumed: PrefillBench | None = None,
+    building_counts: bool = False,
+) -> PrefillBench:
     """Measure, print, and write ``prefill.json``, ``.md`` and, of several lengths, ``.png``.
 
     The files are rewritten after each length; an interrupt keeps what was measured.
+
+    Args:
+        stem: of the files' names.
+        resumed: what an earlier run measured and this one need not measure again.
+        building_counts: take the time to build the models from the budget too.
 
     Raises:
         UserError: if a model cannot be loaded, a prompt is longer than it was made for, or the
             folder cannot be written.
     """
     check_folder(options.out)
-    bench = PrefillBench(provenance(sys.argv), options.described())
+    bench = resumed or PrefillBench({}, {})
+    bench.resume()
+    bench.provenance, bench.options = provenance(sys.argv), options.described()
     left = options.budget
     with quiet_process(options.threads):
         try:
             for index, name in enumerate(options.models):
                 say(f"{name}: building it")
+                began = time.monotonic()
                 model = make_model(
                     name, device=options.device, dtype=options.dtype, small=options.small
                 )
@@ -53,22 +68,24 @@ def run_prefill(options: PrefillOptions, say: Say = say_line) -> PrefillBench:
                         f"a prompt of {max(options.n)} tokens is longer than the {longest} that "
                         f"{name} was made for; give a smaller --n"
                     )
-                began = time.monotonic()
+                if not building_counts:
+                    began = time.monotonic()
                 share = left / (len(options.models) - index)
-                _measure_model(options, bench, name, model, began + share, say)
+                _measure_model(options, bench, stem, name, model, began + share, say)
                 left -= time.monotonic() - began
                 del model
                 free_memory()
             bench.complete = True
         finally:
             bench.provenance["ended"] = now()
-            _write(options, bench)
+            _write(options, bench, stem)
     return bench
 
 
 def _measure_model(
     options: PrefillOptions,
     bench: PrefillBench,
+    stem: str,
     name: str,
     model: PreTrainedModel,
     deadline: float,
@@ -78,9 +95,11 @@ def _measure_model(
     setups, bench.refused[name] = gather(
         model, options.parsed(), options.backends, rehearsal=options.small
     )
-    for verdict in verify(model, name, setups, options.checked):
-        bench.verdicts.append(verdict)
-        say(verdict_line(verdict))
+    if not bench.checked(name):
+        bench.verdicts = [one for one in bench.verdicts if one.model != name]
+        for verdict in verify(model, name, setups, options.checked):
+            bench.verdicts.append(verdict)
+            say(verdict_line(verdict))
     # What computes something else has no time worth printing.
     wrong = {one.label for one in bench.verdicts if one.model == name and not one.passed}
     right = [setup for setup in setups if setup.key not in wrong]
@@ -90,13 +109,13 @@ def _measure_model(
     )
     for index, n in enumerate(options.n):
         measurer.measure(n, length_share(n, options.n[index:]), bench.cells)
-        _write(options, bench)
+        _write(options, bench, stem)
         say(f"{name}, n = {n}")
         for one in bench.where(model=name, n=n):
             say(cell_line(bench.where(model=name, n=n), one))
     if options.device == "cuda" and name in PUBLISHED and not options.small:
         goals = judge_goals(bench, name)
-        bench.goals += goals
+        bench.goals = [*(g for g in bench.goals if not g.name.startswith(f"{name}: ")), *goals]
         for line in goal_lines(goals):
             say(line)
 
@@ -120,7 +139,7 @@ def _longest(name: str, model: PreTrainedModel) -> int | None:
     return None if name in PUBLISHED else int(model.config.max_position_embeddings)
 
 
-def _write(options: PrefillOptions, bench: PrefillBench) -> None:
+def _write(options: PrefillOptions, bench: PrefillBench, stem: str) -> None:
     def draw() -> bytes:
         from sa_patch.benchmark.prefill.figure import figure_bytes
 
@@ -128,5 +147,4 @@ def _write(options: PrefillOptions, bench: PrefillBench) -> None:
 
     # A line needs two points.
     several = len({one.n for one in bench.cells if one.median is not None}) > 1
-    stem = options.out / "prefill"
-    write_results(stem, bench.content(), markdown(bench), draw if several else None)
+    write_results(options.out / stem, bench.content(), markdown(bench), draw if several else None)

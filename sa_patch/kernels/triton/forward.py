@@ -57,9 +57,9 @@ class Configs:
         """With the keyword arguments of `band_config`."""
         return self._find(BandConfig) or band_config(self._q, self._longest, self._device, **kind)
 
-    def moba(self, block_size: int, *, compared: bool) -> MobaConfig:
+    def moba(self, block_size: int, *, compared: bool, shared: bool = False) -> MobaConfig:
         return self._find(MobaConfig) or moba_config(
-            self._q, self._longest, block_size, self._device, compared=compared
+            self._q, self._longest, block_size, self._device, compared=compared, shared=shared
         )
 
     def small_blocks(self) -> SmallBlocksConfig:
@@ -85,9 +85,8 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
     part = call._replace(rows=sparse)
     alone = parts.chosen[0] if len(parts.chosen) == 1 else None
     if isinstance(alone, BlockTopK) and shares_tiles(alone) and disjoint_parts(alone) == parts:
-        launch_shared(
-            part, alone, parts.near, configs.moba(alone.block_size, compared=False).choose
-        )
+        config = configs.moba(alone.block_size, compared=False, shared=True)
+        launch_shared(part, alone, parts.near, config.choose)
         return
     fused = any(map(sorts_choices, parts.chosen))
     launches = len(parts.rings) + len(parts.chosen) + (parts.near.everywhere and not fused)
@@ -120,23 +119,22 @@ def _serve_sparse(parts: DisjointParts, call: Call, configs: Configs, fused: boo
             launch = configs.band(joining=call.join).launch
             launch_local_window(call._replace(rows=rows), near, launch)
     for number, ring in enumerate(rings):
-        launch_ring(
-            call, ring, near, rings[:number], configs.band(compared=number > 0, joining=call.join)
-        )
+        config = configs.band(compared=number > 0, joining=call.join, ring=True)
+        launch_ring(call, ring, near, rings[:number], config)
     shown = excluded_keys(call, rings if parts.chosen else ())
     # What stands near goes with the first of them.
     chosen = sorted(parts.chosen, key=sorts_choices, reverse=True)
     # What a pattern itself keeps near is never among the blocks that it chooses.
     alone = len(chosen) == 1 and disjoint_parts(chosen[0]) == parts
     for number, pattern in enumerate(chosen):
-        config = configs.moba(pattern.block_size, compared=not alone)
-        picks = None if alone else choose(call, pattern, config.choose)
+        blocks = configs.moba(pattern.block_size, compared=not alone)
+        picks = None if alone else choose(call, pattern, blocks.choose)
         if sorts_choices(pattern):
             own = near if number == 0 else NOTHING
             hidden = None if alone else near
-            launch_sorted(call, pattern, picks, own, hidden, shown, config)
+            launch_sorted(call, pattern, picks, own, hidden, shown, blocks)
         else:
-            picks = choose(call, pattern, config.choose) if picks is None else picks
+            picks = choose(call, pattern, blocks.choose) if picks is None else picks
             launch_gathered(call, pattern, picks, near, shown, configs.small_blocks())
         if number + 1 < len(chosen) and picks is not None:
             shown = shown.with_spans(first_keys(pattern, picks), pattern.block_size)

@@ -3,16 +3,21 @@
 What `_MEASURED` and `_CHOOSE` hold was the fastest of up to 72 candidates on an H200 (bfloat16, 32
 query and 8 KV heads of 128, n = 32,768; eval/results/gpu). The rest was chosen by reasoning, from
 the shared memory and the registers that the compiler reports: tiles as large as they can be without
-spilling. `tune.tune` measures candidates.
+spilling. What a file of `launch_files` holds for the card comes before either; `benchmark.tuning`
+measures candidates and writes it.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from sa_patch.kernels.launch_files import measured_launches
 
 # A window that hides nothing, as an int32.
 UNLIMITED = 2**31 - 1
@@ -73,6 +78,10 @@ class SmallBlocksConfig:
 
 
 Config = BandConfig | MobaConfig | SmallBlocksConfig
+
+# What a card's file has entries for: sliding windows, stochastic attention, MoBA, and the choice
+# of blocks where tiles of queries share it.
+USES = WINDOW, RING, MOBA, CHOICE = "window", "ring", "moba", "choice"
 
 # Under the interpreter a program costs milliseconds whatever its size. Short sequences, which tests
 # use, must still fill several tiles.
@@ -160,6 +169,37 @@ def _shape_class(q: Tensor) -> ShapeClass:
     return q.element_size() > 2, q.shape[3] > 64, q.shape[3] > 128
 
 
+Measured = TypeVar("Measured", BandConfig, MobaConfig)
+
+
+def use_key(use: str, q: Tensor) -> str:
+    """The entry of a card's file for inputs like q; `use` is one of `USES`."""
+    return f"{use} {q.element_size()} {padded_head_dim(q.shape[3])}"
+
+
+def _from_file(kind: type[Measured], use: str, q: Tensor) -> Measured | None:
+    if q.device.type != "cuda":
+        return None
+    return _of_card(kind, use_key(use, q), q.device)
+
+
+@lru_cache(maxsize=256)
+def _of_card(kind: type[Measured], key: str, device: torch.device) -> Measured | None:
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    entry = measured_launches(name, capability).get(key)
+    return None if entry is None else config_of(kind, key, entry)
+
+
+def config_of(kind: type[Measured], key: str, entry: dict[str, object]) -> Measured | None:
+    """A file's entry as a config; None, with one sentence, for one of another make."""
+    try:
+        values = {name: Launch(**v) if isinstance(v, dict) else v for name, v in entry.items()}
+        return kind(**values)  # type: ignore[arg-type]
+    except TypeError as error:
+        warnings.warn(f"launch parameters {key!r} are ignored: {error}", stacklevel=2)
+        return None
+
+
 def band_config(
     q: Tensor,
     seq_len: int,
@@ -168,6 +208,7 @@ def band_config(
     compared: bool = False,
     dense: bool = False,
     joining: bool = False,
+    ring: bool = False,
 ) -> BandConfig:
     """The table's entry for what stands near and for rings.
 
@@ -175,9 +216,13 @@ def band_config(
         compared: the keys of a ring are compared with other rings, which takes registers.
         dense: queries see all keys before them, not a short band.
         joining: results over other keys are taken in.
+        ring: tokens on a ring.
     """
     if device == "interpreter":
         return BandConfig(_SMALL if seq_len <= _INTERPRETED_SHORT else _LARGE, tiles=2)
+    plain = not (compared or dense or joining)
+    if plain and (found := _from_file(BandConfig, RING if ring else WINDOW, q)):
+        return found
     shape = _shape_class(q)
     launch = _BAND[device][shape]
     if compared:
@@ -187,15 +232,25 @@ def band_config(
 
 
 def moba_config(
-    q: Tensor, seq_len: int, block_size: int, device: str, *, compared: bool = False
+    q: Tensor,
+    seq_len: int,
+    block_size: int,
+    device: str,
+    *,
+    compared: bool = False,
+    shared: bool = False,
 ) -> MobaConfig:
     """The table's entry for large blocks chosen by content.
 
     Args:
         compared: keys of a block are compared with what other parts show.
+        shared: tiles of queries share their choices; only `choose` is read then.
     """
+    found = None if compared else _from_file(MobaConfig, CHOICE if shared else MOBA, q)
     if device == "interpreter":
         choose = chosen = own = _SMALL if seq_len <= _INTERPRETED_SHORT else _LARGE
+    elif found:
+        choose, chosen, own = found.choose, found.chosen, found.own
     else:
         shape = _shape_class(q)
         choose = _CHOOSE_ON.get((device, shape), _CHOOSE[shape])

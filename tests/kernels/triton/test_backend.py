@@ -16,7 +16,7 @@ from sa_patch.kernels.triton.launch_table import packed_heads, padded_head_dim
 from sa_patch.kernels.triton.parts import NOTHING, LocalWindow
 from sa_patch.kernels.triton.ring_tiles import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row, band_table
-from sa_patch.kernels.triton.tune import tune
+from sa_patch.benchmark.tuning import tune
 from sa_patch.patterns import SA, SWA, Full, MoBA
 from tests.kernels.triton.test_triton import run
 from tests.laws.strategies import make_case

@@ -1,26 +1,37 @@
-"""Times launch parameters of the Triton kernels on the GPU at hand, to fill `launch_table`."""
+"""Times launch parameters of the Triton kernels on the GPU at hand, for files that `auto` reads."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from sa_patch.benchmark.clock import Clock
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import Spans
+from sa_patch.kernels.launch_files import Table
 from sa_patch.kernels.triton.backend import attend_with_lse, supports
 from sa_patch.kernels.triton.launch_table import (
+    CHOICE,
+    MOBA,
+    RING,
+    WINDOW,
     BandConfig,
     Config,
     Launch,
     SmallBlocksConfig,
     device_class,
     moba_config,
+    use_key,
 )
-from sa_patch.kernels.triton.parts import disjoint_parts, sorts_choices
+from sa_patch.kernels.triton.parts import disjoint_parts, shares_tiles, sorts_choices
 from sa_patch.patterns import SA, BlockTopK, MoBA, Pattern
 
 # Of the queries of patterns that choose by content.
@@ -31,6 +42,16 @@ _LAUNCHES = [
     for block_n in (32, 64, 128)
     for stages in (2, 3, 4)
 ]
+
+
+_CHOOSING = [Launch(m, n, warps) for m in (16, 32, 64) for n in (16, 32, 64) for warps in (4, 8)]
+# What is tuned for each use, by pattern.
+TUNED = {
+    RING: "sa:256",
+    WINDOW: "swa:256",
+    MOBA: "moba:window=256",
+    CHOICE: "block_topk:8,8,8,branch=0,shared=32,segment=128",
+}
 
 
 @dataclass(frozen=True)
@@ -67,15 +88,17 @@ def candidates(pattern: Pattern, q: Tensor, seq_len: int) -> list[Config]:
 
 
 def _chosen_candidates(pattern: MoBA | BlockTopK, q: Tensor, seq_len: int) -> list[Config]:
+    part = device_class(q.device, interpreted=False)
+    base = moba_config(q, seq_len, pattern.block_size, part)
+    if isinstance(pattern, BlockTopK) and shares_tiles(pattern):
+        return [replace(base, choose=launch) for launch in _CHOOSING]
     if not sorts_choices(pattern):
         few = [(m, n, warps) for m in (4, 8, 16, 32) for n in (4, 8, 16) for warps in (2, 4, 8)]
         return [SmallBlocksConfig(Launch(*size)) for size in few]
-    base = moba_config(q, seq_len, pattern.block_size, device_class(q.device, interpreted=False))
     varied: list[Config] = [replace(base, chosen=launch) for launch in _LAUNCHES]
     varied += [replace(base, own=launch) for launch in _LAUNCHES]
     if isinstance(pattern, MoBA):
-        sizes = [(m, n, warps) for m in (16, 32, 64) for n in (16, 32, 64) for warps in (4, 8)]
-        varied += [replace(base, choose=Launch(*size)) for size in sizes]
+        varied += [replace(base, choose=launch) for launch in _CHOOSING]
     return varied
 
 
@@ -130,6 +153,8 @@ def tune(
     configs: list[Config] | None = None,
     repeat_ms: int = 50,
     tolerance: float = 2e-2,
+    until: float = float("inf"),
+    interpreted: bool = False,
 ) -> list[Timing]:
     """Time configurations on whole sequences, fastest first; plans come from the cache.
 
@@ -141,11 +166,13 @@ def tune(
         tolerance: largest absolute difference from the first that runs; a candidate that differs
             by more is a failure, whatever its speed. Of patterns that choose by content so may one
             query in a hundred, whose choice was a tie.
+        until: of `time.monotonic`; configurations after that are left out.
+        interpreted: rehearse in Triton's interpreter, where no time means anything.
 
     Raises:
         UserError: if the tensors are not on a CUDA device, or the backend cannot serve them.
     """
-    if q.device.type != "cuda":
+    if q.device.type != "cuda" and not interpreted:
         raise UserError(f"tune needs tensors on a CUDA device, got {q.device}")
     able, reason = supports(pattern, q, k)
     if not able:
@@ -153,6 +180,8 @@ def tune(
     timings: list[Timing] = []
     expected: Tensor | None = None
     for config in configs if configs is not None else candidates(pattern, q, k.shape[2]):
+        if time.monotonic() > until:
+            break
         timing, out = _time(pattern, q, k, v, config, expected, repeat_ms, tolerance)
         expected = out if expected is None else expected
         timings.append(timing)
@@ -169,8 +198,6 @@ def _time(
     repeat_ms: int,
     tolerance: float,
 ) -> tuple[Timing, Tensor | None]:
-    from triton.testing import do_bench
-
     def run() -> Tensor:
         return _call(pattern, q, k, v, config)
 
@@ -181,9 +208,35 @@ def _time(
             share = float(wrong.float().mean())
             if share > (_UNDECIDED if pattern.reads_content else 0.0):
                 return Timing(config, failure=f"{share:.1%} of the queries differ"), None
-        median, fastest, slowest = do_bench(run, rep=repeat_ms, quantiles=[0.5, 0.0, 1.0])
+        median, fastest, slowest = _milliseconds(run, q.device, repeat_ms)
     # Whatever the compiler or the driver refuses (shared memory, registers, shapes) is a result.
     except Exception as error:
-        torch.cuda.synchronize(q.device)
+        if q.is_cuda:
+            torch.cuda.synchronize(q.device)
         return Timing(config, failure=f"{type(error).__name__}: {error}".splitlines()[0]), None
     return Timing(config, median, fastest, slowest), out
+
+
+def _milliseconds(
+    run: Callable[[], Tensor], device: torch.device, repeat_ms: int
+) -> tuple[float, float, float]:
+    """Median, fastest and slowest call."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        median, fastest, slowest = do_bench(run, rep=repeat_ms, quantiles=[0.5, 0.0, 1.0])
+        return median, fastest, slowest
+    taken = [Clock("cpu").milliseconds(run) for _ in range(2)]
+    return statistics.median(taken), min(taken), max(taken)
+
+
+def entry_of(use: str, q: Tensor, best: Config) -> Table:
+    """The entry that `launch_files.write_table` keeps for this use."""
+    return {use_key(use, q): dataclasses.asdict(best)}
+
+
+def card(device: str) -> tuple[str, tuple[int, int]]:
+    """Name and compute capability of the GPU at hand; of no card where kernels are interpreted."""
+    if device == "cuda":
+        return torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    return "interpreter", (0, 0)
