@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from sa_patch.benchmark.tuning import tune
 from sa_patch.errors import UserError
 from sa_patch.kernels import choose_backend
 from sa_patch.kernels.tensor_cache import TensorCache
@@ -16,7 +17,6 @@ from sa_patch.kernels.triton.launch_table import packed_heads, padded_head_dim
 from sa_patch.kernels.triton.parts import NOTHING, LocalWindow
 from sa_patch.kernels.triton.ring_tiles import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row, band_table
-from sa_patch.benchmark.tuning import tune
 from sa_patch.patterns import SA, SWA, Full, MoBA
 from tests.kernels.triton.test_triton import run
 from tests.laws.strategies import make_case
