@@ -6,7 +6,6 @@ worker or a machine that dies costs the cell that it had a further try, and noth
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import time
 from collections import Counter, deque
@@ -77,7 +76,7 @@ class RayExecutor:
 def _portable(model: ModelSpec) -> ModelSpec:
     """The model as a process in another folder finds it."""
     path = Path(model.pretrained).expanduser()
-    return dataclasses.replace(model, pretrained=str(path.absolute())) if path.exists() else model
+    return model.model_copy(update={"pretrained": str(path.absolute())}) if path.exists() else model
 
 
 @dataclass(eq=False)
