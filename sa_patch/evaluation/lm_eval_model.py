@@ -21,7 +21,7 @@ from sa_patch.evaluation.metering import HeadShape, PatternMeter, padding_length
 from sa_patch.evaluation.token_scores import token_loglikelihoods
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.models.embedded import resolve_model
-from sa_patch.models.gguf_once import reading_gguf_once
+from sa_patch.models.gguf import reading_gguf_once
 from sa_patch.models.layer_check import check_layers
 from sa_patch.patching import (
     Layers,
