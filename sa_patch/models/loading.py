@@ -1,4 +1,4 @@
-"""A model and its tokenizer, loaded without the loader's noise."""
+"""A model and its tokenizer, loaded without the loader's own output."""
 
 from __future__ import annotations
 
