@@ -11,7 +11,7 @@ from sa_patch.sweep.executor import Finished
 from sa_patch.sweep.plan import make_plan
 from sa_patch.sweep.processes import ProcessExecutor
 from sa_patch.sweep.run import run_sweep
-from tests.sweep.test_sweep import results, sweep_of
+from tests.sweep.small_sweep import results, sweep_of
 
 
 def test_two_processes_score_as_one_does(checkpoint: Path, tmp_path: Path) -> None:
