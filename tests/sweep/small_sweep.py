@@ -27,12 +27,12 @@ def run(config: SweepConfig, out: Path, plan: Plan | None = None) -> Outcome:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """All cell files by name, without the times."""
+    """All cell files by name, without what belongs to the machine and the hour."""
     found = {}
     for path in sorted((folder / "cells").iterdir()):
         content = json.loads(path.read_text())
-        content.pop("started")
-        content.pop("seconds")
+        for key in ("started", "seconds", "hardware"):
+            content.pop(key)
         if content["measured"]:
             content["measured"].pop("model_seconds")
         found[path.name] = content

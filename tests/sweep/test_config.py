@@ -9,7 +9,7 @@ import yaml
 from sa_patch.errors import UserError
 from sa_patch.files.packaged import configs_dir
 from sa_patch.patching import Schedule
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
+from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Sinks
 from sa_patch.sweep.config import load_config, parse_config
 from sa_patch.sweep.worker_resources import WorkerResources
 
@@ -58,25 +58,6 @@ def test_methods_can_have_windows_and_parameters_of_their_own() -> None:
         SA(window=64, circular=False),
         MoBA(block_size=8, topk=3),
     )
-
-
-def test_unions_take_seeds_in_every_random_part() -> None:
-    methods = [{"method": "sinks:4+swa:6+sa:8+psa:9", "seeds": [1, 2]}, "sinks:4+swa:6"]
-    config = parse_config({**GRID, "methods": methods})
-    assert config.patterns == (
-        *(Sinks(4) | SWA(6) | SA(8, seed=s) | PSA(9, seed=s) for s in (1, 2)),
-        Sinks(4) | SWA(6),
-    )
-
-
-def test_a_budget_is_split_for_every_total_and_seed() -> None:
-    split = {"method": "split", "total": [24, 44], "sinks": 4, "local": 0.5, "rest": "psa"}
-    config = parse_config({**GRID, "methods": [{**split, "seeds": [0, 1]}]})
-    assert set(config.patterns) == {
-        Sinks(4) | SWA(near) | PSA(near, seed=seed) for near in (10, 20) for seed in (0, 1)
-    }
-    bare = parse_config({**GRID, "methods": [{"method": "split", "total": 20, "rest": "moba"}]})
-    assert bare.patterns == (Sinks(4) | SWA(8) | MoBA.from_window(8),)
 
 
 def test_windows_complete_only_the_parameters_that_leave_room_for_them() -> None:

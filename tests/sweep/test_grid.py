@@ -1,4 +1,4 @@
-"""Families of patterns at equal FLOPs in a sweep file."""
+"""Entries of a sweep file that stand for many patterns: unions, shared keys, equal FLOPs."""
 
 from typing import Any
 
@@ -8,7 +8,18 @@ import yaml
 from sa_patch.cli.help_texts import SWEEP_EXAMPLES
 from sa_patch.errors import UserError
 from sa_patch.patching import Schedule
-from sa_patch.patterns import Pattern, fit_budget, flops_share, seed_of, with_seed
+from sa_patch.patterns import (
+    PSA,
+    SA,
+    SWA,
+    MoBA,
+    Pattern,
+    Sinks,
+    fit_budget,
+    flops_share,
+    seed_of,
+    with_seed,
+)
 from sa_patch.sweep.config import parse_config
 
 LOCAL, MIXED = "sinks:4+swa:{}", "sinks:4+swa:12+psa:{}"
@@ -24,6 +35,27 @@ ENTRY: dict[str, Any] = {
 def patterns(**changes: Any) -> tuple[Pattern, ...]:
     entry = {key: value for key, value in {**ENTRY, **changes}.items() if value is not None}
     return parse_config({"methods": [entry], "tasks": ["needle_128"]}).patterns
+
+
+def test_unions_take_seeds_in_every_random_part() -> None:
+    methods = [{"method": "sinks:4+swa:6+sa:8+psa:9", "seeds": [1, 2]}, "sinks:4+swa:6"]
+    config = parse_config({"methods": methods, "tasks": ["needle_128"]})
+    assert config.patterns == (
+        *(Sinks(4) | SWA(6) | SA(8, seed=s) | PSA(9, seed=s) for s in (1, 2)),
+        Sinks(4) | SWA(6),
+    )
+
+
+def test_a_budget_is_split_for_every_total_and_seed() -> None:
+    split = {"method": "split", "total": [24, 44], "sinks": 4, "local": 0.5, "rest": "psa"}
+    config = parse_config({"methods": [{**split, "seeds": [0, 1]}], "tasks": ["needle_128"]})
+    assert set(config.patterns) == {
+        Sinks(4) | SWA(near) | PSA(near, seed=seed) for near in (10, 20) for seed in (0, 1)
+    }
+    bare = parse_config(
+        {"methods": [{"method": "split", "total": 20, "rest": "moba"}], "tasks": ["needle_128"]}
+    )
+    assert bare.patterns == (Sinks(4) | SWA(8) | MoBA.from_window(8),)
 
 
 def test_every_family_is_fitted_to_every_share_and_length() -> None:
