@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
-from sa_patch.files.packed import stored_files, stored_text
+from sa_patch.files.packed import packed_path, stored_files, stored_text, torn_lines
 from sa_patch.sweep.cells import SCHEMA, cell_id
 
 # Keys in a block, of those sizes that visited keys are counted for.
@@ -72,7 +72,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A file in ``cells/`` that no figure uses, and the reason."""
+    """A file in ``cells/``, or a line of those packed, that no figure uses, and the reason."""
 
     path: Path
     reason: str
@@ -116,6 +116,11 @@ def load_run(path: Path | str) -> Run:
             cells.append(outcome)
         else:
             set_aside.append(outcome)
+    done = {cell.id for cell in cells}
+    missing = tuple(identifier for identifier in planned or () if identifier not in done)
+    if missing or planned is None:
+        # Else what torn lines held has been done again.
+        set_aside += _torn_lines(folder / "cells")
     if not cells:
         detail = (
             f"{len(set_aside)} cell files were set aside, {set_aside[0].path.name}: "
@@ -130,8 +135,6 @@ def load_run(path: Path | str) -> Run:
     if planned is not None:
         place = {identifier: index for index, identifier in enumerate(planned)}
         cells.sort(key=lambda cell: place[cell.id])
-    done = {cell.id for cell in cells}
-    missing = tuple(identifier for identifier in planned or () if identifier not in done)
     return Run(folder, manifest, tuple(cells), tuple(set_aside), planned, missing)
 
 
@@ -176,6 +179,13 @@ def _planned(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
     if not isinstance(planned, list):
         return None
     return tuple(str(identifier) for identifier in planned)
+
+
+def _torn_lines(folder: Path) -> list[SetAside]:
+    return [
+        SetAside(packed_path(folder), f"torn: line {number} is not a complete JSON object")
+        for number in torn_lines(folder)
+    ]
 
 
 def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cell | SetAside:

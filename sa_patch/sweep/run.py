@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sa_patch.files.packed import packed_path, torn_lines
 from sa_patch.sweep.config import SweepConfig
 from sa_patch.sweep.executor import Event, Executor, Finished, LocalExecutor, Message, Starts
 from sa_patch.sweep.plan import Plan, PlannedCell
@@ -75,7 +76,7 @@ def run_sweep(
 
 
 def unfinished(folder: RunFolder, plan: Plan) -> tuple[list[PlannedCell], list[str]]:
-    """The cells without a trusted result, and a sentence for each file that is not trusted."""
+    """The cells without a trusted result, and a sentence for each file or line not trusted."""
     waiting, sentences = [], []
     for cell in plan.cells:
         found = folder.find(cell.id, cell.cell)
@@ -83,6 +84,13 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[list[PlannedCell], list[s
             waiting.append(cell)
         if found.reason:
             sentences.append(f"cells/{cell.id}.json {found.reason}; the cell is done again")
+    if waiting:
+        # Else what torn lines held has been done again.
+        sentences += [
+            f"line {number} of {packed_path(folder.cells).name} is torn: not a complete JSON "
+            "object; the cell that it held is done again, unless it has a file of its own"
+            for number in torn_lines(folder.cells)
+        ]
     return waiting, sentences
 
 

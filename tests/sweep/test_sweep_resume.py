@@ -58,6 +58,26 @@ def test_a_packed_run_is_reported_and_gone_on_with(
     assert not load_run(out).missing
 
 
+def test_a_torn_line_of_a_packed_run_is_named_and_its_cell_done_again(
+    checkpoint: Path, unbroken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config, out = sweep_of(checkpoint), copy_of(unbroken, tmp_path / "run")
+    packed = pack(out / "cells")
+    packed.write_bytes(packed.read_bytes()[:-100])
+    sentence = "line 5 of cells.jsonl is torn: not a complete JSON object"
+    assert any(line.startswith(sentence) for line in describe_plan(make_plan(config), out))
+    (damaged,) = load_run(out).set_aside
+    assert (damaged.path, damaged.damaged) == (packed, True)
+    assert damaged.reason == "torn: line 5 is not a complete JSON object"
+    outcome = run(config, out)
+    assert (outcome.found, outcome.ran) == (4, 1)
+    assert sentence in capfd.readouterr().err
+    # The line is still there, but nothing is missing for it.
+    assert not load_run(out).set_aside and not load_run(out).missing
+    run(config, out)
+    assert "torn" not in capfd.readouterr().err
+
+
 def test_torn_foreign_and_missing_files_are_reported_and_done_again(
     checkpoint: Path, unbroken: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
