@@ -35,5 +35,6 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
             content.pop(key)
         if content["measured"]:
             content["measured"].pop("model_seconds")
+            content["measured"].pop("reused_fraction")
         found[path.name] = content
     return found
