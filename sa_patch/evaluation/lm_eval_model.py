@@ -47,13 +47,13 @@ class SAPatchLM(ReusedAnswersLM):
         pretrained: hub id, local folder, a .gguf file, "smollm2-135m" for the embedded model, or
             a model object. One with gated attention (`sa_patch.training`) is used as it was
             trained, and takes no method but full.
-        method: name of a pattern; its parameters are the arguments up to `grouped`.
+        pattern: a pattern, its text form, or its name, whose parameters are then the arguments up
+            to `grouped`. Beside a text form `seed` may stand, and is that of all its random parts.
+            In ``--model_args``, where commas separate arguments, semicolons separate its parameters
+            (``pattern=sinks:4+moba:block_size=16;topk=4``).
+        method: the same.
         window, seed, topk, block_size, circular, per_head, sinks, local, branch, beam, grouped:
             see `sa_patch.patterns`.
-        pattern: a pattern, or its text form, instead of `method` and its parameters; `seed` may
-            stand beside it, and is that of all its random parts. In ``--model_args``, where commas
-            separate arguments, semicolons separate its parameters
-            (``pattern=sinks:4+moba:block_size=16;topk=4``).
         layers: see `sa_patch.patch_model`; or the path of a schedule file (``.yaml``). In
             ``--model_args`` ``layers=0-3+7`` means layers 0 to 3, and 7.
         decode, backend: see `sa_patch.patch_model`.
@@ -255,15 +255,18 @@ def _read_pattern(
     pattern: Pattern | str | None, method: str | None, params: dict[str, Any]
 ) -> Pattern:
     given = [name for name, value in params.items() if value is not None]
-    if pattern is None:
-        if method is None:
-            method = "sa" if given else "full"
-        return make_pattern(method, **params)
-    if method is not None or given not in ([], ["seed"]):
+    if pattern is not None and method is not None:
         raise UserError(
-            "give either pattern= or method= with its parameters, not both "
-            f"(got pattern={str(pattern)!r} and {', '.join(given) or 'method'}); within pattern= "
-            "parameters are separated by semicolons, and only seed= may stand beside it"
+            f"pattern= and method= mean the same; give one of them (got {str(pattern)!r} and "
+            f"{method!r})"
         )
-    chosen = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    chosen = pattern or method or ("sa" if given else "full")
+    if isinstance(chosen, str) and not set(":+") & set(chosen):
+        return make_pattern(chosen, **params)
+    if given not in ([], ["seed"]):
+        raise UserError(
+            f"{str(chosen)!r} has its parameters already: only seed= may stand beside it (got "
+            f"{', '.join(given)}); within a text form parameters are separated by semicolons"
+        )
+    chosen = parse_pattern(chosen) if isinstance(chosen, str) else chosen
     return with_seed(chosen, params["seed"]) if given else chosen

@@ -28,7 +28,7 @@ from sa_patch.patching import Schedule
 from sa_patch.patching.patch import DECODE_MODES
 from sa_patch.patterns import Full, Pattern
 from sa_patch.patterns.base import whole_number
-from sa_patch.sweep.grid import Layers, MethodSpec, Windows, read_methods
+from sa_patch.sweep.grid import Layers, MethodSpec, Windows, read_methods, same_word
 from sa_patch.sweep.worker_resources import WorkerResources
 
 Dtype = Annotated[str, one_of("dtype", DTYPES)]
@@ -205,5 +205,5 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
         UserError: for anything unknown, missing or not allowed, and for an empty grid.
     """
     if isinstance(raw, Mapping):
-        raw = {"name": default_name, **raw}
+        raw = {"name": default_name, **same_word(raw, "patterns", "methods")}
     return SweepConfig.read(raw, "the sweep file")

@@ -149,8 +149,9 @@ class _BudgetEntry(_Entry):
 def read_methods(entries: Iterable[Any], windows: Sequence[int]) -> tuple[MethodSpec, ...]:
     """Every pattern of every entry, equal ones once.
 
-    An entry is a text form, a method's name, or a mapping with a ``method`` (a name, a text form,
-    "split" or "budget"), its parameters, and optionally ``windows``, ``seeds`` and ``layers``.
+    An entry is a text form, a pattern's name, or a mapping with a ``pattern`` (a name, a text form,
+    "split" or "budget"; ``method`` means the same), its parameters, and optionally ``windows``,
+    ``seeds`` and ``layers``.
 
     Raises:
         UserError: for anything unknown or not allowed.
@@ -162,8 +163,10 @@ def read_methods(entries: Iterable[Any], windows: Sequence[int]) -> tuple[Method
 def _read_entry(raw: Any, windows: Sequence[int]) -> list[MethodSpec]:
     if isinstance(raw, str):
         raw = {"method": raw}
+    if isinstance(raw, Mapping):
+        raw = same_word(raw, "pattern", "method")
     if not isinstance(raw, Mapping) or "method" not in raw:
-        raise UserError(f"an entry of 'methods' is a name or has a 'method' key, got {raw!r}")
+        raise UserError(f"an entry of 'patterns' is a name or has a 'pattern' key, got {raw!r}")
     method = raw["method"]
     entry = _kind_of(method).read(raw, f"the entry of {method!r}")
     patterns = entry.patterns(windows)
@@ -173,6 +176,19 @@ def _read_entry(raw: Any, windows: Sequence[int]) -> list[MethodSpec]:
             "layers: {0-3: full}"
         )
     return [MethodSpec(pattern, entry.layers) for pattern in patterns]
+
+
+def same_word(raw: Mapping[Any, Any], word: str, older: str) -> Mapping[Any, Any]:
+    """A mapping with the key `older` where it has `word`, which means the same.
+
+    Raises:
+        UserError: if it has both.
+    """
+    if word not in raw:
+        return raw
+    if older in raw:
+        raise UserError(f"{word!r} and {older!r} mean the same; give one of them")
+    return {older if key == word else key: value for key, value in raw.items()}
 
 
 def _kind_of(method: Any) -> type[_Entry]:

@@ -169,6 +169,8 @@ def test_a_seed_beside_a_pattern_is_that_of_all_its_random_parts(checkpoint: Pat
 MODEL_ARGS: dict[str, Pattern] = {
     "pattern=sinks:4+swa:6+psa:8,seed=2": Sinks(4) | SWA(6) | PSA(8, seed=2),
     "pattern=swa:6+moba:block_size=4;topk=3": SWA(6) | MoBA(4, 3),
+    "method=sinks:4+swa:6": Sinks(4) | SWA(6),
+    "pattern=moba,block_size=4,topk=3": MoBA(4, 3),
     "pattern=sa:window=4;seed=1;circular=false": SA(4, seed=1, circular=False),
     "method=block_topk,topk=3,block_size=2,sinks=1,local=4,branch=4,beam=5,grouped=true": BlockTopK(
         2, 3, 1, 4, 4, 5, True
@@ -238,7 +240,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not random": ({"pattern": "sinks:4+swa:4", "seed": 1}, "draws nothing at random"),
     "no file": ({"window": 4, "layers": "no.yaml"}, "no schedule file"),
     "separators": ({"pattern": "moba:block_size=4", "topk": 3}, "separated by semicolons"),
-    "both": ({"pattern": "sa:window=4", "window": 4}, "not both"),
+    "parameters twice": ({"pattern": "sa:window=4", "window": 4}, "has its parameters already"),
+    "both words": ({"pattern": "sa:window=4", "method": "sa"}, "give one of them"),
     "backend": ({"window": 4, "backend": "bandd"}, "did you mean 'banded'"),
     "layers": ({"window": 4, "layers": "one"}, "numbers and ranges"),
     "decode": ({"window": 4, "decode": "no"}, "decode must be"),

@@ -204,8 +204,10 @@ def test_limit_of_the_command_line_is_over_the_files() -> None:
         ({"layers": {"0-3": "full", 3: "swa:4"}}, "names layer 3 twice"),
         ({"layers": {"0-3": 5}}, "must be given a pattern"),
         ({"layers": "none.yaml"}, "no schedule file none.yaml"),
-        ({"methods": [7]}, "an entry of 'methods'"),
-        ({"methods": [{"name": "sa"}]}, "has a 'method' key"),
+        ({"methods": [7]}, "an entry of 'patterns'"),
+        ({"methods": [{"name": "sa"}]}, "has a 'pattern' key"),
+        ({"methods": ["full"], "patterns": ["sa"]}, "'patterns' and 'methods' mean the same"),
+        ({"methods": [{"method": "sa", "pattern": "sa"}]}, "give one of them"),
         ({"tasks": [{"limit": 3}]}, r"'tasks\[0\]' lacks the key 'task'"),
         ({"tasks": [{"task": "boolq", "limt": 3}]}, "unknown key 'limt'.*did you mean 'limit'"),
         ({"limit": 0}, "^limit must be at least 1, got 0"),
@@ -289,3 +291,14 @@ def test_the_papers_grid(name: str) -> None:
     assert sorted(task.task for task in config.tasks) == sorted(
         ["hellaswag", "mmlu", "arc_easy", "arc_challenge", "boolq", "lambada_openai", "humaneval"]
     )
+
+
+def test_patterns_and_methods_are_one_word() -> None:
+    shared = {"windows": [16], "tasks": ["needle_128"]}
+    older, newer = (
+        parse_config(
+            {**shared, f"{word}s": ["full", {word: "sa", "seeds": [0, 1]}, {word: "swa:8"}]}
+        )
+        for word in ("method", "pattern")
+    )
+    assert newer == older
