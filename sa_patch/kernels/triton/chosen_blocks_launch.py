@@ -1,14 +1,13 @@
-"""Launches of the Triton kernels of blocks chosen by content: choose, sort, attend."""
+"""Launches of the Triton kernels of blocks chosen by content: sort choices, attend to them."""
 
 from __future__ import annotations
-
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sa_patch.kernels.triton import launch_table
-from sa_patch.kernels.triton.chosen_blocks import choose_kernel, chosen_kernel
+from sa_patch.kernels.triton.block_choice.launch import choose, origin_of, own_choices
+from sa_patch.kernels.triton.chosen_blocks import chosen_kernel
 from sa_patch.kernels.triton.launch import (
     LOG2_E,
     Call,
@@ -22,7 +21,6 @@ from sa_patch.kernels.triton.launch_table import (
     Launch,
     MobaConfig,
     SmallBlocksConfig,
-    next_power_of_2,
     packed_heads,
     shared_launch,
 )
@@ -31,93 +29,12 @@ from sa_patch.kernels.triton.small_blocks import shared_blocks_kernel, small_blo
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.kernels.triton.tiles import row_table
 from sa_patch.patterns import BlockTopK, MoBA
-from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, tile_choices
-from sa_patch.patterns.moba import block_means
+from sa_patch.patterns.block_selection.shared_choice import tile_choices
 
-# Picks that one sweep of the choice holds in registers.
-_PICKS = 4
 # Partial results held at once; KV heads are served in turns beyond.
 PARTIAL_BYTES = 1 << 30
 # First key of a block that is not there: beyond every position, whatever is added to it.
 _NO_KEY = 1 << 30
-
-
-def origin_of(pattern: MoBA | BlockTopK) -> int:
-    """The first token of block 0."""
-    return pattern.sinks if isinstance(pattern, BlockTopK) else 0
-
-
-def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
-    """The blocks that each query chooses, in any order.
-
-    Args:
-        launch: of the choice of mixture of block attention.
-
-    Returns:
-        int32 ``[batch, q_heads, nq, count]``, -1 where fewer can be chosen and at padding.
-    """
-    if isinstance(pattern, MoBA):
-        count = min(pattern.topk - 1, call.k.shape[2] // pattern.block_size)
-        return _ranked(call, pattern, count, launch)
-    own = own_choices(call, pattern, launch)
-    if pattern.shared > 1:
-        each_row = [chosen_so_far(picks, pattern.shared) for picks in own]
-        own = torch.stack(each_row)
-    return own.repeat_interleave(call.q.shape[1] // own.shape[1], 1)
-
-
-def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
-    """The blocks that each query chooses for itself: int32 ``[batch, choosers, nq, topk]``."""
-    if not pattern.branch:
-        return _ranked(call, pattern, pattern.topk, launch)
-    q, k = call.q, call.k
-    choosers = k.shape[1] if pattern.grouped else q.shape[1]
-    picks_shape = (len(q), choosers, q.shape[2], pattern.topk)
-    picks = torch.full(picks_shape, -1, dtype=torch.int32, device=q.device)
-    for row in call.rows:
-        end = min(call.query_len, row.length - row.start)
-        positions = torch.arange(row.start, row.start + end, device=q.device)
-        picks[row.batch, :, :end] = pattern.own_choices(
-            q[row.batch, :, :end], k[row.batch, :, : row.length], positions
-        )
-    return picks
-
-
-def _ranked(call: Call, pattern: MoBA | BlockTopK, count: int, launch: Launch) -> Tensor:
-    """The best of all eligible blocks: int32 ``[batch, choosers, nq, count]``."""
-    q, k = call.q, call.k
-    if isinstance(pattern, BlockTopK) and pattern.grouped:
-        q = q.unflatten(1, (k.shape[1], -1)).float().sum(2)
-    picks = torch.full((*q.shape[:3], count), -1, dtype=torch.int32, device=q.device)
-    means = block_means(k[:, :, origin_of(pattern) :], pattern.block_size).contiguous()
-    pack = packed_heads(q.shape[1] // k.shape[1], launch.block_m)
-    table = call.table(launch.block_m // pack)
-    if len(table) and count and means.shape[2]:
-        longest = max(row.length for row in call.rows)
-        choose_kernel[(len(table) * (q.shape[1] // pack),)](
-            q,
-            means,
-            picks,
-            table,
-            _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream),
-            q.shape[2],
-            means.shape[2],
-            count,
-            *strides(q),
-            PACK=pack,
-            PICKS=min(_PICKS, next_power_of_2(count)),
-            **shape(q, k, launch),
-        )
-    return picks
-
-
-@lru_cache(maxsize=64)
-def _eligible(pattern: MoBA | BlockTopK, size: int, device: torch.device, stream: int) -> Tensor:
-    """By position how many blocks a query may choose from: int32; filled on a stream."""
-    positions = torch.arange(size, device=device)
-    if isinstance(pattern, BlockTopK):
-        return pattern.eligible(positions).to(torch.int32)
-    return (positions // pattern.block_size).to(torch.int32)
 
 
 def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Launch) -> None:
@@ -297,9 +214,10 @@ def launch_gathered(
         call.lse,
         table,
         call.lows(hidden),
-        first_keys(pattern, picks),
+        picks,
         call.query_len,
         pattern.block_size,
+        origin_of(pattern),
         picks.shape[3],
         hidden.sinks,
         call.scale * LOG2_E,

@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 
 from sa_patch.kernels.triton import launch_table
+from sa_patch.kernels.triton.block_choice.launch import choose
 from sa_patch.kernels.triton.chosen_blocks_launch import (
-    choose,
     first_keys,
     launch_gathered,
     launch_shared,

@@ -38,7 +38,7 @@ def load_gathered(
     return loaded.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["query_len", "block_size", "count", "sinks", "padded_len"])
+@triton.jit(do_not_specialize=["query_len", "block_size", "origin", "count", "sinks", "padded_len"])
 def small_blocks_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -47,9 +47,10 @@ def small_blocks_kernel(
     lse: tl.tensor,
     table: tl.tensor,
     lows: tl.tensor,
-    first_keys: tl.tensor,
+    picks: tl.tensor,
     query_len: tl.tensor,
     block_size: tl.tensor,
+    origin: tl.tensor,
     count: tl.tensor,
     sinks: tl.tensor,
     scale: tl.tensor,
@@ -89,8 +90,8 @@ def small_blocks_kernel(
     Args:
         q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.
         table, lows, sinks: of `local_window_kernel`, whose keys are left out.
-        first_keys: int32 ``[batch, HEADS, query_len, count]``: first key of each chosen block,
-            beyond every position where there is none.
+        picks: int32 ``[batch, HEADS, query_len, count]``: the chosen blocks, -1 for none.
+        origin: the token that block 0 begins with.
         scale: at least 0, with log2(e) in it.
         rings ... SPANS: of `shown_by_other_part`.
     """
@@ -109,9 +110,9 @@ def small_blocks_kernel(
         number = begin + tl.arange(0, BLOCK_N)
         inside = (number < count * block_size)[None, :]
         chosen = tl.where(inside, (number // block_size)[None, :], 0)
-        keys = tl.load(first_keys + places[:, None] * count + chosen)
-        keys += (number % block_size)[None, :]
-        visible = inside & (keys >= sinks) & (keys < low[:, None])
+        block = tl.load(picks + places[:, None] * count + chosen)
+        keys = block * block_size + origin + (number % block_size)[None, :]
+        visible = inside & (block >= 0) & (keys >= sinks) & (keys < low[:, None])
         keys = tl.where(visible, keys, 0)
         if RINGS + SPANS:
             shown = shown_by_other_part(
