@@ -41,7 +41,7 @@ def with_tail(backend: Backend, fallback: Backend) -> Backend:
             count = min(size, real)
             if count <= 0:
                 continue
-            # A batch of one length is served in place; a list of its rows would wait for the device.
+            # Rows of one length are served in place: their list would wait for the device.
             together = len(members) == len(q)
             rows = slice(None) if together else torch.tensor(members, device=q.device)
             last = q[rows, :, real - count : real]

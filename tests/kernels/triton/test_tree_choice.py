@@ -1,4 +1,4 @@
-"""The kernel that chooses blocks coarse to fine, interpreted, against torch's search and a loop's."""
+"""The kernel that chooses blocks coarse to fine, interpreted: as torch does, and a plain loop."""
 
 from __future__ import annotations
 

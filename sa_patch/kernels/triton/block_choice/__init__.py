@@ -1,1 +1,1 @@
-"""Which blocks of keys each query chooses, in Triton kernels: of all eligible ones, or by a tree."""
+"""Triton kernels that choose blocks for each query: of all eligible ones, or coarse to fine."""

@@ -1,4 +1,4 @@
-"""Choosing among all eligible blocks: each query ranks them by its fp32 dot product with their means.
+"""Choosing among all eligible blocks, by the fp32 dot product of a query with their mean keys.
 
 Serves mixture of block attention and small blocks without a tree (``branch=0``).
 """
