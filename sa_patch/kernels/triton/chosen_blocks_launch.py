@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.triton import launch_table
-from sa_patch.kernels.triton.block_choice.launch import choose, origin_of, own_choices
+from sa_patch.kernels.triton.block_choice.launch import (
+    choose,
+    of_query_heads,
+    origin_of,
+    own_choices,
+)
 from sa_patch.kernels.triton.chosen_blocks import chosen_kernel
 from sa_patch.kernels.triton.launch import (
     LOG2_E,
@@ -179,11 +184,16 @@ def launch_sorted(
             out=call.out[:, own],
             lse=None if call.lse is None else call.lse[:, own].contiguous(),
         )
-        found = choose(part, pattern, config.choose) if picks is None else picks[:, own]
+        if picks is None:
+            found = choose(part, pattern, config.choose)
+        else:
+            choosers = picks.shape[1] // kv_heads
+            found = picks[:, first * choosers : (first + step) * choosers]
         choices = None
         if found.shape[3]:
+            found = of_query_heads(found, part.q.shape[1]).contiguous()
             choices = attend_choices(
-                part, pattern, found.contiguous(), hidden, shown.of_heads(own), config.chosen
+                part, pattern, found, hidden, shown.of_heads(own), config.chosen
             )
         launch_local_window(part, near, config.own, choices)
         if call.lse is not None and part.lse is not None:
@@ -223,6 +233,7 @@ def launch_gathered(
         call.scale * LOG2_E,
         *call.strides(),
         PACK=pack,
+        CHOOSERS=picks.shape[1],
         WIDEN=INTERPRETED,
         **shown.arguments(),
         **call.results(),

@@ -36,7 +36,8 @@ def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
         launch: of the choice of mixture of block attention.
 
     Returns:
-        int32 ``[batch, q_heads, nq, count]``, -1 where fewer can be chosen and at padding.
+        int32 ``[batch, choosers, nq, count]``, -1 where fewer can be chosen and at padding; a
+        chooser is a query head, or a KV head of a pattern whose query heads choose together.
     """
     if isinstance(pattern, MoBA):
         count = min(pattern.topk - 1, call.k.shape[2] // pattern.block_size)
@@ -45,7 +46,13 @@ def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
     if pattern.shared > 1:
         each_row = [chosen_so_far(picks, pattern.shared) for picks in own]
         own = torch.stack(each_row)
-    return own.repeat_interleave(call.q.shape[1] // own.shape[1], 1)
+    return own
+
+
+def of_query_heads(picks: Tensor, heads: int) -> Tensor:
+    """What `choose` gives, for each of the query heads."""
+    times = heads // picks.shape[1]
+    return picks if times == 1 else picks.repeat_interleave(times, 1)
 
 
 def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
