@@ -243,7 +243,8 @@ def tree_launch(candidates: int, seq_len: int, device: str) -> Launch:
     """
     width = max(16, next_power_of_2(candidates))
     if device == "interpreter":
-        return Launch(64 if seq_len <= _INTERPRETED_SHORT else 512, width)
+        # A step of no more elements than Triton takes.
+        return Launch(64 if seq_len <= _INTERPRETED_SHORT else (1 << 16) // width, width)
     # A step reads 16 columns of every candidate: 64 registers a thread.
     return Launch(max(1, min(64, 512 // width)), width, warps=4 if width < 512 else 8, stages=1)
 
