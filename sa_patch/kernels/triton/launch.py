@@ -18,8 +18,8 @@ from sa_patch.kernels.triton.launch_table import (
 )
 from sa_patch.kernels.triton.local_window import local_window_kernel
 from sa_patch.kernels.triton.parts import LocalWindow
-from sa_patch.kernels.triton.ring import ring_kernel
-from sa_patch.kernels.triton.ring_tiles import ring_plan, ring_table
+from sa_patch.kernels.triton.rings.kernel import ring_kernel
+from sa_patch.kernels.triton.rings.plan import ring_plan, ring_table
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.kernels.triton.tiles import (
     Row,

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sa_patch.kernels import BACKENDS, forget_plans
 from sa_patch.kernels.backend import Spans
 from sa_patch.kernels.triton.parts import NOTHING
-from sa_patch.kernels.triton.ring_tiles import ring_plan
+from sa_patch.kernels.triton.rings.plan import ring_plan
 from sa_patch.kernels.triton.tiles import Row
 from sa_patch.patterns import PSA, SA, parse_pattern
 

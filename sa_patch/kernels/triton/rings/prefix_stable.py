@@ -1,0 +1,151 @@
+"""Blocks of prefix-stable stochastic attention: queries that are neighbours on the ring, and the
+band of keys around each block.
+
+Reaches shrink as positions grow, and later keys are of no use to early queries: queries search in
+segments, all of which are searched at once.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.triton.launch_table import UNLIMITED
+from sa_patch.kernels.triton.tiles import current_stream, on_device
+from sa_patch.patterns import PSA
+from sa_patch.patterns.prefix_stable import RING_SIZE
+
+
+class Blocks(NamedTuple):
+    """What `RingPlan` holds under these names, with draws as first dimension."""
+
+    queries: Tensor
+    query_steps: Tensor
+    windows: Tensor
+    keys: Tensor
+    key_steps: Tensor
+
+
+def segments(pattern: PSA, start: int, end: int) -> tuple[tuple[int, int], ...]:
+    """Queries ``first .. last - 1`` that share a search among the keys below `last`, of those at
+    ``start .. end - 1``: up to the next power of two, so that reaches differ by a factor of two.
+
+    A few at the end join those before, since the band of a block of few queries is wide.
+    """
+    bounds = [max(start, pattern.window)]
+    while bounds[-1] < end:
+        bounds.append(min(end, 1 << bounds[-1].bit_length()))
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] < bounds[-2] // 4:
+        del bounds[-2]
+    return tuple(zip(bounds, bounds[1:], strict=False))
+
+
+class _Search(NamedTuple):
+    """Which queries search among which keys, in all segments of a span at once.
+
+    Each segment has a stretch of its own of one long line, with its keys once around the ring to
+    either side, so that a band never has a seam. Blocks of queries stand one after the other.
+    """
+
+    keys: Tensor
+    """int64, positions of the keys of every segment"""
+    stretch_of_keys: Tensor
+    """int64, like `keys`: where the segment's stretch begins"""
+    around: Tensor
+    """int64, three times as long: which key, in the order of the ring, stands where on the line"""
+    turns: Tensor
+    """int64, like `around`: what is added to its point there"""
+    stretch_of_queries: Tensor
+    """int64, of the positions from the first query on"""
+    rows: Tensor
+    """int64 ``[blocks * block]``, which query, in the order of the ring, stands in every row; the
+    segment's last in those to spare"""
+    spare: Tensor
+    """bool, like `rows`"""
+    stretch_of_rows: Tensor
+    """int64, like `rows`"""
+
+
+# Of the line; the keys of a segment take three rings of it.
+_STRETCH = 4 * RING_SIZE
+
+
+@lru_cache(maxsize=128)
+def _search(
+    parts: tuple[tuple[int, int], ...], block: int, device: torch.device, stream: int
+) -> _Search:
+    """Filled by work queued on a stream."""
+    columns: list[list[Tensor]] = []
+    keys_before = queries_before = 0
+    for number, (first, last) in enumerate(parts):
+        begin = number * _STRETCH
+        keys, count = torch.arange(last), last - first
+        rows = torch.arange(-(-count // block) * block)
+        columns.append(
+            [
+                keys,
+                torch.full_like(keys, begin),
+                (keys + keys_before).repeat(3),
+                torch.tensor([-RING_SIZE, 0, RING_SIZE]).repeat_interleave(last),
+                torch.full((count,), begin),
+                rows.clamp(max=count - 1) + queries_before,
+                rows >= count,
+                torch.full_like(rows, begin),
+            ]
+        )
+        keys_before += last
+        queries_before += count
+    return _Search(*(on_device(torch.cat(column), device) for column in zip(*columns, strict=True)))
+
+
+def blocks_of(
+    pattern: PSA,
+    start: int,
+    end: int,
+    *,
+    layers: range,
+    heads: int,
+    block: int,
+    device: torch.device,
+) -> Blocks:
+    """Blocks of the queries at ``start .. end - 1``, segment after segment."""
+    points = pattern.points(end, layers, heads, device).flatten(0, 1)
+    parts = segments(pattern, start, end)
+    if not parts:
+        empty = torch.zeros(len(points), 0, block, dtype=torch.int32, device=device)
+        return Blocks(empty, empty, empty, empty, empty)
+    search = _search(parts, block, device, current_stream(device))
+    ordered, order = (points[:, search.keys] + search.stretch_of_keys).sort(dim=1, stable=True)
+    line = ordered[:, search.around] + search.turns
+    positions = search.keys[order][:, search.around]
+    first = parts[0][0]
+    queries = (points[:, first:] + search.stretch_of_queries).argsort(dim=1, stable=True) + first
+    queries = queries[:, search.rows]
+    shape = (-1, block)
+    reaches = pattern.reach(end, device)[queries].unflatten(1, shape)
+    begins = (points.gather(1, queries) + search.stretch_of_rows).unflatten(1, shape) - reaches
+    low, high = begins.amin(-1), (begins + 2 * reaches).amax(-1)
+    from_key = torch.searchsorted(line, low)
+    key_count = torch.searchsorted(line, high, right=True) - from_key
+    columns = torch.arange(int(key_count.max()), device=device)
+    places = (from_key[..., None] + columns).clamp(max=line.shape[1] - 1).flatten(1)
+    band = (*from_key.shape, len(columns))
+    keys = positions.gather(1, places).view(band)
+    key_steps = line.gather(1, places).view(band) - low[..., None]
+    keys, key_order = keys.masked_fill_(columns >= key_count[..., None], UNLIMITED).sort(
+        dim=-1, stable=True
+    )
+    # Rows to spare took part until the bands were known.
+    queries, query_order = (
+        queries.masked_fill_(search.spare, UNLIMITED).unflatten(1, shape).sort(dim=-1, stable=True)
+    )
+    return Blocks(
+        queries.to(torch.int32),
+        (begins - low[..., None]).gather(-1, query_order).to(torch.int32),
+        (2 * reaches + 1).gather(-1, query_order).to(torch.int32),
+        keys.to(torch.int32),
+        key_steps.gather(-1, key_order).to(torch.int32),
+    )
