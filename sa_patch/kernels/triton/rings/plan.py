@@ -136,7 +136,7 @@ def ring_plan(
     draws = len(pattern.draws(heads))
     counts = [draws * _block_count(pattern, span, block) for span in spans]
     # A model asks layer after layer, and several are planned in one go.
-    layers = _together(pattern, sum(counts), block, layer)
+    layers = _together(pattern, spans, sum(counts), block, layer)
     stream = current_stream(device)
 
     def of_span(span: Span) -> RingPlan:
@@ -201,15 +201,19 @@ def _limited(parts: Blocks, lows: Tensor, sinks: int) -> RingPlan:
 _LAYERS_TOGETHER, _BYTES_TOGETHER = 16, 32 << 20
 
 
-def _together(pattern: SA | PSA, blocks: int, block: int, layer: int) -> range:
+def _together(
+    pattern: SA | PSA, spans: Sequence[Span], blocks: int, block: int, layer: int
+) -> range:
     """The layers planned with this one, which are the same for each of them.
 
     Args:
         blocks: of a layer's plan.
     """
-    band = block + 2 * pattern.window
-    # Bands of PSA are as wide as the widest, about twice the usual one.
-    numbers = 4 * block + (2 if isinstance(pattern, SA) else 4) * band
+    if isinstance(pattern, SA):
+        band = block + 2 * pattern.window
+    else:
+        band = max(prefix_stable.band_width(pattern, *span[:2], block) for span in spans)
+    numbers = 4 * block + 2 * band
     count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // (4 * numbers * max(1, blocks))))
     first = layer // count * count
     return range(first, first + count)

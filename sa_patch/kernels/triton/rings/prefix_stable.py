@@ -8,6 +8,7 @@ segments, all of which are searched at once.
 from __future__ import annotations
 
 from functools import lru_cache
+from math import ceil, sqrt
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,29 @@ def segments(pattern: PSA, start: int, end: int) -> tuple[tuple[int, int], ...]:
     if len(bounds) > 2 and bounds[-1] - bounds[-2] < bounds[-2] // 4:
         del bounds[-2]
     return tuple(zip(bounds, bounds[1:], strict=False))
+
+
+# A band that is wider than its bound occurs once in e^40 blocks at most.
+_RARE = 40
+
+
+def band_width(pattern: PSA, start: int, end: int, block: int) -> int:
+    """Keys that hold every band, so that nobody has to ask the device how wide the widest is.
+
+    Points are uniform, so that a block's queries span ``spread`` of the ring at most but for one
+    block in ``e^_RARE`` (Chernoff), and so few keys fall on so much of it (Bernstein).
+    """
+    widest = 0
+    for first, last in segments(pattern, start, end):
+        queries = last - first
+        fewest = min(block, queries)
+        spread = (fewest + _RARE + sqrt(_RARE**2 + 2 * fewest * _RARE)) / queries
+        reach = (pattern.window - 1) / first
+        keys = first * (spread + reach) + queries * reach
+        bound = ceil(fewest + keys + sqrt(2 * keys * _RARE) + _RARE)
+        # A band is less than twice around the ring.
+        widest = max(widest, min(bound, 2 * last) if spread + reach < 1 else 2 * last)
+    return widest
 
 
 class _Search(NamedTuple):
@@ -130,7 +154,8 @@ def blocks_of(
     low, high = begins.amin(-1), (begins + 2 * reaches).amax(-1)
     from_key = torch.searchsorted(line, low)
     key_count = torch.searchsorted(line, high, right=True) - from_key
-    columns = torch.arange(int(key_count.max()), device=device)
+    columns = torch.arange(band_width(pattern, start, end, block), device=device)
+    torch._assert_async((key_count <= len(columns)).all(), "a band of PSA is wider than its bound")
     places = (from_key[..., None] + columns).clamp(max=line.shape[1] - 1).flatten(1)
     band = (*from_key.shape, len(columns))
     keys = positions.gather(1, places).view(band)
