@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sa_patch.kernels import BACKENDS, forget_plans
 from sa_patch.kernels.backend import Spans
+from sa_patch.kernels.triton import parts, tiles
 from sa_patch.kernels.triton.parts import NOTHING
-from sa_patch.kernels.triton.rings.plan import ring_plan
+from sa_patch.kernels.triton.rings.plan import ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row
 from sa_patch.patterns import PSA, SA, parse_pattern
 
@@ -100,6 +101,8 @@ def test_a_layer_of_an_unpadded_prefill_takes_few_launches(
     text: str, n: int, kernels: list[str]
 ) -> None:
     """With all that a new length needs."""
+    from sa_patch.kernels.triton.block_choice import launch
+
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(1, n, heads, 8, generator=generator).to(torch.bfloat16).transpose(1, 2)
@@ -107,6 +110,8 @@ def test_a_layer_of_an_unpadded_prefill_takes_few_launches(
     )
     pattern = parse_pattern(text)
     forget_plans()
+    for table in (tiles.band_table, tiles.row_table, parts._lows, launch._eligible, ring_table):
+        table.cache_clear()
     with torch.no_grad(), Launches() as seen:
         for layer in range(LAYERS):
             BACKENDS["triton"].attend(

@@ -7,13 +7,14 @@ segments, all of which are searched at once.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from itertools import accumulate
 from math import ceil, sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.triton import tiles
 from sa_patch.kernels.triton.launch_table import UNLIMITED
 from sa_patch.kernels.triton.tiles import current_stream, on_device
 from sa_patch.patterns import PSA
@@ -97,32 +98,39 @@ class _Search(NamedTuple):
 _STRETCH = 4 * RING_SIZE
 
 
-@lru_cache(maxsize=128)
-def _search(
-    parts: tuple[tuple[int, int], ...], block: int, device: torch.device, stream: int
-) -> _Search:
-    """Filled by work queued on a stream."""
-    columns: list[list[Tensor]] = []
-    keys_before = queries_before = 0
-    for number, (first, last) in enumerate(parts):
-        begin = number * _STRETCH
-        keys, count = torch.arange(last), last - first
-        rows = torch.arange(-(-count // block) * block)
-        columns.append(
-            [
-                keys,
-                torch.full_like(keys, begin),
-                (keys + keys_before).repeat(3),
-                torch.tensor([-RING_SIZE, 0, RING_SIZE]).repeat_interleave(last),
-                torch.full((count,), begin),
-                rows.clamp(max=count - 1) + queries_before,
-                rows >= count,
-                torch.full_like(rows, begin),
-            ]
-        )
-        keys_before += last
-        queries_before += count
-    return _Search(*(on_device(torch.cat(column), device) for column in zip(*columns, strict=True)))
+def _search(parts: tuple[tuple[int, int], ...], block: int, device: torch.device) -> _Search:
+    """Made on the device, from a few numbers of every segment."""
+    lasts = [last for _, last in parts]
+    counts = [last - first for first, last in parts]
+    padded = [-(-count // block) * block for count in counts]
+
+    def in_segments(sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Of entries that stand segment after segment: the segment, and the place in it."""
+        ends = list(accumulate(sizes, initial=0))
+        bounds = on_device(torch.tensor(ends), device)
+        entries = torch.arange(ends[-1], device=device)
+        segment = torch.searchsorted(bounds[1:], entries, right=True)
+        return segment, entries - bounds[segment]
+
+    def first_of(sizes: list[int]) -> Tensor:
+        return on_device(torch.tensor(list(accumulate(sizes, initial=0))), device)
+
+    of_key, keys = in_segments(lasts)
+    of_place, place = in_segments([3 * last for last in lasts])
+    of_query, _ = in_segments(counts)
+    of_row, row = in_segments(padded)
+    last = on_device(torch.tensor(lasts), device)[of_place]
+    count = on_device(torch.tensor(counts), device)[of_row]
+    return _Search(
+        keys,
+        of_key * _STRETCH,
+        place % last + first_of(lasts)[of_place],
+        (place // last - 1) * RING_SIZE,
+        of_query * _STRETCH,
+        torch.minimum(row, count - 1) + first_of(counts)[of_row],
+        row >= count,
+        of_row * _STRETCH,
+    )
 
 
 def blocks_of(
@@ -141,7 +149,8 @@ def blocks_of(
     if not parts:
         empty = torch.zeros(len(points), 0, block, dtype=torch.int32, device=device)
         return Blocks(empty, empty, empty, empty, empty)
-    search = _search(parts, block, device, current_stream(device))
+    key = ("segments", parts, block, device, current_stream(device))
+    search = _Search(*tiles.PLANS.get(key, lambda: _search(parts, block, device)))
     ordered, order = (points[:, search.keys] + search.stretch_of_keys).sort(dim=1, stable=True)
     line = ordered[:, search.around] + search.turns
     positions = search.keys[order][:, search.around]
