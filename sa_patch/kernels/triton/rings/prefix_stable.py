@@ -122,14 +122,14 @@ def _search(parts: tuple[tuple[int, int], ...], block: int, device: torch.device
     last = on_device(torch.tensor(lasts), device)[of_place]
     count = on_device(torch.tensor(counts), device)[of_row]
     return _Search(
-        keys,
-        of_key * _STRETCH,
-        place % last + first_of(lasts)[of_place],
-        (place // last - 1) * RING_SIZE,
-        of_query * _STRETCH,
-        torch.minimum(row, count - 1) + first_of(counts)[of_row],
-        row >= count,
-        of_row * _STRETCH,
+        keys=keys,
+        stretch_of_keys=of_key * _STRETCH,
+        around=place % last + first_of(lasts)[of_place],
+        turns=(place // last - 1) * RING_SIZE,
+        stretch_of_queries=of_query * _STRETCH,
+        rows=torch.minimum(row, count - 1) + first_of(counts)[of_row],
+        spare=row >= count,
+        stretch_of_rows=of_row * _STRETCH,
     )
 
 
