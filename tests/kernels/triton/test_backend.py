@@ -123,7 +123,7 @@ def test_the_tables_hold_every_query_once() -> None:
 
 
 def test_plans_are_remembered_by_what_determines_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_plans, "PLANS", TensorCache(1 << 20))
+    monkeypatch.setattr(triton_plans, "PLANS", TensorCache(1 << 22))
     rows, five = (Row(0, 0, 50),), SA(5)
 
     def plan(

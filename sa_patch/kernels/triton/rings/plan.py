@@ -135,7 +135,6 @@ def ring_plan(
     spans = tuple(_spans(rows, query_len))
     draws = len(pattern.draws(heads))
     counts = [draws * _block_count(pattern, span, block) for span in spans]
-    # A model asks layer after layer, and several are planned in one go.
     layers = _together(pattern, spans, sum(counts), block, layer)
     stream = current_stream(device)
 
@@ -195,12 +194,6 @@ def _limited(parts: Blocks, lows: Tensor, sinks: int) -> RingPlan:
     return RingPlan(queries, query_steps, windows, keys, key_steps, counts, skips)
 
 
-# Layers whose plans are made in one go: at most so many, and so many bytes.
-# One layer alone takes some 100 small operations, 1.7 ms of launching on an H200 against 0.3 ms of
-# attention at n = 8,192.
-_LAYERS_TOGETHER, _BYTES_TOGETHER = 16, 32 << 20
-
-
 def _together(
     pattern: SA | PSA, spans: Sequence[Span], blocks: int, block: int, layer: int
 ) -> range:
@@ -214,9 +207,7 @@ def _together(
     else:
         band = max(prefix_stable.band_width(pattern, *span[:2], block) for span in spans)
     numbers = 4 * block + 2 * band
-    count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // (4 * numbers * max(1, blocks))))
-    first = layer // count * count
-    return range(first, first + count)
+    return triton_plans.layers_together(layer, 4 * numbers * blocks)
 
 
 def _sa_blocks(

@@ -144,7 +144,7 @@ def blocks_of(
     device: torch.device,
 ) -> Blocks:
     """Blocks of the queries at ``start .. end - 1``, segment after segment."""
-    points = pattern.points(end, layers, heads, device).flatten(0, 1)
+    points = tiles.points(pattern, end, layers, heads, device).flatten(0, 1)
     parts = segments(pattern, start, end)
     if not parts:
         empty = torch.zeros(len(points), 0, block, dtype=torch.int32, device=device)
