@@ -40,7 +40,7 @@ def chosen_kernel(
     partial_lse: tl.tensor,
     order: tl.tensor,
     group_first: tl.tensor,
-    tile_first: tl.tensor,
+    tile_end: tl.tensor,
     tile_group: tl.tensor,
     about: tl.tensor,
     lows: tl.tensor,
@@ -85,8 +85,9 @@ def chosen_kernel(
         partial, partial_lse: fp32 ``[choices, HEAD_DIM]`` and ``[choices]`` (base 2); choices are
             numbered by batch row, query, head and pick.
         order: int64 ``[choices]``: numbers of the choices, sorted by group.
-        group_first, tile_first: int64 ``[groups + 1]``, of sorted choices and of tiles. A group is
-            a batch row, KV head and block.
+        group_first: int64 ``[groups + 1]``, of sorted choices. A group is a batch row, KV head and
+            block, or before its blocks the lack of one.
+        tile_end: int64 ``[groups]``, the tile after the last of each group.
         tile_group: int64, the group of each tile, `groups` for tiles that do not exist.
         about, lows, sinks: of `row_table` and `local_window_kernel`; LIMITED leaves near keys out.
         origin: first token of block 0.
@@ -94,18 +95,21 @@ def chosen_kernel(
     """
     tile = tl.program_id(0)
     group = tl.load(tile_group + tile)
-    if group < groups:
-        begin = tl.load(group_first + group) + (tile - tl.load(tile_first + group)) * BLOCK_M
+    block = group % (blocks + 1) - 1
+    if (group < groups) & (block >= 0):
+        # Before a block there is always another group.
+        earlier = tile - tl.load(tile_end + group - 1)
+        begin = tl.load(group_first + group) + earlier * BLOCK_M
         number = begin + tl.arange(0, BLOCK_M)
         real = number < tl.load(group_first + group + 1)
         choice = tl.load(order + number, mask=real, other=0)
         head = choice // count % HEADS
         row = choice // count // HEADS % query_len
-        batch = group // blocks // (HEADS // KV_GROUP)
-        kv_head = group // blocks % (HEADS // KV_GROUP)
+        batch = group // (blocks + 1) // (HEADS // KV_GROUP)
+        kv_head = group // (blocks + 1) % (HEADS // KV_GROUP)
         # Rows that are no choice read choice 0, which may be another head's; they write nothing.
         q_tile = load_rows(q + batch * q_batch, head * q_head + row * q_row, HEAD_DIM, BLOCK_D)
-        key = origin + group % blocks * block_size
+        key = origin + block * block_size
         k_base = k + batch * k_batch + kv_head * k_head + key * k_row
         v_base = v + batch * v_batch + kv_head * v_head + key * v_row
         columns = tl.arange(0, BLOCK_N)

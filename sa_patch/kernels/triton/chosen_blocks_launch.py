@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from sa_patch.kernels.triton import launch_table
 from sa_patch.kernels.triton.block_choice.launch import (
     choose,
-    of_query_heads,
     origin_of,
     own_choices,
 )
@@ -87,6 +88,32 @@ def first_keys(pattern: MoBA | BlockTopK, picks: Tensor) -> Tensor:
     return keys.masked_fill_(picks < 0, _NO_KEY)
 
 
+@lru_cache(maxsize=64)
+def _numbers(
+    batch: int,
+    kv_heads: int,
+    heads: int,
+    blocks: int,
+    tiles: int,
+    device: torch.device,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers that hang on shapes alone; filled on a stream.
+
+    Returns:
+        of each batch row and query head, int32 ``[batch * heads]``, the group of its block 0, which
+        comes after that of choices that lack a block; and all groups and one more, int32, and all
+        tiles, int64.
+    """
+    problem = torch.arange(batch * heads, dtype=torch.int32, device=device)
+    groups = batch * kv_heads * (blocks + 1)
+    return (
+        problem // (heads // kv_heads) * (blocks + 1) + 1,
+        torch.arange(groups + 1, dtype=torch.int32, device=device),
+        torch.arange(tiles, device=device),
+    )
+
+
 def attend_choices(
     call: Call,
     pattern: MoBA | BlockTopK,
@@ -98,29 +125,27 @@ def attend_choices(
     """Attention of every query over each of its picks alone.
 
     Args:
-        picks: int32 ``[batch, q_heads, nq, count]``, `count` at least 1.
+        picks: of `choose`, at least one to a query.
         near: keys to leave out; None where no chosen block has any of them.
         shown: keys to leave out as well.
     """
     q, k = call.q, call.k
-    batch, heads, queries, count = picks.shape
-    kv_heads = k.shape[1]
+    (batch, heads, queries, _), (_, choosers, _, count) = q.shape, picks.shape
     blocks = max(0, k.shape[2] - origin_of(pattern)) // pattern.block_size
-    groups, size = batch * kv_heads * blocks, launch.block_m
+    groups, size = batch * k.shape[1] * (blocks + 1), launch.block_m
+    choices = batch * heads * queries * count
+    # Each group fills whole tiles and at most one in part: no need to ask the device how many.
+    tiles = choices // size + min(groups, choices)
+    first_block, group_numbers, tile_numbers = _numbers(
+        batch, k.shape[1], heads, blocks, tiles, q.device, call.stream
+    )
     # By query before head: a choice's place in its tile then hangs on no later query, and neither
     # does the rounding of its products.
-    problem = torch.arange(batch * heads, dtype=torch.int32, device=q.device)
-    offset = (problem // (heads // kv_heads) * blocks).view(batch, heads, 1, 1)
-    group = torch.where(picks < 0, groups, picks + offset).transpose(1, 2).flatten()
-    ordered, order = group.sort(stable=True)
-    numbers = torch.arange(groups + 1, dtype=torch.int32, device=q.device)
-    group_first = torch.searchsorted(ordered, numbers)
-    tile_first = torch.zeros_like(group_first)
-    torch.cumsum((group_first.diff() + size - 1) // size, 0, out=tile_first[1:])
-    # Each group fills whole tiles and at most one in part: no need to ask the device how many.
-    tiles = group.numel() // size + min(groups, group.numel())
-    tile_numbers = torch.arange(tiles, device=q.device)
-    tile_group = torch.searchsorted(tile_first[1:], tile_numbers, right=True)
+    group = picks[:, :, None] + first_block.view(batch, choosers, -1, 1, 1)
+    ordered, order = group.flatten(1, 2).transpose(1, 2).flatten().sort(stable=True)
+    group_first = torch.searchsorted(ordered, group_numbers)
+    tile_end = ((group_first.diff() + (size - 1)) // size).cumsum(0)
+    tile_group = torch.searchsorted(tile_end, tile_numbers, right=True)
     order_shape = (batch, queries, heads, count)
     partial = torch.empty(*order_shape, q.shape[3], dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(order_shape, dtype=torch.float32, device=q.device)
@@ -133,7 +158,7 @@ def attend_choices(
             partial_lse,
             order,
             group_first,
-            tile_first,
+            tile_end,
             tile_group,
             row_table(call.rows, batch, q.device, call.stream),
             None if near is None else call.lows(near),
@@ -191,9 +216,8 @@ def launch_sorted(
             found = picks[:, first * choosers : (first + step) * choosers]
         choices = None
         if found.shape[3]:
-            found = of_query_heads(found, part.q.shape[1]).contiguous()
             choices = attend_choices(
-                part, pattern, found, hidden, shown.of_heads(own), config.chosen
+                part, pattern, found.contiguous(), hidden, shown.of_heads(own), config.chosen
             )
         launch_local_window(part, near, config.own, choices)
         if call.lse is not None and part.lse is not None:

@@ -93,8 +93,7 @@ def _searched(call: Call, pattern: BlockTopK) -> Tensor:
     most = pattern.eligible_at(longest - 1)
     if not most or not pattern.topk:
         return picks
-    if pattern.grouped:
-        q = q.unflatten(1, (k.shape[1], -1)).sum(2, dtype=torch.float32)
+    choosers = picks.shape[1]
     part = launch_table.device_class(q.device, interpreted=INTERPRETED)
     launch = launch_table.tree_launch(_candidates(pattern), longest, part)
     table = call.table(launch.block_m)
@@ -103,10 +102,11 @@ def _searched(call: Call, pattern: BlockTopK) -> Tensor:
     levels = level_count(most, branch, beam)
     by_level = level_means(k[:, :, pattern.sinks :], pattern.block_size, branch, levels)
     means = torch.cat(by_level[::-1], 2)
-    tree_search_kernel[(len(table) * q.shape[1],)](
+    arguments = {**shape(q, k, launch), "HEADS": choosers, "KV_GROUP": choosers // k.shape[1]}
+    tree_search_kernel[(len(table) * choosers,)](
         q,
         means,
-        torch.empty(*q.shape[:3], beam, dtype=torch.int32, device=q.device),
+        torch.empty(*picks.shape[:3], beam, dtype=torch.int32, device=q.device),
         picks,
         table,
         _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream),
@@ -119,7 +119,8 @@ def _searched(call: Call, pattern: BlockTopK) -> Tensor:
         beam,
         branch,
         *strides(q),
-        **shape(q, k, launch),
+        GROUP=q.shape[1] // choosers,
+        **arguments,
     )
     return picks
 

@@ -72,6 +72,7 @@ def tree_search_kernel(
     q_row: tl.tensor,
     HEADS: tl.constexpr,
     KV_GROUP: tl.constexpr,
+    GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -80,6 +81,7 @@ def tree_search_kernel(
     """Write the `topk` blocks that each query's search finds, ascending; nothing beyond them.
 
     Args:
+        q: by strides of batch, head and row; the queries of GROUP heads are added.
         means: fp32 ``[batch, kv_heads, nodes, HEAD_DIM]``, mean keys of all nodes, the level of the
             fewest first; level l has ``blocks // branch**l``.
         kept: int32 ``[batch, HEADS, query_len, beam]``, to work in: nodes of the level before.
@@ -88,12 +90,13 @@ def tree_search_kernel(
             falling.
         levels: so many that on a further one no query knows more than `beam` nodes.
         span: blocks of a node of the first level, ``branch**(levels - 1)``.
+        HEADS, KV_GROUP: choosers, and those of a KV head.
         BLOCK_N: at least ``beam * branch + branch - 1``, a query's candidates on a level.
     """
     batch, head, members, rows, positions, real, first, last = query_tile(
         table, HEADS, query_len, 1, BLOCK_M
     )
-    q_rows = q + batch * q_batch + members * q_head + rows * q_row
+    q_rows = q + batch * q_batch + members * GROUP * q_head + rows * q_row
     means += (batch * (HEADS // KV_GROUP) + head // KV_GROUP) * nodes * HEAD_DIM
     places = (batch * HEADS + members) * query_len + rows
     own = tl.where(real, tl.load(eligible + positions), 0)
@@ -123,15 +126,18 @@ def tree_search_kernel(
             scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for begin in range(0, HEAD_DIM, COLUMNS):
                 inside = begin + columns < HEAD_DIM
-                q_part = tl.load(
-                    q_rows[:, None] + (begin + columns)[None, :], mask=inside[None, :], other=0.0
-                )
+                q_part = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
+                for head_of_group in tl.static_range(GROUP):
+                    q_places = (q_rows + head_of_group * q_head)[:, None]
+                    q_part += tl.load(
+                        q_places + (begin + columns)[None, :], mask=inside[None, :], other=0.0
+                    ).to(tl.float32)
                 mean = tl.load(
                     means + at[:, :, None] + (begin + columns)[None, None, :],
                     mask=present[:, :, None] & inside[None, None, :],
                     other=0.0,
                 )
-                scores += tl.sum(q_part.to(tl.float32)[:, None, :] * mean, 2)
+                scores += tl.sum(q_part[:, None, :] * mean, 2)
             bits = tl.where(present, ordered_bits(scores), 0)
             limit = tl.where(span == 1, topk, beam)
             best = best_of_row(bits, present, limit, BLOCK_M)
