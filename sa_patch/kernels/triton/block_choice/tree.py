@@ -127,8 +127,8 @@ def tree_search_kernel(
             for begin in range(0, HEAD_DIM, COLUMNS):
                 inside = begin + columns < HEAD_DIM
                 q_part = tl.zeros([BLOCK_M, COLUMNS], tl.float32)
-                for head_of_group in tl.static_range(GROUP):
-                    q_places = (q_rows + head_of_group * q_head)[:, None]
+                for of_group in range(GROUP):
+                    q_places = (q_rows + tl.cast(of_group, tl.int64) * q_head)[:, None]
                     q_part += tl.load(
                         q_places + (begin + columns)[None, :], mask=inside[None, :], other=0.0
                     ).to(tl.float32)
