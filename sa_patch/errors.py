@@ -15,9 +15,9 @@ class UserError(ValueError):
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """A "; did you mean ..." clause for a misspelt word, empty where nothing is near."""
-    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ";"
+    """A "; did you mean ..." clause for a misspelt word, empty where no word is close."""
+    closest = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {closest[0]!r}?" if closest else ";"
 
 
 def not_allowed(value: object, what: str, allowed: Iterable[str]) -> str:

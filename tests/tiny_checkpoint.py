@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -10,6 +11,10 @@ from sa_patch.files.packaged import tasks_dir
 from tests.small_models import tiny_model
 
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<bos>{{ message.role }}\n{{ message.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -30,10 +35,17 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny_checkpoint(folder: Path, family: str = "llama") -> Path:
-    """Write a float32 model of `family` with room for 2,048 positions into `folder`."""
+def save_tiny_checkpoint(
+    folder: Path, family: str = "llama", *, chat: bool = False, **options: Any
+) -> Path:
+    """Write a float32 model of `family` with room for 2,048 positions into `folder`.
+
+    With `chat` its tokenizer has a chat template; `options` go to the model's configuration.
+    """
     tokenizer = tiny_tokenizer()
-    model = tiny_model(family, vocab_size=len(tokenizer), max_position_embeddings=2048)
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    model = tiny_model(family, vocab_size=len(tokenizer), max_position_embeddings=2048, **options)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -88,7 +88,7 @@ def pair_probability(n: int, window: int, draws: int, confidence: float = 0.95) 
         seen += min(apart, n - apart) < window
     low, high = stats.binomtest(seen, draws).proportion_ci(confidence)
     what = "P(pair visible) = 2h / (n - 1)"
-    predicted = SA(window).pair_probability(n)
+    predicted = float(SA(window).pair_probability(n))
     return Check(what, n, window, predicted, seen / draws, low, high, draws, confidence)
 
 
@@ -130,8 +130,8 @@ def layers_to_all(n: int, window: int, seed: int, depth: int, *, causal: bool) -
         slots = permutation_slots(n, seed, layer).numpy()
         latest = np.empty(n, dtype=np.int64)
         latest[slots] = np.where(reached, positions, -1)
-        near = maximum_filter1d(latest, 2 * window - 1, mode="wrap")[slots]
-        reached |= near >= (positions if causal else 0)
+        latest_in_window = maximum_filter1d(latest, 2 * window - 1, mode="wrap")[slots]
+        reached |= latest_in_window >= (positions if causal else 0)
     return depth if reached.all() else None
 
 

@@ -80,8 +80,8 @@ class Catalogue:
         known = self._manager.all_tasks
         if name in known:
             return
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-        meant = f"did you mean {', '.join(repr(word) for word in near)}?" if near else ""
+        closest = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+        meant = f"did you mean {', '.join(repr(word) for word in closest)}?" if closest else ""
         raise UserError(
             f"unknown task {name!r}; {meant or 'no known task has a similar name;'} "
             "`sa-patch lm-eval ls tasks` lists all of them"
@@ -95,19 +95,19 @@ class Catalogue:
     def info(self, name: str) -> TaskInfo:
         """Describe a task or group from its YAML alone, loading no data."""
         own = self._config(name)
-        leaves = list(self._leaves(name))
-        metric, chance = self._primary(name, own, leaves)
-        fewshot = {leaf.get("num_fewshot") for leaf in leaves}
+        tasks = list(self._single_tasks(name))
+        metric, chance = self._primary(name, own, tasks)
+        fewshot = {task.get("num_fewshot") for task in tasks}
         return TaskInfo(
             name=name,
             version=_metadata(own).get("version"),
             primary_metric=metric,
             chance=chance,
-            generates=any(leaf.get("output_type") == "generate_until" for leaf in leaves),
-            runs_code=any(leaf.get("unsafe_code") for leaf in leaves),
+            generates=any(task.get("output_type") == "generate_until" for task in tasks),
+            runs_code=any(task.get("unsafe_code") for task in tasks),
             fixed_fewshot=fewshot.pop() if len(fewshot) == 1 else None,
             datasets=tuple(
-                sorted({leaf["dataset_path"] for leaf in leaves if leaf.get("dataset_path")})
+                sorted({task["dataset_path"] for task in tasks if task.get("dataset_path")})
             ),
         )
 
@@ -128,30 +128,30 @@ class Catalogue:
             config = load_yaml(entry.yaml_path, resolve_func=True)
         return config
 
-    def _leaves(self, name: str) -> Iterator[Mapping[str, Any]]:
+    def _single_tasks(self, name: str) -> Iterator[Mapping[str, Any]]:
         entry = self._manager.task_index.get(name)
         if entry is None:
             return
         if entry.kind.name == "TAG":
             for member in sorted(entry.tags):
-                yield from self._leaves(member)
+                yield from self._single_tasks(member)
         elif entry.kind.name == "GROUP":
             for child in self._config(name).get("task") or []:
                 if isinstance(child, Mapping):
                     child_name = child.get("task") or child.get("group") or ""
-                    for leaf in self._leaves(str(child_name)):
-                        yield {**leaf, **child}
+                    for task in self._single_tasks(str(child_name)):
+                        yield {**task, **child}
                 else:
-                    yield from self._leaves(child)
+                    yield from self._single_tasks(child)
         else:
             yield self._config(name)
 
     def _primary(
-        self, name: str, own: Mapping[str, Any], leaves: list[Mapping[str, Any]]
+        self, name: str, own: Mapping[str, Any], tasks: list[Mapping[str, Any]]
     ) -> tuple[str | None, float | None]:
         if name in PRIMARY:
             return PRIMARY[name]
-        for said in map(_metadata, [own, *leaves[:1]]):
+        for said in map(_metadata, [own, *tasks[:1]]):
             if "primary_metric" in said:
                 return said["primary_metric"], said.get("chance")
         listed = own.get("aggregate_metric_list") or own.get("metric_list") or []

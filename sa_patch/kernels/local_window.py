@@ -14,7 +14,7 @@ from sa_patch.patterns import SWA, BlockTopK, MoBA, Pattern, Sinks
 class LocalWindow:
     """Query i sees the keys ``j <= i`` that are sinks, or not before a first key of its own.
 
-    Several neighbourhoods are the largest of them, so that a union has one `Near`.
+    Several neighbourhoods are the largest of them, so that a union has one local window.
 
     Args:
         sinks: how many first tokens are in view.
@@ -67,12 +67,12 @@ def local_window_of(pattern: Pattern) -> LocalWindow:
     return LocalWindow(0, ())
 
 
-def joined(nears: list[LocalWindow]) -> LocalWindow:
+def joined(windows: list[LocalWindow]) -> LocalWindow:
     """What any of them shows, without neighbourhoods that lie within another."""
     wanted: list[tuple[int, int, int]] = []
-    several = [each for near in nears for each in near.neighbourhoods]
+    several = [each for window in windows for each in window.neighbourhoods]
     for each in sorted(several, key=lambda each: (-each[2], -each[1])):
         # A neighbourhood of single steps holds all that reach no farther.
         if not any(block == 1 and each[1] - 1 + each[2] <= local for _, block, local in wanted):
             wanted.append(each)
-    return LocalWindow(max(near.sinks for near in nears), tuple(wanted))
+    return LocalWindow(max(window.sinks for window in windows), tuple(wanted))

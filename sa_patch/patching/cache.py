@@ -51,7 +51,7 @@ class ReachLayer(DynamicLayer):
         self._announced = False
 
     @property
-    def _near(self) -> int:
+    def _local_keys(self) -> int:
         """Latest tokens that the next query may see."""
         return max(self.window - 1, 0)
 
@@ -103,7 +103,7 @@ class ReachLayer(DynamicLayer):
             )
         self._announced = False
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        latest = self._near + SPARE_TOKENS
+        latest = self._local_keys + SPARE_TOKENS
         surplus = keys.shape[2] - self.sinks - latest
         padded = 0 if self.dropped or self._padding is None else int(self._padding.max())
         if surplus > padded and not self._keeps_all:
@@ -113,12 +113,12 @@ class ReachLayer(DynamicLayer):
 
     def _kept(self, x: Tensor, latest: int) -> Tensor:
         """The sinks of every row and the latest columns of ``x [batch, kv_heads, n, head_dim]``."""
-        near = x[:, :, x.shape[2] - latest :]
+        latest_keys = x[:, :, x.shape[2] - latest :]
         if self._padding is None or self.dropped:
-            return torch.cat([x[:, :, : self.sinks], near], dim=2)
+            return torch.cat([x[:, :, : self.sinks], latest_keys], dim=2)
         columns = self._padding.to(x.device)[:, None] + torch.arange(self.sinks, device=x.device)
         index = columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-        return torch.cat([x.gather(2, index), near], dim=2)
+        return torch.cat([x.gather(2, index), latest_keys], dim=2)
 
     def get_seq_length(self) -> int:
         """Tokens seen, dropped ones counted."""
@@ -138,7 +138,7 @@ class ReachLayer(DynamicLayer):
             UserError: if that would need keys that were dropped.
         """
         held = super().get_seq_length()
-        if self.dropped and held + tokens_to_remove < self.sinks + self._near:
+        if self.dropped and held + tokens_to_remove < self.sinks + self._local_keys:
             raise UserError(
                 f"the cache can take back no more than {SPARE_TOKENS} tokens, because a sparse "
                 "layer has dropped what lies behind its window; draft fewer tokens at a time, or "

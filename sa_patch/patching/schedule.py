@@ -79,8 +79,8 @@ class Schedule:
                 f"layers {unknown} are not attention layers of this model; it has "
                 f"{format_layers(available)}"
             )
-        takers = default_layers(model) if self.listed is None else set(self.listed)
-        given = {index: pattern if index in takers else None for index in available}
+        patched = default_layers(model) if self.listed is None else set(self.listed)
+        given = {index: pattern if index in patched else None for index in available}
         return given | dict(self.own or ())
 
     def to_plain(self) -> None | list[int] | dict[str, str]:

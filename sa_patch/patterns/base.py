@@ -115,10 +115,20 @@ class Pattern(ABC):
 
     def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
         """Measured number of visible keys of each query: int64 ``[heads or 1, seq_len]``."""
+        return self.count_visible_except(None, seq_len, layer=layer, heads=heads)
+
+    def count_visible_except(
+        self, unless: Rule | None, seq_len: int, *, layer: int = 0, heads: int = 1
+    ) -> Tensor:
+        """As `count_visible`, without the pairs that `unless` names."""
         rows = []
+        keys = torch.arange(seq_len)
         for start in range(0, seq_len, _COUNT_ROWS):
             positions = torch.arange(start, min(start + _COUNT_ROWS, seq_len))
-            rows.append(self.visible(positions, seq_len, layer=layer, heads=heads).sum(-1))
+            seen = self.visible(positions, seq_len, layer=layer, heads=heads)
+            if unless is not None:
+                seen = seen & ~unless(positions[None, :, None], keys[None, None])
+            rows.append(seen.sum(-1))
         return torch.cat(rows, dim=-1) if rows else torch.zeros(1, 0, dtype=torch.int64)
 
     @property

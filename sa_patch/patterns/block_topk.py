@@ -26,10 +26,10 @@ class BlockTopK(Pattern):
     query, chosen for each query head (MoBA's rule, arXiv 2502.13189, in blocks small enough to
     spend no budget on keys that merely stand beside a wanted one).
 
-    With ``branch = 0`` every earlier block is scored. Otherwise blocks are the leaves of a tree
-    whose nodes join `branch` complete neighbours, and a beam search walks it from the top: on every
-    level the `beam` best nodes stay, and their children are scored on the next. So a choice costs
-    ``O(beam * branch * log n)`` dot products. The choice never depends on later tokens.
+    With ``branch = 0`` every earlier block is scored. Otherwise blocks are the lowest level of a
+    tree whose nodes join `branch` complete neighbours, and a beam search walks it from the top: on
+    every level the `beam` best nodes stay, and their children are scored on the next. So a choice
+    costs ``O(beam * branch * log n)`` dot products. The choice never depends on later tokens.
 
     With `shared` above 1 a tile of so many queries, by position, shares its choices: query i sees
     the blocks that the queries of its tile up to i chose. What a tile of queries reads is what
@@ -122,8 +122,8 @@ class BlockTopK(Pattern):
         whole_number(sinks, "sinks", 0)
         whole_number(branch, "branch", 0)
         whole_number(beam, "beam", 1)
-        near = window // 4 // block_size * block_size
-        topk = (window - sinks - block_size - near) // block_size
+        local = window // 4 // block_size * block_size
+        topk = (window - sinks - block_size - local) // block_size
         if topk < 1:
             raise UserError(
                 f"window={window} leaves no room for a chosen block beside {sinks} sinks and blocks"
@@ -131,7 +131,7 @@ class BlockTopK(Pattern):
             )
         if branch and beam * branch < topk:
             beam = -(-topk // branch)
-        return cls(block_size, topk, sinks, near, branch, beam, grouped)
+        return cls(block_size, topk, sinks, local, branch, beam, grouped)
 
     def own_block(self, positions: Positions) -> Positions:
         """The block of each position, counted from token `sinks`; negative in the sinks."""
@@ -189,12 +189,12 @@ class BlockTopK(Pattern):
         own = self.own_choices(q, k, positions)
         return own if self.shared == 1 else chosen_so_far(own, self.shared)
 
-    def near(self, query_positions: Tensor, seq_len: int) -> Tensor:
+    def unchosen(self, query_positions: Tensor, seq_len: int) -> Tensor:
         """What is in view unchosen, sinks and neighbourhood: bool ``[nq, seq_len]``."""
         i = query_positions[:, None]
         keys = torch.arange(seq_len, device=i.device)
-        first_near = self.sinks + self.eligible(i) * self.block_size
-        return ((keys < self.sinks) | (keys >= first_near)) & (keys <= i)
+        neighbourhood = self.sinks + self.eligible(i) * self.block_size
+        return ((keys < self.sinks) | (keys >= neighbourhood)) & (keys <= i)
 
     def visible(
         self,
@@ -215,7 +215,7 @@ class BlockTopK(Pattern):
             )
         picks = self.picks(q, k, query_positions)
         picks = picks.repeat_interleave(len(q) // len(picks), dim=0)
-        near = self.near(query_positions, seq_len)
+        unchosen = self.unchosen(query_positions, seq_len)
         # The first column takes the marks of those that have fewer blocks to choose from.
         blocks = -(-max(0, seq_len - self.sinks) // self.block_size)
         marks = torch.zeros(*picks.shape[:2], blocks + 1, dtype=torch.bool, device=q.device)
@@ -223,8 +223,8 @@ class BlockTopK(Pattern):
         keys = torch.arange(seq_len, device=q.device)
         of_key = self.own_block(keys)
         if not blocks:
-            return near.expand(len(q), -1, -1)
-        return near | (chosen[..., of_key.clamp(min=0)] & (of_key >= 0))
+            return unchosen.expand(len(q), -1, -1)
+        return unchosen | (chosen[..., of_key.clamp(min=0)] & (of_key >= 0))
 
     @property
     def shared_queries(self) -> int:

@@ -42,13 +42,13 @@ def split_budget(
         raise UserError(f"local must be a share from 0 to 1, got {local!r}")
     if sinks >= total:
         raise UserError(f"sinks={sinks} leave nothing of total={total}; take fewer sinks")
-    near = round((total - sinks) * local)
-    left = total - sinks - near
+    local_keys = round((total - sinks) * local)
+    left = total - sinks - local_keys
     parts: list[Pattern] = []
     if sinks:
         parts.append(Sinks(sinks))
-    if near:
-        parts.append(SWA(near))
+    if local_keys:
+        parts.append(SWA(local_keys))
     if left:
         parts.append(make_pattern(rest, window=left, seed=seed))
     return unite(*parts)

@@ -8,10 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sa_patch.errors import UserError
-from sa_patch.patterns.base import Pattern, Profile, Rule, whole_number
 from sa_patch.patterns.permutation import hash_draws, hash_key
-from sa_patch.patterns.ring import Ring
+from sa_patch.patterns.ring import Ring, RingPattern
 
 # Points on the ring: so many that distances are exact in fp32, where kernels compute with them.
 RING_SIZE = 1 << 24
@@ -20,7 +18,7 @@ _DOMAIN = 0x505341
 
 
 @dataclass(frozen=True)
-class PSA(Pattern):
+class PSA(RingPattern):
     """Query i sees itself and the earlier keys whose points lie within its reach on a ring.
 
     Every position j has a fixed pseudo-random point on a ring of 2^24, from (seed, layer, head, j)
@@ -44,17 +42,6 @@ class PSA(Pattern):
 
     name: ClassVar[str] = "psa"
     summary: ClassVar[str] = "prefix-stable stochastic attention: fixed random points, w keys each"
-
-    def __post_init__(self) -> None:
-        whole_number(self.window, "window", 1)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise UserError(f"seed must be a whole number, got {self.seed!r}")
-        if not isinstance(self.per_head, bool):
-            raise UserError(f"per_head must be true or false, got {self.per_head!r}")
-
-    def draws(self, heads: int) -> list[int | None]:
-        """The head coordinate of every draw of points that `heads` query heads use."""
-        return list(range(heads)) if self.per_head else [None]
 
     def ring(
         self, seq_len: int, layer: int = 0, heads: int = 1, device: torch.device | None = None
@@ -80,39 +67,9 @@ class PSA(Pattern):
         most = RING_SIZE // 2
         return ((self.window - 1) * most // earlier).clamp(max=most)
 
-    def visible(
-        self,
-        query_positions: Tensor,
-        seq_len: int,
-        *,
-        layer: int = 0,
-        heads: int = 1,
-        q: Tensor | None = None,
-        k: Tensor | None = None,
-    ) -> Tensor:
-        return self.ring(seq_len, layer, heads, query_positions.device).visible(query_positions)
-
-    def rule(
-        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
-    ) -> Rule:
-        return self.ring(seq_len, layer, heads, device).rule()
-
     def pair_probability(self, seq_len: int) -> Tensor:
         """P(query i sees a given earlier key): float64 ``[seq_len]``."""
         return ((2.0 * self.reach(seq_len) + 1) / RING_SIZE).clamp(max=1)
 
-    def profile(self, seq_len: int) -> Profile:
-        return Profile(0, 1, self.pair_probability(seq_len))
-
-    def keys_per_query(self, seq_len: int) -> Tensor:
-        return 1 + torch.arange(seq_len) * self.pair_probability(seq_len)
-
     def saturated(self, seq_len: int) -> bool:
         return self.window >= seq_len
-
-    @property
-    def effective_window(self) -> int | None:
-        return self.window
-
-    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
-        return self.ring(seq_len, layer, heads).count()

@@ -6,12 +6,14 @@ visible sets are exactly the same on every device and in every kernel.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sa_patch.patterns.base import Rule
+from sa_patch.errors import UserError
+from sa_patch.patterns.base import Pattern, Profile, Rule, whole_number
 
 # Candidates that `count` compares at once.
 _COUNT_ENTRIES = 1 << 22
@@ -40,13 +42,13 @@ class Ring:
     def rule(self) -> Rule:
         """Whether query i has key j within reach; causality is the caller's."""
 
-        def near(i: Tensor, j: Tensor) -> Tensor:
+        def within_reach(i: Tensor, j: Tensor) -> Tensor:
             distance = (self._points_of(i) - self._points_of(j)).abs_()
             if self.size is not None:
                 distance = torch.minimum(distance, self.size - distance)
             return distance <= self.reach[i]
 
-        return near
+        return within_reach
 
     def _points_of(self, index: Tensor) -> Tensor:
         """``index [heads or 1, ...]`` to points of the same shape, with a draw for each head."""
@@ -119,3 +121,73 @@ class Ring:
             return [(0, n)] if n else []
         bounds = [0, *(1 << m for m in range(n.bit_length()) if 1 << m < n), n]
         return [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a]
+
+
+class RingPattern(Pattern):
+    """What the patterns on a ring share; each says where its points lie and how far queries reach.
+
+    Fields of a subclass: `window`, `seed`, `per_head` (draw for every query head as well).
+    """
+
+    window: int
+    seed: int
+    per_head: bool
+
+    def __post_init__(self) -> None:
+        whole_number(self.window, "window", 1)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise UserError(f"seed must be a whole number, got {self.seed!r}")
+        for flag in ("circular", "per_head"):
+            if not isinstance(getattr(self, flag, False), bool):
+                raise UserError(f"{flag} must be true or false, got {getattr(self, flag)!r}")
+
+    @abstractmethod
+    def ring(
+        self, seq_len: int, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Ring:
+        """The points and reaches of a sequence of `seq_len` tokens."""
+
+    @abstractmethod
+    def pair_probability(self, seq_len: int) -> Tensor:
+        """P(query i sees a given earlier key): float64, ``[seq_len]`` or one for all queries."""
+
+    def draws(self, heads: int) -> list[int | None]:
+        """The head coordinate of every draw of points that `heads` query heads use."""
+        return list(range(heads)) if self.per_head else [None]
+
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor:
+        return self.ring(seq_len, layer, heads, query_positions.device).visible(query_positions)
+
+    def rule(
+        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Rule:
+        return self.ring(seq_len, layer, heads, device).rule()
+
+    def profile(self, seq_len: int) -> Profile:
+        return Profile(0, 1, self.pair_probability(seq_len).expand(seq_len))
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        return 1 + torch.arange(seq_len) * self.pair_probability(seq_len)
+
+    @property
+    def effective_window(self) -> int | None:
+        return self.window
+
+    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        if self.saturated(seq_len):
+            return torch.arange(1, seq_len + 1).expand(len(self.draws(heads)), seq_len)
+        return self.count_visible_except(None, seq_len, layer=layer, heads=heads)
+
+    def count_visible_except(
+        self, unless: Rule | None, seq_len: int, *, layer: int = 0, heads: int = 1
+    ) -> Tensor:
+        return self.ring(seq_len, layer, heads).count(unless)

@@ -8,18 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sa_patch.errors import UserError
-from sa_patch.patterns.base import Pattern, Profile, Rule, whole_number
 from sa_patch.patterns.permutation import (
     permutation_order,
     permutation_orders,
     permutation_slots,
 )
-from sa_patch.patterns.ring import Ring
+from sa_patch.patterns.ring import Ring, RingPattern
 
 
 @dataclass(frozen=True)
-class SA(Pattern):
+class SA(RingPattern):
     """Query i sees the keys ``j <= i`` whose slots lie within ``window - 1`` of its own.
 
     ``s`` is a uniform random permutation of the n real tokens, drawn independently for every
@@ -47,18 +45,6 @@ class SA(Pattern):
         "stochastic attention: a window over randomly permuted slots (Jin & Sui, 2604.00754)"
     )
     prefix_stable: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        whole_number(self.window, "window", 1)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise UserError(f"seed must be a whole number, got {self.seed!r}")
-        for flag in ("circular", "per_head"):
-            if not isinstance(getattr(self, flag), bool):
-                raise UserError(f"{flag} must be true or false, got {getattr(self, flag)!r}")
-
-    def draws(self, heads: int) -> list[int | None]:
-        """The head coordinate of every permutation that `heads` query heads use."""
-        return list(range(heads)) if self.per_head else [None]
 
     def slots(
         self, seq_len: int, layer: int, heads: int, device: torch.device | None = None
@@ -97,53 +83,21 @@ class SA(Pattern):
         reach = torch.full((seq_len,), self.window - 1, device=slots.device)
         return Ring(slots, reach, seq_len if self.circular else None)
 
-    def visible(
-        self,
-        query_positions: Tensor,
-        seq_len: int,
-        *,
-        layer: int = 0,
-        heads: int = 1,
-        q: Tensor | None = None,
-        k: Tensor | None = None,
-    ) -> Tensor:
-        return self.ring(seq_len, layer, heads, query_positions.device).visible(query_positions)
-
-    def rule(
-        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
-    ) -> Rule:
-        return self.ring(seq_len, layer, heads, device).rule()
-
-    def profile(self, seq_len: int) -> Profile:
-        chance = torch.full((seq_len,), self.pair_probability(seq_len), dtype=torch.float64)
-        return Profile(0, 1, chance)
-
-    def pair_probability(self, seq_len: int) -> float:
-        """P(a given pair of different tokens is within the window), before causality.
+    def pair_probability(self, seq_len: int) -> Tensor:
+        """P(a given pair of different tokens is within the window), before causality: float64.
 
         On the ring ``(2w - 2) / (n - 1)``, at most 1 (Proposition 1 of the paper, half-width
         w - 1); on a line the slots near the ends have fewer neighbours.
         """
         if seq_len < 2:
-            return 1.0
+            return torch.tensor(1.0, dtype=torch.float64)
         if self.circular:
-            return min(1.0, 2 * (self.window - 1) / (seq_len - 1))
-        reach = min(self.window - 1, seq_len - 1)
-        return reach * (2 * seq_len - reach - 1) / (seq_len * (seq_len - 1))
-
-    def keys_per_query(self, seq_len: int) -> Tensor:
-        earlier = torch.arange(seq_len, dtype=torch.float64)
-        return 1 + earlier * self.pair_probability(seq_len)
+            chance = min(1.0, 2 * (self.window - 1) / (seq_len - 1))
+        else:
+            reach = min(self.window - 1, seq_len - 1)
+            chance = reach * (2 * seq_len - reach - 1) / (seq_len * (seq_len - 1))
+        return torch.tensor(chance, dtype=torch.float64)
 
     def saturated(self, seq_len: int) -> bool:
         farthest = seq_len // 2 if self.circular else seq_len - 1
         return self.window - 1 >= farthest
-
-    @property
-    def effective_window(self) -> int | None:
-        return self.window
-
-    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
-        if self.saturated(seq_len):
-            return torch.arange(1, seq_len + 1).expand(len(self.draws(heads)), seq_len)
-        return self.ring(seq_len, layer, heads).count()

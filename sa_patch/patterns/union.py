@@ -21,9 +21,6 @@ from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 
-# Queries whose mask is built at once when counting.
-_COUNT_ROWS = 512
-
 
 def unite(*patterns: Pattern) -> Pattern:
     """The pattern of the keys that any of these sees.
@@ -183,10 +180,7 @@ class Union(Pattern):
         earlier: list[Rule] = []
         for part in self.parts:
             unless = _any_of(earlier) if earlier else None
-            if isinstance(part, (SA, PSA)):
-                counts.append(part.ring(seq_len, layer, heads).count(unless))
-            else:
-                counts.append(_count(part, seq_len, layer, heads, unless))
+            counts.append(part.count_visible_except(unless, seq_len, layer=layer, heads=heads))
             earlier.append(part.rule(seq_len, layer=layer, heads=heads))
         return reduce(torch.add, counts)
 
@@ -200,19 +194,6 @@ class Union(Pattern):
 def _any_of(rules: list[Rule]) -> Rule:
     kept = tuple(rules)
     return lambda i, j: reduce(torch.logical_or, (rule(i, j) for rule in kept))
-
-
-def _count(part: Pattern, seq_len: int, layer: int, heads: int, unless: Rule | None) -> Tensor:
-    """Keys that a part shows each query, those that `unless` names left out."""
-    rows = []
-    keys = torch.arange(seq_len)
-    for start in range(0, seq_len, _COUNT_ROWS):
-        positions = torch.arange(start, min(start + _COUNT_ROWS, seq_len))
-        seen = part.visible(positions, seq_len, layer=layer, heads=heads)
-        if unless is not None:
-            seen = seen & ~unless(positions[None, :, None], keys[None, None])
-        rows.append(seen.sum(-1))
-    return torch.cat(rows, dim=-1) if rows else torch.zeros(1, 0, dtype=torch.int64)
 
 
 def with_seed(pattern: Pattern, seed: int) -> Pattern:

@@ -10,8 +10,7 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern
 from sa_patch.patterns.full import Full
-from sa_patch.patterns.prefix_stable import PSA
-from sa_patch.patterns.ring import Ring
+from sa_patch.patterns.ring import Ring, RingPattern
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
@@ -41,7 +40,7 @@ def expected_pairs(pattern: Pattern, seq_len: int, *, causal: bool = True) -> fl
 def draws_of(pattern: Pattern, heads: int) -> int:
     """Visible sets of a layer that differ: one, or one for each of the query heads."""
     parts = parts_of(pattern)
-    own = any(isinstance(part, (SA, PSA)) and part.per_head for part in parts)
+    own = any(isinstance(part, RingPattern) and part.per_head for part in parts)
     return heads if own else 1
 
 
@@ -86,7 +85,7 @@ def pair_rows(
     pattern: Pattern, seq_len: int, *, layer: int = 0, head: int = 0, causal: bool = True
 ) -> Rows:
     """The keys of every query of one pattern that is no union and reads no content."""
-    if isinstance(pattern, (SA, PSA)):
+    if isinstance(pattern, RingPattern):
         yield from _ring_rows(pattern, seq_len, layer, head, causal)
         return
     for queries in query_chunks(pattern, seq_len, causal=causal):
@@ -149,7 +148,7 @@ def spread(first: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     return length.sum(-1), keys
 
 
-def _ring_rows(pattern: SA | PSA, seq_len: int, layer: int, head: int, causal: bool) -> Rows:
+def _ring_rows(pattern: RingPattern, seq_len: int, layer: int, head: int, causal: bool) -> Rows:
     ring = pattern.ring(seq_len, layer, head + 1 if pattern.per_head else 1)
     # The head's own draw, the last one.
     ring = Ring(ring.points[-1:], ring.reach, ring.size)

@@ -6,6 +6,7 @@ import pytest
 
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
 from tests.laws.strategies import BACKEND_NAMES, make_case, serves
+from tests.thorough import THOROUGH
 
 FP32_TOLERANCE = 1e-5  # absolute
 
@@ -35,14 +36,17 @@ LONG_PATTERNS = [
     Sinks(20) | PSA(20) | BlockTopK(8, 4, branch=4, beam=2) | MoBA(37, 3),
 ]
 # One of each kind.
-FEW_LONG = (Full(), SA(150, per_head=True), MoBA(37, 4), BlockTopK(4, 8), Sinks(4) | SWA(60))
+FEW_LONG = (
+    *(Full(), SWA(300), SA(90, circular=False), SA(150, per_head=True), MoBA(37, 4), MoBA(128, 2)),
+    *(PSA(60, seed=1), BlockTopK(4, 8), Sinks(4) | SWA(30) | SA(30), LONG_PATTERNS[-1]),
+)
 LONG_CALLS = [
     pytest.param(pattern, lengths, backend, id=f"{pattern}-{lengths}-{backend}")
     for pattern in LONG_PATTERNS
     for lengths in (None, [1000, 700])
     for backend in BACKEND_NAMES
     # Triton takes all rows in one launch, and one of the batch is as long as the row alone.
-    if backend != "triton" or lengths or pattern in FEW_LONG
+    if backend != "triton" or (lengths and (THOROUGH or pattern in FEW_LONG))
 ]
 
 
@@ -52,9 +56,8 @@ def test_backend_equals_reference_on_long_sequences(
 ) -> None:
     """Long enough for several blocks of queries, and not a multiple of any block."""
     seq_len = 1000
-    if backend == "triton" and pattern == MoBA(1, 3):
-        # A program for every block would take the interpreter half a minute.
-        seq_len, lengths = 400, lengths and [400, 300]
+    if backend == "triton":
+        seq_len, lengths = 600, lengths and [600, 411]
     batch = 1 if lengths is None else len(lengths)
     case = make_case(batch=batch, seq_len=seq_len, lengths=lengths, layer=3)
     if serves(backend, pattern, case):

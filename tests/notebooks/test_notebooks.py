@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +11,9 @@ import nbformat
 import pytest
 from nbmake.nb_result import NotebookResult
 from nbmake.nb_run import NotebookRun
+
+from tests.thorough import THOROUGH
+from tests.tiny_checkpoint import save_tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "eval" / "notebooks"
@@ -53,6 +55,23 @@ def empty(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The notebooks' model, or a small one with as many layers and heads, which takes seconds."""
+    if THOROUGH:
+        return "smollm2-135m"
+    return str(
+        save_tiny_checkpoint(
+            tmp_path_factory.mktemp("model"),
+            chat=True,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            hidden_size=72,
+        )
+    )
+
+
 def run(path: Path, kernel: str) -> NotebookResult:
     """Execute a notebook in its folder; the file is left as it is."""
     return NotebookRun(path, CELL_SECONDS, kernel=kernel).execute()
@@ -69,8 +88,11 @@ def test_these_are_all_notebooks() -> None:
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_notebook_runs(name: str, empty: Path, kernel: str) -> None:
-    copy = Path(shutil.copy(FOLDER / f"{name}.ipynb", empty))
+def test_notebook_runs(name: str, model: str, empty: Path, kernel: str) -> None:
+    text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert "smollm2-135m" in text
+    copy = empty / f"{name}.ipynb"
+    copy.write_text(text.replace("smollm2-135m", model), encoding="utf-8")
     result = run(copy, kernel)
     assert result.error is None, result.error.trace
     cells = [cell for cell in result.nb.cells if cell.cell_type == "code"]

@@ -1,34 +1,24 @@
 """scripts/bench_decode on a tiny model: a bounded pattern's cache stays flat, the stock grows."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.mistakes import refusal
+from tests.run_script import refusal, run_script
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_decode"
 
-
-def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *options]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-def test_memory_is_flat_for_a_bounded_pattern(tmp_path: Path) -> None:
+def test_memory_is_flat_for_a_bounded_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = str(save_tiny_checkpoint(tmp_path / "model"))
     out = tmp_path / "decode.json"
-    done = bench(
-        *("--model", checkpoint, "--tokens", "200", "--prompt", "8"),
-        *("--patterns", "sinks:1+swa:4", "--out", str(out)),
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    options = ["--model", checkpoint, "--tokens", "200", "--prompt", "8"]
+    options += ["--patterns", "sinks:1+swa:4", "--out", str(out)]
+    capfd.readouterr()
+    assert run_script("bench_decode", options, monkeypatch) == 0
+    assert capfd.readouterr().err == ""
     result = json.loads(out.read_text())
     token_mib = 3 * 2 * 2 * 8 * 4 / 2**20  # layers, keys and values, KV heads, head_dim, bytes
     held = {

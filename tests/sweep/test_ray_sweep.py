@@ -232,27 +232,31 @@ def test_a_killed_driver_loses_what_was_in_flight_and_the_same_command_goes_on(
     ray: Any, models: list[str], local: Path, tmp_path: Path, signals: Path
 ) -> None:
     file, out = tmp_path / "sweep.yaml", tmp_path / "run"
-    file.write_text(yaml.safe_dump({**SETTINGS, "model": models}))
+    one_worker = {"model": models[:1], "resources": {"cpus": 2}}
+    file.write_text(yaml.safe_dump({**SETTINGS, **one_worker}))
     address = ray.get_runtime_context().gcs_address
-    (signals / "deaths").write_text("2")
+    (signals / "deaths").write_text("1")
     driver = subprocess.Popen(
         [sys.executable, "-m", "tests.sweep.test_ray_sweep", str(file), str(out), address],
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
     )
-    # Both workers are now in the middle of a cell.
-    wait_until(lambda: len(list(signals.glob("victim-*"))) == 2 or driver.poll() is not None)
+    # The worker is now in the middle of a cell.
+    wait_until(lambda: any(signals.glob("victim-*")) or driver.poll() is not None)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
-    assert len(list(out.glob("cells/*.json"))) == 6
-    # The workers end with the driver: all of the cluster is free again.
+    before = len(list(out.glob("cells/*.json")))
+    assert before < 5
+    # The worker ends with the driver: all of the cluster is free again.
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 2)
     for victim in signals.glob("victim-*"):
         victim.unlink()
     assert main(["sweep", str(file), "--out", str(out), "--ray"]) == 0
     session = json.loads((out / "manifest.json").read_text())["sessions"][-1]
-    assert session["ran"] == 4
-    assert results(out) == results(local)
+    assert session["ran"] == 5 - before > 0
+    done = results(out)
+    assert len(done) == 5
+    assert done == {name: content for name, content in results(local).items() if name in done}
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:

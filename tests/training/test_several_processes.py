@@ -1,4 +1,4 @@
-"""Processes of `accelerate launch` share the work of a run, and end with what one process does.
+"""Processes started together share the work of a run, and end with what one process does.
 
 Both scripts run in one launch, since starting processes takes longer than the training.
 """
@@ -39,9 +39,9 @@ def test_two_processes_learn_what_one_does_and_share_trials(tmp_path: Path) -> N
         + ["--max-length", "16", "--out", "classified"],
     ]
     paths = [[str(ROOT / "scripts" / name), *options] for name, *options in commands]
-    done = launch_two(str(script), json.dumps(paths), cwd=tmp_path)
+    printed = launch_two(str(script), json.dumps(paths), cwd=tmp_path)
 
-    assert done.stdout.count("validation perplexity") == 1
+    assert printed.count("validation perplexity") == 1
     settings = load_settings(config)
     method = Method.read("swa", settings.window)
     alone = pretrain(settings, method, 0, tmp_path / "one", tmp_path / "corpus", ["test"])
@@ -56,7 +56,7 @@ def test_two_processes_learn_what_one_does_and_share_trials(tmp_path: Path) -> N
         assert (found[name] - value).abs().max() < TOLERANCE, name
 
     # Each trial was trained once, and one table was written.
-    said = [line.split(": ")[-1] for line in done.stdout.splitlines() if line.endswith(".json")]
+    said = [line.split(": ")[-1] for line in printed.splitlines() if line.endswith(".json")]
     assert len(said) == len(set(said)) == 9
     names = {path.name for path in (tmp_path / "classified" / "trials").iterdir()}
     assert set(said) == names | {"classified/classification.json"}

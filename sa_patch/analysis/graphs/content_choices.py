@@ -81,9 +81,11 @@ def _moba(pattern: MoBA, queries: Tensor, content: Content) -> tuple[Tensor, Ten
 def _block_topk(pattern: BlockTopK, queries: Tensor, content: Content) -> tuple[Tensor, Tensor]:
     after = (queries + 1)[:, None]
     picks = pattern.picks(content.q[:, queries], content.k, queries)[0]
-    near = pattern.sinks + pattern.eligible(queries)[:, None] * pattern.block_size
+    local_start = pattern.sinks + pattern.eligible(queries)[:, None] * pattern.block_size
     first_chosen = pattern.sinks + picks * pattern.block_size
     end_chosen = (first_chosen + pattern.block_size).where(picks >= 0, 0)
-    first = torch.cat([torch.zeros_like(near), near, first_chosen.clamp(min=0)], dim=1)
+    first = torch.cat(
+        [torch.zeros_like(local_start), local_start, first_chosen.clamp(min=0)], dim=1
+    )
     end = torch.cat([after.clamp(max=pattern.sinks), after, end_chosen], dim=1)
     return first, end

@@ -134,10 +134,10 @@ def random_graph(n: int, edges: int, random: np.random.Generator) -> sparse.csr_
 
 
 def _clusterings(graph: sparse.csr_array, tokens: np.ndarray) -> np.ndarray:
-    near = graph[tokens].astype(np.int32)
+    neighbours = graph[tokens].astype(np.int32)
     # Entry j of row i counts the paths i - k - j: over neighbours j, each joined pair twice.
-    among = (near @ graph.astype(np.int32)).multiply(near).sum(axis=1)
-    degree = near.sum(axis=1).astype(np.int64)
+    among = (neighbours @ graph.astype(np.int32)).multiply(neighbours).sum(axis=1)
+    degree = neighbours.sum(axis=1).astype(np.int64)
     return np.asarray(among / np.maximum(degree * (degree - 1), 1))
 
 

@@ -3,7 +3,7 @@
 Tiles of queries meet the keys that some of them see, many tiles to a call of torch's own fused
 attention or of its matrix products: bands of keys for first tokens and windows (`sliding_window`),
 bands of slots for stochastic attention (`slots`), ranges of a ring for its prefix-stable kin
-and in unions (`ring`), chosen blocks (`chosen_blocks`). Unions are made of disjoint pieces
+and in unions (`ring`), chosen blocks (`chosen_blocks`). Unions are made of disjoint parts
 (`union`).
 """
 
@@ -87,8 +87,8 @@ def _attend_local_window(
     pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float
 ) -> Tensor:
     """First tokens and windows alone."""
-    near: LocalWindow = joined([local_window_of(part) for part in parts_of(pattern)])
-    return attend_local_window(near, q, k, v, start=start, scale=scale, sums=False)[0]
+    local_window: LocalWindow = joined([local_window_of(part) for part in parts_of(pattern)])
+    return attend_local_window(local_window, q, k, v, start=start, scale=scale, sums=False)[0]
 
 
 def _grouped(q: Tensor, k: Tensor) -> bool:

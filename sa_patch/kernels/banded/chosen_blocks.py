@@ -1,4 +1,4 @@
-"""Attention over chosen blocks in pure torch, alone or as a piece of a union: MoBA and BlockTopK.
+"""Attention over chosen blocks in pure torch, alone or as a part of a union: MoBA and BlockTopK.
 
 Two ways lead over the chosen blocks: small ones on a CPU are read where they lie (`small_blocks`);
 in all other cases the queries are grouped by the block they chose (`queries_by_block`).

@@ -1,4 +1,4 @@
-"""Where the kernels of `banded` write the attention of a piece: outputs and log-sum-exps."""
+"""Where the kernels of `banded` write the attention of a part: outputs and log-sum-exps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class OutputWriter:
     Args:
         q: ``[batch, q_heads, nq, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``.
-        sums: whether the log-sum-exps are wanted, for a merge with other pieces; then all that is
+        sums: whether the log-sum-exps are wanted, for a merge with other parts; then all that is
             written is fp32 at least.
     """
 

@@ -1,6 +1,6 @@
 """Attention over chosen blocks: queries grouped by the block they chose, results merged.
 
-Every piece has a fixed size, whatever the queries chose: the sums of a matrix product may round
+Every group has a fixed size, whatever the queries chose: the sums of a matrix product may round
 differently in another shape, and no query may feel what later tokens made others choose.
 """
 
@@ -112,7 +112,7 @@ def _plan_tiles(chosen: Tensor, blocks: int, size: int, *, group: int) -> _TileP
     block_queries = chosen.sort(stable=True)
     counts = torch.bincount(chosen + 1, minlength=blocks + 1)
     tiles = (counts[1:] + tile - 1) // tile
-    # A query's row: its block's first tile, and its place among the takers.
+    # A query's row: its block's first tile, and its place among the queries that chose it.
     first_taker, first_tile = counts.cumsum(0) - counts, tiles.cumsum(0) - tiles
     place = torch.arange(len(chosen), device=chosen.device) - first_taker[block_queries.values + 1]
     row = first_tile[block_queries.values.clamp(min=0)] * tile + place
@@ -151,12 +151,12 @@ def attend_tiles(
     outs, sums = [], []
     step = max(1, _SCORES // (q.shape[1] * k.shape[1]))
     for low in range(0, len(q), step):
-        piece = slice(low, low + step)
-        scores = q[piece] @ k[piece].transpose(1, 2)
+        group = slice(low, low + step)
+        scores = q[group] @ k[group].transpose(1, 2)
         if bias is not None:
-            scores = scores + (bias if bias.dim() == 2 else bias[piece])
+            scores = scores + (bias if bias.dim() == 2 else bias[group])
         weights = scores.softmax(-1)
-        outs.append(weights @ v[piece])
+        outs.append(weights @ v[group])
         # The largest weight is exp(largest score - log-sum-exp): far cheaper than logsumexp.
         sums.append(scores.amax(-1) - weights.amax(-1).log())
     return torch.cat(outs), torch.cat(sums)

@@ -29,7 +29,7 @@ _PAIRS = 1 << 20
 
 @dataclass(frozen=True)
 class RingPart:
-    """What queries see of a ring, less what other pieces show them.
+    """What queries see of a ring, less what other parts show them.
 
     Args:
         ring: points and reaches of all n tokens.
@@ -53,7 +53,7 @@ class RingPart:
 
 
 def attend_ranges(
-    piece: RingPart,
+    part: RingPart,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -76,23 +76,23 @@ def attend_ranges(
     seq_len = k.shape[2]
     out = OutputWriter(q, k, v, scale=scale, sums=sums)
     # Whoever comes before may be shown nothing.
-    first = max(start, int(torch.searchsorted(piece.latest, piece.sinks)))
+    first = max(start, int(torch.searchsorted(part.latest, part.sinks)))
     if first > start:
         out.nothing(0, min(first, seq_len) - start)
     tile = _tile(q.dtype)
-    dense = min(max(first, piece.dense), seq_len)
+    dense = min(max(first, part.dense), seq_len)
     whole = dense + max(0, seq_len - dense) % tile
-    if dense > first == start == piece.sinks == 0 and piece.unless is None and not sums:
-        # The piece stands alone: plain causal attention.
+    if dense > first == start == part.sinks == 0 and part.unless is None and not sums:
+        # The part stands alone: plain causal attention.
         out.write(
             out.attend(q[:, :, :dense], k[:, :, :dense], v[:, :, :dense], None, causal=True), 0
         )
         first = dense
     if whole > first:
-        _masked(piece, out, q, k, v, start=start, low=first, high=whole)
+        _masked(part, out, q, k, v, start=start, low=first, high=whole)
     if whole < seq_len:
-        ranges = ring_ranges(piece.ring, whole, piece.sinks, piece.latest, tile)
-        _tiles(piece, ranges, out, q, by_rows(k), by_rows(v), start=start)
+        ranges = ring_ranges(part.ring, whole, part.sinks, part.latest, tile)
+        _tiles(part, ranges, out, q, by_rows(k), by_rows(v), start=start)
     return out.result()
 
 
@@ -101,7 +101,7 @@ def _tile(dtype: torch.dtype) -> int:
 
 
 def _masked(
-    piece: RingPart,
+    part: RingPart,
     out: OutputWriter,
     q: Tensor,
     k: Tensor,
@@ -112,15 +112,15 @@ def _masked(
     high: int,
 ) -> None:
     """Queries at ``low .. high - 1`` against all keys that may be shown, under a mask."""
-    keys = torch.arange(piece.sinks, int(piece.latest[high - 1]) + 1, device=q.device)
-    k, v = (x[:, :, piece.sinks : piece.sinks + len(keys)] for x in (k, v))
+    keys = torch.arange(part.sinks, int(part.latest[high - 1]) + 1, device=q.device)
+    k, v = (x[:, :, part.sinks : part.sinks + len(keys)] for x in (k, v))
     last = torch.full((1, 1, 1), high - 1, device=q.device)
-    most = int(piece.sees(last, keys[None, None]).sum(-1).max())
+    most = int(part.sees(last, keys[None, None]).sum(-1).max())
     few = 2 * _FEW * most <= len(keys)
-    step = _FEW if few else max(1, _PAIRS // (len(piece.ring.points) * len(keys)))
+    step = _FEW if few else max(1, _PAIRS // (len(part.ring.points) * len(keys)))
     for first in range(low, high, step):
         queries = torch.arange(first, min(first + step, high), device=q.device)
-        seen = piece.sees(queries[None, :, None], keys[None, None])
+        seen = part.sees(queries[None, :, None], keys[None, None])
         own = q[:, :, first - start : first - start + len(queries)]
         k_near, v_near = k, v
         if few:
@@ -141,12 +141,12 @@ def _needed(seen: Tensor) -> tuple[Tensor, Tensor]:
     places = torch.zeros(len(seen), len(steps), dtype=torch.int64, device=seen.device)
     real = steps < counts[:, None]
     places[real] = key
-    near = seen.gather(2, places[:, None].expand(-1, seen.shape[1], -1))
-    return places, near & real[:, None]
+    visible = seen.gather(2, places[:, None].expand(-1, seen.shape[1], -1))
+    return places, visible & real[:, None]
 
 
 def _tiles(
-    piece: RingPart,
+    part: RingPart,
     ranges: RingRanges,
     out: OutputWriter,
     q: Tensor,
@@ -158,7 +158,7 @@ def _tiles(
     """Queries in tiles, several to a call."""
     batch, heads = q.shape[:2]
     together = _TOGETHER if batch == 1 else 1
-    bias = _Bias(piece, ranges, q.dtype)
+    bias = _Bias(part, ranges, q.dtype)
     for low, high in _runs(ranges.widths, together):
         run = slice(low, high)
         keys, places = ranges.range_of(run, whole_vectors(max(1, ranges.widths[high - 1])))
@@ -167,13 +167,13 @@ def _tiles(
             tiles = slice(first, min(first + together, high))
             own = slice(tiles.start - low, tiles.stop - low)
             width = whole_vectors(max(1, ranges.widths[tiles.stop - 1]))
-            near = keys[:, own, :width]
+            range_keys = keys[:, own, :width]
             queries = ranges.queries[:, tiles] - start
             part, lse = out.attend(
                 _tiles_of(q, queries, heads),
-                _tiles_of(k, near, heads),
-                _tiles_of(v, near, heads),
-                bias.of(tiles, near, columns[:, own, ..., :width]),
+                _tiles_of(k, range_keys, heads),
+                _tiles_of(v, range_keys, heads),
+                bias.of(tiles, range_keys, columns[:, own, ..., :width]),
             )
             by_row = part.transpose(1, 2).reshape(batch, -1, heads, part.shape[3]).transpose(1, 2)
             if lse is not None:
@@ -208,8 +208,8 @@ class _Bias:
     yield booleans cost several times as much as this arithmetic.
     """
 
-    def __init__(self, piece: RingPart, ranges: RingRanges, dtype: torch.dtype):
-        self._unless, self._dtype = piece.unless, dtype
+    def __init__(self, part: RingPart, ranges: RingRanges, dtype: torch.dtype):
+        self._unless, self._dtype = part.unless, dtype
         self._queries, self._turn = ranges.queries, ranges.turn * _HIDDEN
         self._wide = ranges.wide
         # All [tiles, draws, tile, 1].
@@ -217,8 +217,8 @@ class _Bias:
             (x.float() * _HIDDEN).transpose(0, 1)[..., None]
             for x in (
                 ranges.query_places,
-                piece.ring.reach[ranges.queries],
-                piece.latest[ranges.queries],
+                part.ring.reach[ranges.queries],
+                part.latest[ranges.queries],
             )
         )
 

@@ -19,7 +19,14 @@ _SCORES = 1 << 20
 
 
 def attend_local_window(
-    near: LocalWindow, q: Tensor, k: Tensor, v: Tensor, *, start: int, scale: float, sums: bool
+    local_window: LocalWindow,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    start: int,
+    scale: float,
+    sums: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of queries at ``start .. start + nq - 1`` over sinks and their neighbourhood.
 
@@ -34,33 +41,33 @@ def attend_local_window(
     """
     tile, queries = tile_rows(q.dtype), q.shape[2]
     out = OutputWriter(q, k, v, scale=scale, sums=sums)
-    dense = min(queries, max(0, near.all_seen(start + queries) - start))
+    dense = min(queries, max(0, local_window.all_seen(start + queries) - start))
     if dense:
-        _dense(near, out, q[:, :, :dense], k, v, start=start)
-    if near.reach < 0:
-        _sinks_alone(near, out, q, k, v, low=dense)
+        _dense(local_window, out, q[:, :, :dense], k, v, start=start)
+    if local_window.reach < 0:
+        _sinks_alone(local_window, out, q, k, v, low=dense)
         return out.result()
-    width = whole_vectors(near.sinks + tile + near.reach) - near.sinks
+    width = whole_vectors(local_window.sinks + tile + local_window.reach) - local_window.sinks
     # The first tile whose band does not begin before the last sink, and the end of the last tile.
-    first = min(queries, max(dense, near.sinks + width - tile - start))
+    first = min(queries, max(dense, local_window.sinks + width - tile - start))
     last = first + (queries - first) // tile * tile
     for low in (*range(dense, first, tile), *range(last, queries, tile)):
         high = min(low + tile, first if low < first else queries)
-        _tile(near, out, q, k, v, start=start, low=low, high=high)
+        _tile(local_window, out, q, k, v, start=start, low=low, high=high)
     if last > first:
-        _whole_tiles(near, out, q, k, v, start=start, width=width, tiles=(first, last))
+        _whole_tiles(local_window, out, q, k, v, start=start, width=width, tiles=(first, last))
     return out.result()
 
 
-def _bias(near: LocalWindow, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+def _bias(local_window: LocalWindow, queries: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to the scores, like q: for positions that broadcast against each other."""
-    hidden = ~near.sees(queries, keys) | (keys > queries)
+    hidden = ~local_window.sees(queries, keys) | (keys > queries)
     bias = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
     return bias.masked_fill_(hidden, hidden_score(dtype))
 
 
 def _dense(
-    near: LocalWindow, out: OutputWriter, q: Tensor, k: Tensor, v: Tensor, *, start: int
+    local_window: LocalWindow, out: OutputWriter, q: Tensor, k: Tensor, v: Tensor, *, start: int
 ) -> None:
     """The first queries, which see all keys up to their own."""
     end = start + q.shape[2]
@@ -72,28 +79,28 @@ def _dense(
         high = min(low + step, q.shape[2])
         keys = torch.arange(start + high, device=q.device)
         rows = torch.arange(start + low, start + high, device=q.device)[:, None]
-        bias = _bias(near, rows, keys, q.dtype)
+        bias = _bias(local_window, rows, keys, q.dtype)
         seen = slice(0, start + high)
         out.write(out.attend(q[:, :, low:high], k[:, :, seen], v[:, :, seen], bias), low)
 
 
 def _sinks_alone(
-    near: LocalWindow, out: OutputWriter, q: Tensor, k: Tensor, v: Tensor, low: int
+    local_window: LocalWindow, out: OutputWriter, q: Tensor, k: Tensor, v: Tensor, low: int
 ) -> None:
     """Queries from `low` on, all of them behind the sinks."""
     if low == q.shape[2]:
         return
-    if not near.sinks:
+    if not local_window.sinks:
         out.nothing(low, q.shape[2])
         return
-    step = max(1, _SCORES // (q.shape[1] * near.sinks))
-    k, v = k[:, :, : near.sinks], v[:, :, : near.sinks]
+    step = max(1, _SCORES // (q.shape[1] * local_window.sinks))
+    k, v = k[:, :, : local_window.sinks], v[:, :, : local_window.sinks]
     for first in range(low, q.shape[2], step):
         out.write(out.attend(q[:, :, first : first + step], k, v, None), first)
 
 
 def _tile(
-    near: LocalWindow,
+    local_window: LocalWindow,
     out: OutputWriter,
     q: Tensor,
     k: Tensor,
@@ -105,21 +112,23 @@ def _tile(
 ) -> None:
     """Queries ``low .. high - 1`` against the keys that some of them see."""
     rows = torch.arange(start + low, start + high, device=q.device)
-    begin = max(near.sinks, int(near.first(rows[:1])))
+    begin = max(local_window.sinks, int(local_window.first(rows[:1])))
     keys = torch.arange(begin, start + high, device=q.device)
     band = slice(begin, start + high)
-    if begin > near.sinks > 0:
-        keys = torch.cat([torch.arange(near.sinks, device=q.device), keys])
-        k, v = (torch.cat([x[:, :, : near.sinks], x[:, :, band]], dim=2) for x in (k, v))
+    if begin > local_window.sinks > 0:
+        keys = torch.cat([torch.arange(local_window.sinks, device=q.device), keys])
+        k, v = (torch.cat([x[:, :, : local_window.sinks], x[:, :, band]], dim=2) for x in (k, v))
     else:
-        band = slice(0 if near.sinks else begin, start + high)
+        band = slice(0 if local_window.sinks else begin, start + high)
         keys = torch.arange(band.start, band.stop, device=q.device)
         k, v = k[:, :, band], v[:, :, band]
-    out.write(out.attend(q[:, :, low:high], k, v, _bias(near, rows[:, None], keys, q.dtype)), low)
+    out.write(
+        out.attend(q[:, :, low:high], k, v, _bias(local_window, rows[:, None], keys, q.dtype)), low
+    )
 
 
 def _whole_tiles(
-    near: LocalWindow,
+    local_window: LocalWindow,
     out: OutputWriter,
     q: Tensor,
     k: Tensor,
@@ -142,31 +151,37 @@ def _whole_tiles(
     k_tiles, v_tiles = (
         x[:, :, bands].unfold(2, width, tile).permute(0, 2, 1, 4, 3) for x in (k, v)
     )
-    step = max(1, _SCORES // (heads * tile * (near.sinks + width)))
-    same = _tiles_bias(near, start + first, 1, width, q) if near.repeats(tile) else None
+    step = max(1, _SCORES // (heads * tile * (local_window.sinks + width)))
+    same = (
+        _tiles_bias(local_window, start + first, 1, width, q)
+        if local_window.repeats(tile)
+        else None
+    )
     for low in range(0, count, step):
         group = slice(low, min(low + step, count))
         begin = first + low * tile
         bias = same
         if bias is None:
-            bias = _tiles_bias(near, start + begin, group.stop - low, width, q)
+            bias = _tiles_bias(local_window, start + begin, group.stop - low, width, q)
         # Row by row: the overlapping bands of several rows could not be one view.
         parts = []
         for row, (q_row, k_row, v_row) in enumerate(zip(q_tiles, k_tiles, v_tiles, strict=True)):
-            k_band = _behind_sinks(k_row[group], k[row], near.sinks)
-            v_band = _behind_sinks(v_row[group], v[row], near.sinks)
+            k_band = _behind_sinks(k_row[group], k[row], local_window.sinks)
+            v_band = _behind_sinks(v_row[group], v[row], local_window.sinks)
             parts.append(out.attend(q_row[group], k_band, v_band, bias))
         out.write_tiles(parts, begin)
 
 
-def _tiles_bias(near: LocalWindow, low: int, count: int, width: int, like: Tensor) -> Tensor:
+def _tiles_bias(
+    local_window: LocalWindow, low: int, count: int, width: int, like: Tensor
+) -> Tensor:
     """``[tiles, 1, tile, sinks + width]`` for tiles of queries from position `low` on."""
     tile = tile_rows(like.dtype)
     begins = low + torch.arange(count, device=like.device)[:, None, None, None] * tile
     rows = begins + torch.arange(tile, device=like.device)[:, None]
     band = begins + tile - width + torch.arange(width, device=like.device)
-    sinks = torch.arange(near.sinks, device=like.device).expand(count, 1, 1, -1)
-    return _bias(near, rows, torch.cat([sinks, band], dim=-1), like.dtype)
+    sinks = torch.arange(local_window.sinks, device=like.device).expand(count, 1, 1, -1)
+    return _bias(local_window, rows, torch.cat([sinks, band], dim=-1), like.dtype)
 
 
 def _behind_sinks(bands: Tensor, x: Tensor, sinks: int) -> Tensor:

@@ -71,8 +71,8 @@ def _block(window: int, tile: int) -> int:
     little to gain from being sorted; measured as the tiles, for windows of 16 to 1,024. In wide
     windows blocks grow with their bands, so that the indices of all bands stay O(n).
     """
-    near = 1 << (window.bit_length() - 1)
-    return max(tile, min(128, near), near // 8)
+    power = 1 << (window.bit_length() - 1)
+    return max(tile, min(128, power), power // 8)
 
 
 def _groups(seq_len: int, block: int, band: int, batch: int) -> list[slice]:

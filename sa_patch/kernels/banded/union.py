@@ -1,6 +1,6 @@
-"""Patterns in disjoint pieces, merged: what is near, what is drawn, what is chosen by content.
+"""Patterns in disjoint parts, merged: a local window, what is drawn, what is chosen by content.
 
-Each piece hides what the pieces before it show.
+Each part hides what the parts before it show.
 """
 
 from __future__ import annotations
@@ -30,29 +30,31 @@ def attend_union(
         k, v: ``[batch, kv_heads, n, head_dim]``, ``n = start + nq``.
 
     Returns:
-        ``[batch, q_heads, nq, head_dim]``. Memory O(n): an output for every piece, besides what
-        the kernels of pieces hold.
+        ``[batch, q_heads, nq, head_dim]``. Memory O(n): an output for every part, besides what
+        the kernels of parts hold.
     """
     parts = parts_of(pattern)
-    near = joined([local_window_of(part) for part in parts])
+    local_window = joined([local_window_of(part) for part in parts])
     drawn = [part for part in parts if isinstance(part, (SA, PSA))]
     chosen = [part for part in parts if isinstance(part, (MoBA, BlockTopK)) and _chooses(part)]
-    is_near = near.sinks > 0 or near.reach >= 0
-    sums = is_near + len(drawn) + len(chosen) > 1
+    has_window = local_window.sinks > 0 or local_window.reach >= 0
+    sums = has_window + len(drawn) + len(chosen) > 1
     disjoint_parts: list[tuple[Tensor, Tensor | None]] = []
     hidden: list[Rule] = []
-    if is_near:
+    if has_window:
         disjoint_parts.append(
-            attend_local_window(near, q, k, v, start=start, scale=scale, sums=sums)
+            attend_local_window(local_window, q, k, v, start=start, scale=scale, sums=sums)
         )
     for part in drawn:
-        piece = _ring_part(part, near, k.shape[2], layer, q, hidden)
-        disjoint_parts.append(attend_ranges(piece, q, k, v, start=start, scale=scale, sums=sums))
-        hidden.append(piece.ring.rule())
+        part_on_ring = _ring_part(part, local_window, k.shape[2], layer, q, hidden)
+        disjoint_parts.append(
+            attend_ranges(part_on_ring, q, k, v, start=start, scale=scale, sums=sums)
+        )
+        hidden.append(part_on_ring.ring.rule())
     if chosen:
         # What a choice shows by itself, it does not choose as well.
-        if near != local_window_of(chosen[0]) or len(chosen) > 1:
-            hidden.insert(0, near.sees)
+        if local_window != local_window_of(chosen[0]) or len(chosen) > 1:
+            hidden.insert(0, local_window.sees)
         disjoint_parts += _chosen_parts(chosen, q, k, v, start=start, scale=scale, hidden=hidden)
     if not sums:
         return disjoint_parts[0][0]
@@ -64,14 +66,19 @@ def _chooses(part: MoBA | BlockTopK) -> bool:
 
 
 def _ring_part(
-    part: SA | PSA, near: LocalWindow, seq_len: int, layer: int, q: Tensor, hidden: list[Rule]
+    part: SA | PSA,
+    local_window: LocalWindow,
+    seq_len: int,
+    layer: int,
+    q: Tensor,
+    hidden: list[Rule],
 ) -> RingPart:
-    """What a ring shows beyond what is near and what `hidden` names."""
+    """What a ring shows beyond the local window and what `hidden` names."""
     positions = torch.arange(seq_len, device=q.device)
     return RingPart(
         ring=part.ring(seq_len, layer, q.shape[1], q.device),
-        sinks=near.sinks,
-        latest=torch.minimum(positions, near.first(positions) - 1),
+        sinks=local_window.sinks,
+        latest=torch.minimum(positions, local_window.first(positions) - 1),
         unless=_any_of(hidden),
         dense=part.window if isinstance(part, PSA) else 0,
     )

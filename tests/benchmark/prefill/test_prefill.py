@@ -39,7 +39,7 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS
 from sa_patch.kernels.counting import counting_backends
 from sa_patch.patterns import SA, SWA, Full, MoBA, permutation
-from tests.mistakes import refusal
+from tests.run_script import refusal
 
 BANDED = [Setup(pattern, "banded") for pattern in (SA(16), SWA(16), MoBA(8, 2), Full())]
 

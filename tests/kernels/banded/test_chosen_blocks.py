@@ -44,7 +44,7 @@ def dense_mask(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor, start: int) -> T
     positions = torch.arange(start, start + q.shape[1])
     visible = pattern.visible(positions, n, heads=len(q), q=q, k=k)
     if isinstance(pattern, BlockTopK):
-        return visible & ~pattern.near(positions, n)
+        return visible & ~pattern.unchosen(positions, n)
     own = positions[:, None] // pattern.block_size
     return visible & (torch.arange(n) // pattern.block_size != own)
 

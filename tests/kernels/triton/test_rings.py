@@ -37,7 +37,7 @@ def test_near_keys_equal_the_definitions(data: st.DataObject, n: int) -> None:
     wanted = torch.zeros(n, n, dtype=torch.bool)
     for part in drawn:
         if isinstance(part, BlockTopK):
-            wanted |= part.near(i, n)
+            wanted |= part.unchosen(i, n)
         elif isinstance(part, MoBA):
             wanted |= (i[:, None] // part.block_size == i // part.block_size) & (i <= i[:, None])
         else:

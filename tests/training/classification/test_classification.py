@@ -24,7 +24,7 @@ from sa_patch.training.classification.training import (
     read_trial,
     run_trial,
 )
-from tests.mistakes import refusal
+from tests.run_script import refusal
 from tests.training.tiny_run import run_here, write_labelled_texts
 
 COLUMNS = ("text", "label")

@@ -13,7 +13,7 @@ from sa_patch.training.pretraining.loop import pretrain
 from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.run_folder import run_name
 from sa_patch.training.pretraining.settings import load_settings
-from tests.mistakes import refusal
+from tests.run_script import refusal
 from tests.training.tiny_run import run_here, write_config
 
 

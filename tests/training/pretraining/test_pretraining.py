@@ -26,7 +26,7 @@ from sa_patch.training.pretraining.settings import (
     RecallSettings,
     load_settings,
 )
-from tests.mistakes import refusal
+from tests.run_script import refusal
 from tests.training.tiny_run import ROOT, write_config
 
 
