@@ -137,18 +137,18 @@ class BlockTopK(Pattern):
         """The block of each position, counted from token `sinks`; negative in the sinks."""
         return (positions - self.sinks) // self.block_size
 
-    def _first_near(self, positions: Positions) -> Positions:
+    def _first_unchosen(self, positions: Positions) -> Positions:
         """The block that the neighbourhood of each query begins with, negative if there is none."""
         begins = positions // self.segment * self.segment if self.segment else positions
         return self.own_block(begins) - self.local // self.block_size
 
     def eligible(self, positions: Tensor) -> Tensor:
         """How many blocks each query may choose from: those before its neighbourhood."""
-        return self._first_near(positions).clamp(min=0)
+        return self._first_unchosen(positions).clamp(min=0)
 
     def eligible_at(self, position: int) -> int:
         """`eligible` for one query, without a tensor."""
-        return max(0, self._first_near(position))
+        return max(0, self._first_unchosen(position))
 
     def own_choices(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
         """The blocks that every query chooses for itself.

@@ -46,10 +46,8 @@ _NO_KEY = 1 << 30
 def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Launch) -> None:
     """All that a pattern shows whose tiles of queries share their choices."""
     own = own_choices(call, pattern, choose)
-    blocks, first_row = (
-        torch.stack(each).to(torch.int32)
-        for each in zip(*(tile_choices(picks, pattern.shared) for picks in own), strict=True)
-    )
+    choices = tile_choices(own.flatten(0, 1), pattern.shared)
+    blocks, first_row, counts = (x.to(torch.int32).unflatten(0, own.shape[:2]) for x in choices)
     part = launch_table.device_class(call.q.device, interpreted=INTERPRETED)
     together = call.group if pattern.grouped else 1
     launch, pack = shared_launch(call.q, pattern.shared, together, part)
@@ -64,7 +62,7 @@ def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Lau
         call.lows(near),
         blocks,
         first_row,
-        (blocks >= 0).sum(-1, dtype=torch.int32),
+        counts,
         call.query_len,
         pattern.block_size,
         pattern.sinks,
@@ -248,7 +246,7 @@ def launch_gathered(
         call.lse,
         table,
         call.lows(hidden),
-        picks,
+        picks.contiguous(),
         call.query_len,
         pattern.block_size,
         origin_of(pattern),

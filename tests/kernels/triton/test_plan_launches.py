@@ -92,6 +92,8 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "block_topk:4,50,4,16,branch=0",
         "tail:64+block_topk:4,34,4,16",
         "sinks:4+swa:70+block_topk:4,17,4,16",
+        "block_topk:8,16,64,0,branch=0,shared=32,segment=128",
+        "moba:256,3",
         "psa:138",
         "sinks:4+swa:138+psa:138",
         "sinks:4+swa:64+sa:64",

@@ -44,8 +44,7 @@ def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
         return _ranked(call, pattern, count, launch)
     own = own_choices(call, pattern, launch)
     if pattern.shared > 1:
-        each_row = [chosen_so_far(picks, pattern.shared) for picks in own]
-        own = torch.stack(each_row)
+        return chosen_so_far(own.flatten(0, 1), pattern.shared).unflatten(0, own.shape[:2])
     return own
 
 
