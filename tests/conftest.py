@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Triton kernels run in its interpreter, on the CPU; it is asked for before Triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import gc
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).as_posix().startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    # What was imported and collected stays: the garbage collector need not go through it each time.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -27,6 +27,7 @@ from sa_patch.sweep.plan import Plan, make_plan
 from sa_patch.sweep.results import load_run
 from sa_patch.sweep.run import Outcome, describe_plan, run_sweep
 from tests.sweep.small_sweep import SETTINGS
+from tests.thorough import THOROUGH
 
 
 def sweep_of(checkpoint: Path, **changes: Any) -> SweepConfig:
@@ -319,7 +320,7 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sa_patch", "sweep", str(sweep), "--out", str(out)]
     chance = random.Random(0)
-    for _ in range(3):
+    for _ in range(10 if THOROUGH else 2):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
         # The moments that matter are those with cells being written, after imports and loading.
         deadline = time.monotonic() + 120

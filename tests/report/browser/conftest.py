@@ -50,6 +50,24 @@ def both(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return write_report(runs, tmp_path_factory.mktemp("both")).page
 
 
+@pytest.fixture(scope="module")
+def opened_once(browser: Browser, one: Path) -> Iterator[ReportPage]:
+    page = ReportPage(browser, one)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def first_page(opened_once: ReportPage) -> Iterator[ReportPage]:
+    """The page of the first run as it is at first, for tests that only read what is chosen."""
+    opened_once.page.evaluate("location.hash = ''")
+    opened_once.page.wait_for_timeout(100)
+    opened_once.draw_all()
+    assert opened_once.page.locator("#axis").input_value() == "window"
+    yield opened_once
+    assert opened_once.complaints == []
+
+
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Open]:
     """Opens pages; none of them may have complained when the test is over."""

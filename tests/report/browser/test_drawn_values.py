@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sa_patch.report.pareto_figure import frontier
-from tests.report.browser.conftest import TASKS, Open
+from tests.report.browser.conftest import TASKS
+from tests.report.browser.report_page import ReportPage
 
 LABELS = {"full": "Full attention", "sa": "SA", "swa": "SWA", "moba": "MoBA (topk=2)"}
 AXES = ("window", "mean_keys", "flops", "seconds")
@@ -82,25 +83,23 @@ def assert_close(found: list[Any], expected: list[Any]) -> None:
 @pytest.mark.parametrize("view", ["curves", "pareto"])
 @pytest.mark.parametrize("axis", AXES)
 def test_marks_stand_where_the_cells_say(
-    open_page: Open, one: Path, runs: tuple[Path, Path], axis: str, view: str
+    first_page: ReportPage, runs: tuple[Path, Path], axis: str, view: str
 ) -> None:
-    page = open_page(one)
-    page.choose(axis)
-    page.radio(view)
+    first_page.choose(axis)
+    first_page.radio(view)
     # A window is no cost: the frontier is then drawn against keys.
     shown = "mean_keys" if (axis, view) == ("window", "pareto") else axis
     for task in TASKS:
         expected = expected_marks(measured(runs[0], task), shown)
-        assert_close(sorted(page.drawn(task)["marks"]), expected)
+        assert_close(sorted(first_page.drawn(task)["marks"]), expected)
 
 
 def test_full_attention_is_a_line_across_the_chart(
-    open_page: Open, one: Path, runs: tuple[Path, Path]
+    first_page: ReportPage, runs: tuple[Path, Path]
 ) -> None:
-    page = open_page(one)
     for task in TASKS:
         full = measured(runs[0], task)["full", None]
-        edges = page.chart(task).evaluate(
+        edges = first_page.chart(task).evaluate(
             """chart => {
               const { x, y } = chart.data.find((one) => one.kind === "across");
               const [low, high] = chart._fullLayout.xaxis.range.map((power) => 10 ** power);
@@ -111,13 +110,10 @@ def test_full_attention_is_a_line_across_the_chart(
         assert edges[4:] == pytest.approx([full["value"]] * 2)
 
 
-def test_bands_are_one_standard_error_wide(
-    open_page: Open, one: Path, runs: tuple[Path, Path]
-) -> None:
-    page = open_page(one)
+def test_bands_are_one_standard_error_wide(first_page: ReportPage, runs: tuple[Path, Path]) -> None:
     for task in TASKS:
         points = measured(runs[0], task)
-        bands = page.drawn(task)["bands"]
+        bands = first_page.drawn(task)["bands"]
         assert len(bands) == 4
         for method in ("sa", "swa", "moba"):
             rows = sorted(
@@ -136,24 +132,22 @@ def test_bands_are_one_standard_error_wide(
             ), (task, method)
 
 
-def test_without_bands_there_is_no_band_and_no_bar(open_page: Open, one: Path) -> None:
-    page = open_page(one)
-    page.radio("pareto")
-    assert page.page.locator(".errorbar").count() > 0
-    page.page.locator("#bands").uncheck()
-    page.draw_all()
-    assert page.page.locator(".errorbar").count() == 0
-    page.radio("curves")
-    assert page.drawn("boolq")["bands"] == []
+def test_without_bands_there_is_no_band_and_no_bar(first_page: ReportPage) -> None:
+    first_page.radio("pareto")
+    assert first_page.page.locator(".errorbar").count() > 0
+    first_page.page.locator("#bands").uncheck()
+    first_page.draw_all()
+    assert first_page.page.locator(".errorbar").count() == 0
+    first_page.radio("curves")
+    assert first_page.drawn("boolq")["bands"] == []
 
 
 @pytest.mark.parametrize("axis", ["mean_keys", "flops"])
 def test_the_frontier_is_that_of_the_figures(
-    open_page: Open, one: Path, runs: tuple[Path, Path], axis: str
+    first_page: ReportPage, runs: tuple[Path, Path], axis: str
 ) -> None:
-    page = open_page(one)
-    page.choose(axis)
-    page.radio("pareto")
+    first_page.choose(axis)
+    first_page.radio("pareto")
     for task in TASKS:
         places = [
             (point[axis], point["value"])
@@ -161,22 +155,19 @@ def test_the_frontier_is_that_of_the_figures(
             if method != "full"
         ]
         best = frontier(places, higher_is_better=task != "stdlib_perplexity")
-        page.draw_all()
-        drawn = page.chart(task).evaluate(
+        first_page.draw_all()
+        drawn = first_page.chart(task).evaluate(
             """chart => {
               const trace = chart.data.find(one => one.kind === "frontier");
               return trace.x.map((x, index) => [x, trace.y[index]]);
             }"""
         )
         assert [tuple(pair) for pair in drawn[:-1]] == [pytest.approx(pair) for pair in best]
-        assert ["Pareto frontier", "hv"] in page.drawn(task)["lines"]
+        assert ["Pareto frontier", "hv"] in first_page.drawn(task)["lines"]
         assert drawn[-1][1] == drawn[-2][1]
 
 
-def test_the_average_is_that_of_the_tasks(
-    open_page: Open, one: Path, runs: tuple[Path, Path]
-) -> None:
-    page = open_page(one)
+def test_the_average_is_that_of_the_tasks(first_page: ReportPage, runs: tuple[Path, Path]) -> None:
     each = [measured(runs[0], task) for task in ("boolq", "mmlu")]
     expected = sorted(
         [
@@ -187,7 +178,7 @@ def test_the_average_is_that_of_the_tasks(
         for method, window in each[0]
         if window is not None
     )
-    marks = sorted(mark[:3] for mark in page.drawn("average over 2 tasks")["marks"])
+    marks = sorted(mark[:3] for mark in first_page.drawn("average over 2 tasks")["marks"])
     assert len(marks) == len(expected)
     for mark, wanted in zip(marks, expected, strict=True):
         assert mark == [wanted[0], *(pytest.approx(value, **CLOSE) for value in wanted[1:])]
