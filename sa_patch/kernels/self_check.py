@@ -84,11 +84,12 @@ def _small(pattern: Pattern) -> Pattern:
 def _small_blocks(part: BlockTopK) -> BlockTopK:
     """Blocks that are chosen, and attended to, by the same kernels as a pattern's.
 
-    A tree's beam and branch say how a kernel is compiled; small blocks give it several levels.
+    A tree's beam and branch say how a kernel is compiled; blocks of one token give it levels on
+    which most queries choose.
     """
     tree = {"branch": part.branch, "beam": part.beam}
     if part.shared == 1:
-        size = 16 if part.block_size >= 16 else 2 if part.branch else 4
+        size = 16 if part.block_size >= 16 else 1 if part.branch else 4
         topk = min(3, part.beam * part.branch) if part.branch else 3
         return BlockTopK(size, topk, sinks=4, grouped=part.grouped, **tree)
     segment = math.lcm(part.shared, 8)

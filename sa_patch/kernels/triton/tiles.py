@@ -98,7 +98,7 @@ class Rings(NamedTuple):
 # Layers whose tables or plans are made in one go: at most so many, and so many bytes. One takes
 # some 100 small operations, 1.7 ms of launching on an H200 against 0.3 ms of attention at
 # n = 8,192.
-_LAYERS_TOGETHER, _BYTES_TOGETHER = 32, 32 << 20
+_LAYERS_TOGETHER, _BYTES_TOGETHER = 24, 32 << 20
 
 
 def layers_together(layer: int, layer_bytes: int) -> range:

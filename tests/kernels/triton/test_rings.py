@@ -114,6 +114,20 @@ def test_a_plan_shows_each_pair_of_the_ring_once(
     assert torch.equal(torch.as_tensor(shown).expand_as(wanted), wanted.long())
 
 
+@pytest.mark.parametrize("start", [0, 1010])
+def test_bands_of_long_sequences_hold_all_keys(start: int) -> None:
+    """Where they are narrower than the ring; a wider one would be an error."""
+    n, pattern = 1300, PSA(20)
+    rows = (Row(0, start, n),)
+    plan = ring_plan(pattern, rows, n - start, NOTHING, layer=1, heads=1, block=32, device=CPU)
+    assert plan.keys.shape[1] < n
+    table = ring_table(pattern, rows, n - start, 32, 1, CPU, 0).tolist()
+    shown = torch.stack([shown_by(plan, row, 1, n) for row in table]).sum(0)
+    wanted = pattern.ring(n, 1).visible(torch.arange(n)).long()
+    wanted[:, : max(start, pattern.window)] = 0
+    assert torch.equal(shown, wanted)
+
+
 def test_late_queries_read_few_keys_beyond_their_own() -> None:
     """What a tile of PSA walks is a small multiple of what its queries see, at every position."""
     n, block = 4096, 64

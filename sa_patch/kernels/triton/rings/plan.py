@@ -66,7 +66,7 @@ def _block_count(pattern: SA | PSA, span: Span, block: int) -> int:
         return -(-span.length // block)
     return sum(
         -(-(last - first) // block)
-        for first, last in prefix_stable.segments(pattern, span.start, span.end)
+        for first, last in prefix_stable.segments(pattern, span.start, span.end, block)
     )
 
 

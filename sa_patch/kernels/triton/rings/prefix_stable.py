@@ -31,15 +31,17 @@ class Blocks(NamedTuple):
     key_steps: Tensor
 
 
-def segments(pattern: PSA, start: int, end: int) -> tuple[tuple[int, int], ...]:
+def segments(pattern: PSA, start: int, end: int, block: int) -> tuple[tuple[int, int], ...]:
     """Queries ``first .. last - 1`` that share a search among the keys below `last`, of those at
     ``start .. end - 1``: up to the next power of two, so that reaches differ by a factor of two.
 
-    A few at the end join those before, since the band of a block of few queries is wide.
+    Segments that one block holds are one, and a few queries at the end join those before, since the
+    band of a block of few queries is wide.
     """
     bounds = [max(start, pattern.window)]
     while bounds[-1] < end:
-        bounds.append(min(end, 1 << bounds[-1].bit_length()))
+        bits = max(bounds[-1].bit_length(), (bounds[-1] + block).bit_length() - 1)
+        bounds.append(min(end, 1 << bits))
     if len(bounds) > 2 and bounds[-1] - bounds[-2] < bounds[-2] // 4:
         del bounds[-2]
     return tuple(zip(bounds, bounds[1:], strict=False))
@@ -56,15 +58,16 @@ def band_width(pattern: PSA, start: int, end: int, block: int) -> int:
     block in ``e^_RARE`` (Chernoff), and so few keys fall on so much of it (Bernstein).
     """
     widest = 0
-    for first, last in segments(pattern, start, end):
+    for first, last in segments(pattern, start, end, block):
         queries = last - first
         fewest = min(block, queries)
         spread = (fewest + _RARE + sqrt(_RARE**2 + 2 * fewest * _RARE)) / queries
         reach = (pattern.window - 1) / first
-        keys = first * (spread + reach) + queries * reach
-        bound = ceil(fewest + keys + sqrt(2 * keys * _RARE) + _RARE)
-        # A band is less than twice around the ring.
-        widest = max(widest, min(bound, 2 * last) if spread + reach < 1 else 2 * last)
+        # All of the ring holds all keys, not some by chance; more of it holds some of them twice.
+        certain, chance = (first, 0.0) if spread >= 1 else (0, first * spread)
+        chance += last * reach
+        bound = fewest + certain + ceil(chance + sqrt(2 * chance * _RARE) + _RARE)
+        widest = max(widest, min(bound, 2 * last))
     return widest
 
 
@@ -145,7 +148,7 @@ def blocks_of(
 ) -> Blocks:
     """Blocks of the queries at ``start .. end - 1``, segment after segment."""
     points = tiles.points(pattern, end, layers, heads, device).flatten(0, 1)
-    parts = segments(pattern, start, end)
+    parts = segments(pattern, start, end, block)
     if not parts:
         empty = torch.zeros(len(points), 0, block, dtype=torch.int32, device=device)
         return Blocks(empty, empty, empty, empty, empty)
