@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,8 +68,13 @@ class Clock:
             peak = torch.cuda.max_memory_allocated() - before
         else:
             recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-            with _silent_library(recorded.start, recorded.stop):
+            with _no_stderr():
+                recorded.start()
+            try:
                 result = call()
+            finally:
+                with _no_stderr():
+                    recorded.stop()
             peak = _peak_of_record(recorded)
         return result, max(0, peak - result.untyped_storage().nbytes())
 
@@ -95,22 +101,14 @@ class Clock:
 
 
 @contextmanager
-def _silent_library(start: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Some releases of the profiler's library print two lines to the terminal at each turn."""
-    _without_stderr(start)
-    try:
-        yield
-    finally:
-        _without_stderr(stop)
-
-
-def _without_stderr(action: Callable[[], None]) -> None:
+def _no_stderr() -> Iterator[None]:
+    """For releases of the profiler's library that print a line to the terminal at each turn."""
     # Below Python's sys.stderr: the lines come from C++.
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     try:
-        os.dup2(nowhere, 2)
-        action()
+        yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
@@ -169,7 +167,9 @@ def measure_ceilings(clock: Clock, dtype: torch.dtype, *, small: bool = False) -
     """
     size = CUDA_COPY_BYTES if clock.device.type == "cuda" else CPU_COPY_BYTES
     size = size >> 10 if small else size
-    copy_ms = _samples(clock, _copy(torch.ones(size, dtype=torch.uint8, device=clock.device)))
+    source = torch.ones(size, dtype=torch.uint8, device=clock.device)
+    copy_ms = _samples(clock, partial(torch.empty_like(source).copy_, source))
+    del source
     clock.forget()
     side, matmul_ms = _matmul(clock, dtype, limit=128 if small else 8192)
     clock.forget()
@@ -190,15 +190,11 @@ def _matmul(clock: Clock, dtype: torch.dtype, *, limit: int) -> tuple[int, tuple
         # Random numbers: products of constants draw less power and run faster than real ones.
         a = torch.randn(side, side, device=clock.device).to(dtype)
         b = torch.randn(side, side, device=clock.device).to(dtype)
-        call = _product(a, b)
+        call = partial(torch.matmul, a, b)
         call()
         if side >= limit or clock.milliseconds(call) >= 1e3 * MATMUL_SECONDS:
             return side, _samples(clock, call)
         side *= 2
-
-
-def _product(a: Tensor, b: Tensor) -> Call:
-    return lambda: a @ b
 
 
 def better(first: Ceilings, second: Ceilings) -> Ceilings:
@@ -211,11 +207,6 @@ def better(first: Ceilings, second: Ceilings) -> Ceilings:
         matmul_size=matmul.matmul_size,
         matmul_ms=matmul.matmul_ms,
     )
-
-
-def _copy(source: Tensor) -> Call:
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
 
 
 def _samples(clock: Clock, call: Call) -> tuple[float, ...]:

@@ -144,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _patterns(options: argparse.Namespace) -> list[Pattern]:
-    from sa_patch.benchmark.lists import split_names
+    from sa_patch.benchmark.arguments import split_names
     from sa_patch.patterns import parse_pattern
 
     found = [parse_pattern(text) for text in split_names(options.methods)]
@@ -154,7 +154,7 @@ def _patterns(options: argparse.Namespace) -> list[Pattern]:
 
 
 def _number(options: argparse.Namespace, name: str) -> int:
-    from sa_patch.benchmark.lists import read_size
+    from sa_patch.benchmark.arguments import read_size
 
     return read_size(str(getattr(options, name)), f"--{name.replace('_', '-')}")
 
@@ -181,7 +181,7 @@ def _graph(options: argparse.Namespace) -> Callable[[], Report]:
 def _propositions(options: argparse.Namespace) -> Callable[[], Report]:
     from sa_patch.analysis.propositions import check_numbers
     from sa_patch.analysis.reports.propositions import propositions_report
-    from sa_patch.benchmark.lists import read_sizes
+    from sa_patch.benchmark.arguments import read_sizes
 
     windows = sorted(set(read_sizes(options.windows, "--windows")))
     n, draws, stacks = (_number(options, x) for x in ("n", "draws", "coverage_draws"))
@@ -192,7 +192,7 @@ def _propositions(options: argparse.Namespace) -> Callable[[], Report]:
 def _cost(options: argparse.Namespace) -> Callable[[], Report]:
     from sa_patch.analysis.cost import check_lengths
     from sa_patch.analysis.reports.cost import cost_report
-    from sa_patch.benchmark.lists import read_sizes
+    from sa_patch.benchmark.arguments import read_sizes
 
     patterns = _patterns(options)
     lengths = sorted(set(read_sizes(options.n, "--n")))

@@ -21,11 +21,11 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    from sa_patch.benchmark.attention.arguments import OPTIONS
+    from sa_patch.benchmark.arguments import ATTENTION_OPTIONS
 
     with_examples(parser, BENCH_EXAMPLES)
     parser.description = "Time attention over every pattern on every backend beside its rivals."
-    for name, value, meaning in OPTIONS:
+    for name, value, meaning in ATTENTION_OPTIONS:
         parser.add_argument(f"--{name}", metavar=value, help=meaning)
     parser.set_defaults(run=_bench)
 
@@ -41,15 +41,13 @@ def _methods(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from sa_patch.benchmark.attention.arguments import OPTIONS
+    from sa_patch.benchmark.arguments import ATTENTION_OPTIONS
     from sa_patch.benchmark.attention.options import make_options
     from sa_patch.benchmark.attention.run import run_bench
 
-    fields = [name.replace("-", "_") for name, _, _ in OPTIONS]
+    fields = [name.replace("-", "_") for name, _, _ in ATTENTION_OPTIONS]
     given = {field: getattr(options, field) for field in fields}
-    outcome = run_bench(make_options(**given), Console(), command=options.command_line)
+    outcome = run_bench(make_options(**given), command=options.command_line)
     for path in outcome.files:
         print(path)
     return outcome.exit_status

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,17 +10,17 @@ from accelerate.utils import DistributedType
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.evaluation.metering import HeadShape, PatternMeter, padding_lengths
+from sa_patch.evaluation.padded_batches import PaddedBatchesLM, Request
 from sa_patch.evaluation.token_scores import token_loglikelihoods
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.models.embedded import resolve_model
-from sa_patch.models.gguf_once import reading_gguf_once
+from sa_patch.models.gguf import reading_gguf_once
 from sa_patch.models.layer_check import check_layers
 from sa_patch.patching import (
     Layers,
@@ -36,24 +35,16 @@ from sa_patch.patching.layers import base_model
 from sa_patch.patterns import Pattern, make_pattern, parse_pattern, with_seed
 from sa_patch.patterns.base import whole_number
 
-Request = tuple[tuple[str, str] | None, list[int], list[int]]
-
 _CACHE_OWNER = "sa_patch:owner"
 # Encoded requests that are remembered: a sweep asks the same ones of every pattern.
 _REMEMBERED_PAIRS = 1 << 17
-# Requests that share a batch differ in length by this much at most, so that little is padding.
-_SHORTEST_OF_BATCH = 0.8
 
 
 @register_model("sa-patch")
-class SAPatchLM(HFLM):
+class SAPatchLM(PaddedBatchesLM):
     """lm-eval's `hf` model with a sparse prefill attention.
 
-    Scores do not depend on the batch size. lm-eval pads log-likelihood batches on the right and
-    passes no mask; causality alone makes that harmless for prefix-stable patterns, and for the
-    others (SA draws its permutation for the sequence's own length), and where visible keys are
-    counted as they are chosen, each batch is made of sequences of one length, so that there is no
-    padding at all.
+    Scores do not depend on the batch size; see `PaddedBatchesLM`.
 
     Args:
         pretrained: hub id, local folder, a .gguf file, "smollm2-135m" for the embedded model, or
@@ -121,7 +112,7 @@ class SAPatchLM(HFLM):
         schedule = read_layers(layers)
         if batch_tokens is not None:
             whole_number(batch_tokens, "batch_tokens", 1)
-        self._batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens
         self._encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         if isinstance(pretrained, str):
             source = resolve_model(
@@ -238,11 +229,6 @@ class SAPatchLM(HFLM):
                 "equally many batches; use data-parallel processes or device_map='auto'"
             )
 
-    def _input_length(self, request: Request) -> int:
-        """Tokens of a request that enter the model, cut as lm-eval cuts them."""
-        _, context, continuation = request
-        return min(len(context) + len(continuation) - 1, self.max_length)
-
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As lm-eval's, remembered: encoding takes longer than a small model's forward pass."""
         pair = (context, continuation)
@@ -253,56 +239,15 @@ class SAPatchLM(HFLM):
             found = self._encoded[pair] = super()._encode_pair(context, continuation)
         return found
 
+    @property
+    def padding_is_harmless(self) -> bool:
+        return self._unstable is None and not self.meter.observed_layers
+
     def _loglikelihood_tokens(
-        self,
-        requests: Sequence[Request],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
-        **kwargs: Any,
+        self, requests: Sequence[Request], *arguments: Any, **named: Any
     ) -> list[tuple[float, bool]]:
         self._meter_requests(requests)
-        padding_is_harmless = self._unstable is None and not self.meter.observed_layers
-        if not requests or (padding_is_harmless and self._batch_tokens is None):
-            return self._run(requests, disable_tqdm, override_bs, **kwargs)
-        by_length: dict[int, list[int]] = {}
-        for index, request in enumerate(requests):
-            by_length.setdefault(self._input_length(request), []).append(index)
-        lengths = sorted(by_length, reverse=True)
-        if self.batch_size == "auto" and override_bs is None:
-            longest = [requests[by_length[lengths[0]][0]]]
-            override_bs = self._detect_batch_size(longest, 0)
-        answers: dict[int, tuple[float, bool]] = {}
-        for together in _similar(lengths) if padding_is_harmless else [[n] for n in lengths]:
-            members = [index for length in together for index in by_length[length]]
-            with self._at_most_tokens(together[0]):
-                part = self._run([requests[i] for i in members], True, override_bs, **kwargs)
-            answers.update(zip(members, part, strict=True))
-        return [answers[index] for index in range(len(requests))]
-
-    @contextmanager
-    def _at_most_tokens(self, length: int) -> Iterator[None]:
-        """Have batches of sequences of `length` tokens hold no more than `batch_tokens`."""
-        if self._batch_tokens is None or self.batch_size == "auto":
-            yield
-            return
-        before = int(self.batch_size)
-        self.batch_size_per_gpu = max(1, min(before, self._batch_tokens // length))
-        try:
-            yield
-        finally:
-            self.batch_size_per_gpu = before
-
-    def _run(
-        self,
-        requests: Sequence[Request],
-        disable_tqdm: bool,
-        override_bs: int | None,
-        **kwargs: Any,
-    ) -> list[tuple[float, bool]]:
-        result: list[tuple[float, bool]] = super()._loglikelihood_tokens(
-            list(requests), disable_tqdm=disable_tqdm, override_bs=override_bs, **kwargs
-        )
-        return result
+        return super()._loglikelihood_tokens(requests, *arguments, **named)
 
     def _meter_requests(self, requests: Sequence[Request]) -> None:
         """Count the prefills that lm-eval will run: one for all requests of one input."""
@@ -328,17 +273,6 @@ class SAPatchLM(HFLM):
         """lm-eval's description of the model, with the pattern in it."""
         info: dict[str, Any] = super().get_model_info()
         return info | {"sa_patch_pattern": self._identity}
-
-
-def _similar(lengths: Iterable[int]) -> list[list[int]]:
-    """Falling lengths in groups whose shortest is not much shorter than their longest."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        if groups and length >= _SHORTEST_OF_BATCH * groups[-1][0]:
-            groups[-1].append(length)
-        else:
-            groups.append([length])
-    return groups
 
 
 def _read_pattern(

@@ -15,7 +15,7 @@ from sa_patch.files.provenance import hardware, now
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.free_memory import free_memory
 from sa_patch.models.layer_check import check_layers
-from sa_patch.models.quiet_output import Noise, silenced
+from sa_patch.models.quiet_output import CapturedOutput, silenced
 from sa_patch.sweep.cells import SCHEMA
 from sa_patch.sweep.config import ModelSpec, SweepConfig
 from sa_patch.sweep.plan import PlannedCell
@@ -67,13 +67,13 @@ class CellRunner:
 
     def compute(self, cell: PlannedCell) -> Computed:
         """Evaluate a cell; an exception makes it a failed one, with its reason."""
-        with silenced() as noise:
-            content = self._attempt(cell, noise)
+        with silenced() as output:
+            content = self._attempt(cell, output)
         if content["status"] == "failed":
             free_memory()
-        return Computed(content, noise.text())
+        return Computed(content, output.text())
 
-    def _attempt(self, cell: PlannedCell, noise: Noise) -> dict[str, Any]:
+    def _attempt(self, cell: PlannedCell, output: CapturedOutput) -> dict[str, Any]:
         from sa_patch.evaluation import scoring
         from sa_patch.kernels.counting import counting_backends
         from sa_patch.kernels.self_check import failures
@@ -100,7 +100,7 @@ class CellRunner:
         except Exception as error:
             content.update(scores=None, primary=None, samples=None, items=None, measured=None)
             content["error"] = one_line(error)
-            noise.write(f"\n{traceback.format_exc()}")
+            output.write(f"\n{traceback.format_exc()}")
         content["seconds"] = round(time.perf_counter() - start, 3)
         return content
 
@@ -175,7 +175,7 @@ def load_model(spec: ModelSpec, batch_size: int, batch_tokens: int | None = None
         "revision": spec.revision,
         "device_map": spec.device_map,
     }
-    with silenced() as noise:
+    with silenced() as output:
         try:
             return SAPatchLM(
                 pretrained=spec.pretrained,
@@ -190,7 +190,7 @@ def load_model(spec: ModelSpec, batch_size: int, batch_tokens: int | None = None
         except UserError:
             raise
         except Exception as error:
-            noise.write(f"\n{traceback.format_exc()}")
+            output.write(f"\n{traceback.format_exc()}")
             raise UserError(
                 f"the model {spec.pretrained!r} could not be loaded: {one_line(error)}"
             ) from error

@@ -24,7 +24,7 @@ class Starts:
 
 
 @dataclass(frozen=True)
-class Remark:
+class Message:
     """Something that a user should know of, and that ends nothing."""
 
     sentence: str
@@ -38,7 +38,7 @@ class Finished:
     computed: Computed
 
 
-Event = Starts | Remark | Finished
+Event = Starts | Message | Finished
 
 
 class Executor(Protocol):

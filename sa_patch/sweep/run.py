@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sa_patch.sweep.config import SweepConfig
-from sa_patch.sweep.executor import Event, Executor, Finished, LocalExecutor, Remark, Starts
+from sa_patch.sweep.executor import Event, Executor, Finished, LocalExecutor, Message, Starts
 from sa_patch.sweep.plan import Plan, PlannedCell
 from sa_patch.sweep.progress import SweepProgress, outcome_text
 from sa_patch.sweep.run_folder import RunFolder
@@ -65,7 +65,7 @@ def run_sweep(
             try:
                 with contextlib.closing(place.run(config, plan, waiting, run_code)) as events:
                     for event in events:
-                        _note(event, folder, progress, outcome)
+                        _handle(event, folder, progress, outcome)
             except KeyboardInterrupt:
                 outcome.interrupted = True
                 progress.say("interrupted; the same command goes on where this stopped", "yellow")
@@ -86,12 +86,12 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[list[PlannedCell], list[s
     return waiting, sentences
 
 
-def _note(event: Event, folder: RunFolder, progress: SweepProgress, outcome: Outcome) -> None:
+def _handle(event: Event, folder: RunFolder, progress: SweepProgress, outcome: Outcome) -> None:
     """Show what an executor tells, and keep the results it brings."""
     match event:
         case Starts(label, at_once):
             progress.starts(label, at_once)
-        case Remark(sentence):
+        case Message(sentence):
             progress.say(sentence, "yellow")
         case Finished(cell, computed):
             content = computed.content

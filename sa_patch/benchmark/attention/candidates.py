@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import BACKENDS, choose_backend, sparse_attention
+from sa_patch.kernels import BACKENDS, Backend, sparse_attention
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.triton.backend import interpreting
 from sa_patch.patterns import SA, SWA, Full, Pattern
@@ -20,45 +21,18 @@ from sa_patch.patterns import SA, SWA, Full, Pattern
 BASELINE = "SDPA full"
 
 
-class Visibility(Protocol):
-    """What the gate and the count of FLOPs need to know of a pattern."""
-
-    def visible(
-        self,
-        query_positions: Tensor,
-        seq_len: int,
-        *,
-        layer: int = 0,
-        heads: int = 1,
-        q: Tensor | None = None,
-        k: Tensor | None = None,
-    ) -> Tensor: ...
-
-    def keys_per_query(self, seq_len: int) -> Tensor: ...
-
-    def selection_dots(self, seq_len: int) -> Tensor: ...
-
-
 @dataclass(frozen=True)
-class TwoSidedBand:
+class TwoSidedBand(Pattern):
     """Keys with ``|i - j| < window``: stochastic attention's band before causality.
 
-    No pattern of this package, for it looks into the future: a rival's task, on which fused
+    Not one to patch a model with, for it looks into the future: a rival's task, on which fused
     kernels show what the hardware gives for a band of this width.
     """
 
     window: int
+    name = "band"
 
-    def visible(
-        self,
-        query_positions: Tensor,
-        seq_len: int,
-        *,
-        layer: int = 0,
-        heads: int = 1,
-        q: Tensor | None = None,
-        k: Tensor | None = None,
-    ) -> Tensor:
+    def visible(self, query_positions: Tensor, seq_len: int, **rest: Any) -> Tensor:
         keys = torch.arange(seq_len, device=query_positions.device)
         return ((query_positions[:, None] - keys).abs() < self.window)[None]
 
@@ -67,8 +41,15 @@ class TwoSidedBand:
         before = positions.clamp(max=self.window - 1)
         return 1 + before + before.flip(0)
 
-    def selection_dots(self, seq_len: int) -> Tensor:
-        return torch.zeros(seq_len, dtype=torch.float64)
+    def saturated(self, seq_len: int) -> bool:
+        return self.window >= seq_len
+
+    @property
+    def effective_window(self) -> int:
+        return self.window
+
+    def __str__(self) -> str:
+        return f"two-sided band ({self.window - 1}, {self.window - 1})"
 
 
 class Call(Protocol):
@@ -83,7 +64,6 @@ class Candidate:
 
     Args:
         label: what is computed: a pattern's text form, or a rival's name.
-        method: the pattern's short name; of a rival "full", "swa" or "band".
         backend: who computes it: a backend's name, "torch" or FlashAttention's version.
         shown: which keys are visible.
         dense: whether its time and memory grow as n squared whatever the pattern.
@@ -91,9 +71,8 @@ class Candidate:
     """
 
     label: str
-    method: str
     backend: str
-    shown: Visibility
+    shown: Pattern
     call: Call
     dense: bool = False
     rival: bool = False
@@ -101,6 +80,22 @@ class Candidate:
     @property
     def key(self) -> str:
         return f"{self.label} | {self.backend}"
+
+    def needed_work(self, n: int) -> float:
+        """Multiply-adds in units of head_dim for one head: visible pairs twice, choosing once."""
+        # Every pattern's expected number of visible pairs is its exact number: stochastic attention
+        # sees each pair of near slots once, whatever the permutation.
+        pairs = float(self.shown.keys_per_query(n).sum())
+        return 2 * pairs + float(self.shown.selection_dots(n).sum())
+
+    def time_growth(self, shorter: int, longer: int) -> float:
+        """Time goes with the FLOPs that the pattern needs; a dense mask's with n squared."""
+        if self.dense:
+            return (longer / shorter) ** 2
+        return self.needed_work(longer) / self.needed_work(shorter)
+
+    def memory_growth(self, shorter: int, longer: int) -> float:
+        return float((longer / shorter) ** (2 if self.dense else 1))
 
 
 @dataclass(frozen=True)
@@ -118,15 +113,13 @@ def gather(
     """The contestants for inputs like q and k, the baseline first, and who could not take part."""
     found = [_baseline()]
     refused = []
-    for pattern in patterns:
-        for name in backends:
-            ok, reason = BACKENDS[name].supports(pattern, q, k)
-            if ok and interpreted(name, q):
-                ok, reason = False, "interpreted kernels run for correctness, never for time"
-            if ok:
-                found.append(_on_backend(pattern, name))
-            else:
-                refused.append(NotServed(str(pattern), name, reason))
+    # What compiles for long comes last: where it uses up the time, the others have theirs.
+    pairs = sorted(itertools.product(patterns, backends), key=lambda pair: pair[1] == "flex")
+    for pattern, name in pairs:
+        if reason := refusal(pattern, BACKENDS[name], q, k):
+            refused.append(NotServed(str(pattern), name, reason))
+        else:
+            found.append(_on_backend(pattern, name))
     served = {(one.label, one.backend) for one in found}
     windows = [p.window for p in patterns if isinstance(p, (SA, SWA))]
     rivals, absent = _flash_rivals(list(dict.fromkeys(windows)), q, k)
@@ -134,23 +127,29 @@ def gather(
     return found, refused + absent
 
 
-def interpreted(backend: str, q: Tensor) -> bool:
-    """Whether this backend's kernels would run in Triton's interpreter."""
-    return backend == "triton" and (q.device.type == "cpu" or interpreting())
+def refusal(
+    pattern: Pattern, backend: Backend, q: Tensor, k: Tensor, *, interpreted: bool = False
+) -> str:
+    """Why a backend has no time for a pattern on inputs like q and k; empty where it has one.
 
-
-def automatic(pattern: Pattern, q: Tensor, k: Tensor) -> str:
-    """The backend that `auto` takes."""
-    return choose_backend(pattern, q, k).name
+    Args:
+        interpreted: whether kernels in Triton's interpreter may take part, whose times mean
+            nothing.
+    """
+    ok, reason = backend.supports(pattern, q, k)
+    if not ok:
+        return reason
+    interpreter = backend.name == "triton" and (q.device.type == "cpu" or interpreting())
+    if interpreter and not interpreted:
+        return "interpreted kernels run for correctness, never for time"
+    return ""
 
 
 def _on_backend(pattern: Pattern, backend: str) -> Candidate:
     def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         return sparse_attention(q, k, v, pattern, layer=layer, backend=backend)
 
-    return Candidate(
-        str(pattern), pattern.name, backend, pattern, call, dense=backend == "reference"
-    )
+    return Candidate(str(pattern), backend, pattern, call, dense=backend == "reference")
 
 
 def _baseline() -> Candidate:
@@ -159,38 +158,34 @@ def _baseline() -> Candidate:
             q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
         )
 
-    return Candidate(BASELINE, "full", "torch", Full(), call, rival=True)
+    return Candidate(BASELINE, "torch", Full(), call, rival=True)
 
 
 def _flash_rivals(
     windows: Sequence[int], q: Tensor, k: Tensor
 ) -> tuple[list[Candidate], list[NotServed]]:
     """FlashAttention on full attention and on bands; or why it takes no part."""
+    bands = {TwoSidedBand(w): (w - 1, w - 1) for w in windows} | {
+        SWA(w): (w - 1, 0) for w in windows
+    }
     found: list[Candidate] = []
     refused: list[NotServed] = []
-    try:
-        library = flash.serving(q, k, windowed=False)
-        found.append(Candidate(str(Full()), "full", library, Full(), _flash_full, rival=True))
-    except UserError as error:
-        refused.append(NotServed("rival: full", "FlashAttention", str(error)))
-    try:
-        library = flash.serving(q, k, windowed=True)
-    except UserError as error:
-        return found, [*refused, NotServed("rival: bands", "FlashAttention", str(error))]
-    for w in windows:
-        label, both = f"two-sided band ({w - 1}, {w - 1})", _flash_band(w - 1, w - 1)
-        found.append(Candidate(label, "band", library, TwoSidedBand(w), both, rival=True))
-        behind = _flash_band(w - 1, 0)
-        found.append(Candidate(str(SWA(w)), "swa", library, SWA(w), behind, rival=True))
+    for kind, masks in (("full", {Full(): None}), ("bands", bands)):
+        try:
+            library = flash.serving(q, k, windowed=kind == "bands")
+        except UserError as error:
+            refused.append(NotServed(f"rival: {kind}", "FlashAttention", str(error)))
+            continue
+        for shown, sides in masks.items():
+            found.append(Candidate(str(shown), library, shown, _flash(sides), rival=True))
     return found, refused
 
 
-def _flash_full(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-    return flash.full(q, k, v, 1 / math.sqrt(q.shape[3]))
+def _flash(sides: tuple[int, int] | None) -> Call:
+    """FlashAttention over the keys up to so many before and after a query; None for causal."""
 
-
-def _flash_band(left: int, right: int) -> Call:
     def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        return flash.banded(q, k, v, left, right, 1 / math.sqrt(q.shape[3]))
+        scale = 1 / math.sqrt(q.shape[3])
+        return flash.banded(q, k, v, *sides, scale) if sides else flash.full(q, k, v, scale)
 
     return call

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.benchmark.attention.candidates import Visibility
-from sa_patch.patterns import MoBA
+from sa_patch.patterns import MoBA, Pattern
 from sa_patch.patterns.moba import block_means
 
 FP32_TOLERANCE = 1e-5  # absolute, for inputs of size 1
@@ -85,7 +84,7 @@ def sample_positions(length: int, seed: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def expect(
-    shown: Visibility,
+    shown: Pattern,
     q: Tensor,
     k: Tensor,
     v: Tensor,

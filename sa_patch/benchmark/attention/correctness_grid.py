@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sa_patch.benchmark.attention.correctness import expect, judge, merge
-from sa_patch.benchmark.attention.options import DTYPES
+from sa_patch.benchmark.options import DTYPES
+from sa_patch.benchmark.record import FAILED, WRONG
+from sa_patch.benchmark.tables import Say
 from sa_patch.errors import one_line
 from sa_patch.kernels import BACKENDS, sparse_attention
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 
-PASSED, WRONG, REFUSED, FAILED = "passed", "wrong", "refused", "failed"
+PASSED, REFUSED = "passed", "refused"  # beside `WRONG` and `FAILED`
 LAYER = 3
 # dtype, head_dim, query heads, KV heads; what is used most comes first, for time may run out.
-FIRST_FAMILIES = (
+FIRST_SHAPES = (
     ("bfloat16", 128, 8, 2),
     ("float32", 64, 8, 2),
     ("bfloat16", 64, 9, 3),
     ("float16", 128, 9, 3),
     ("bfloat16", 96, 8, 2),
 )
-# Each family costs `flex` minutes of compilation: two of them, and after the others' first two.
-FLEX_FAMILIES = FIRST_FAMILIES[:2]
-Family = tuple[str, int, int, int]
+# Each shape costs `flex` minutes of compilation: it has two, after the others' first two.
+FLEX_SHAPES = 2
 
 
 @dataclass(frozen=True)
@@ -60,51 +63,32 @@ class Checked:
     reason: str = ""
 
 
-def families() -> list[Family]:
-    """Every dtype, head_dim and grouping, the most used first."""
-    every = [
-        (dtype, head_dim, heads, kv_heads)
-        for head_dim in (64, 96, 128)
-        for dtype in DTYPES
-        for heads, kv_heads in ((8, 2), (9, 3))
-    ]
-    return list(dict.fromkeys([*FIRST_FAMILIES, *every]))
-
-
-def grid(backends: Iterable[str], *, small: bool) -> list[Case]:
-    """All cases, the most important first.
+def grid(backends: Sequence[str], *, small: bool) -> list[Case]:
+    """All cases: every dtype, head_dim and grouping, the most used first.
 
     Args:
-        small: lengths of up to 128 and four families, for a rehearsal.
+        small: lengths of up to 128 and four shapes, for a rehearsal.
     """
-    rows = [(1,), (63, 21), (1000, 333), (4096,), (4096, 1500)]
-    chosen = families()
+    product = itertools.product((64, 96, 128), DTYPES, ((8, 2), (9, 3)))
+    every = [(dtype, head_dim, *heads) for head_dim, dtype, heads in product]
+    shapes = list(dict.fromkeys([*FIRST_SHAPES, *every]))
+    rows: list[tuple[int, ...]] = [(1,), (63, 21), (1000, 333), (4096,), (4096, 1500)]
     if small:
-        rows, chosen = [(1,), (63, 21), (128,)], chosen[:4]
-    names = list(backends)
-    others = [name for name in names if name != "flex"]
-    early, late = list(FLEX_FAMILIES), [f for f in chosen if f not in FLEX_FAMILIES]
-    cases = _cases(others, early, rows)
-    if "flex" in names:
-        cases += _cases(["flex"], early, rows)
-    return cases + _cases(others, late, rows)
-
-
-def _cases(
-    backends: Sequence[str], chosen: Sequence[Family], rows: Sequence[tuple[int, ...]]
-) -> list[Case]:
+        rows, shapes = [(1,), (63, 21), (128,)], shapes[:4]
+    others = [name for name in backends if name != "flex"]
+    flex = [name for name in backends if name == "flex"]
+    first, rest = shapes[:FLEX_SHAPES], shapes[FLEX_SHAPES:]
     return [
-        Case(backend, pattern, dtype, head_dim, heads, kv_heads, lengths)
-        for dtype, head_dim, heads, kv_heads in chosen
+        Case(backend, pattern, *shape, lengths)
+        for names, shapes in ((others, first), (flex, first), (others, rest))
+        for shape in shapes
         for lengths in rows
-        for backend in backends
+        for backend in names
         for pattern in _patterns(max(lengths))
     ]
 
 
-def run_checks(
-    cases: Iterator[Case], device: str, deadline: float, say: Callable[[str], None]
-) -> list[Checked]:
+def run_checks(cases: Iterator[Case], device: str, deadline: float, say: Say) -> list[Checked]:
     """Check cases until they or the time of `time.monotonic` run out; what is wrong is said."""
     found = []
     for case in cases:
@@ -143,12 +127,11 @@ def check(case: Case, device: str) -> Checked:
     return Checked(case, status, worst, verdict.tolerance, verdict.reason)
 
 
-def tally(checks: Sequence[Checked]) -> dict[str, dict[str, int]]:
+def tally(checks: Sequence[Checked]) -> dict[str, Counter[str]]:
     """How many cases of each backend have each status."""
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, Counter[str]] = {}
     for one in checks:
-        counts = found.setdefault(one.case.backend, {})
-        counts[one.status] = counts.get(one.status, 0) + 1
+        found.setdefault(one.case.backend, Counter())[one.status] += 1
     return found
 
 

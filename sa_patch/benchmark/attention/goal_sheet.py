@@ -1,37 +1,36 @@
 """The GPU goal sheet: correctness, the table and the goals, within a time limit, offline.
 
-Needs torch and the kernels' own packages only; rich and matplotlib are used where they are
-installed. Everything measured so far is on disk whenever it is stopped.
+Needs torch and the kernels' own packages only; matplotlib is used where it is installed. Everything
+measured so far is on disk whenever it is stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sa_patch.benchmark.attention.correctness_grid import (
+from sa_patch.benchmark.attention.correctness_grid import Checked, grid, run_checks, tally
+from sa_patch.benchmark.attention.goals import BLOCK_MOBA, WINDOW, judge_goals
+from sa_patch.benchmark.attention.options import AttentionOptions, make_options
+from sa_patch.benchmark.attention.record import AttentionBench
+from sa_patch.benchmark.attention.run import run_bench
+from sa_patch.benchmark.attention.tables import markdown
+from sa_patch.benchmark.goals import Goal, goal_lines, goals_markdown, unmeasured
+from sa_patch.benchmark.record import (
     FAILED,
     WRONG,
-    Case,
-    Checked,
-    grid,
-    run_checks,
-    tally,
+    machine,
+    packages,
+    provenance,
+    write_results,
 )
-from sa_patch.benchmark.attention.goals import BLOCK_MOBA, UNMEASURED, WINDOW, Goal, judge_goals
-from sa_patch.benchmark.attention.options import BenchOptions, make_options, prepare_folder
-from sa_patch.benchmark.attention.record import Bench
-from sa_patch.benchmark.attention.run import Console, PlainConsole, provenance, run_bench
-from sa_patch.benchmark.attention.tables import markdown
-from sa_patch.benchmark.goal_lines import goal_lines, goals_markdown
-from sa_patch.errors import UserError
-from sa_patch.files.atomic_write import write_whole
+from sa_patch.benchmark.tables import Say, bullets, say_line
+from sa_patch.files.artifacts import check_folder
 from sa_patch.kernels import BACKENDS
 
 BUDGET = 540.0
@@ -48,31 +47,72 @@ class Sheet:
     """The goal sheet as it grows.
 
     Args:
-        rehearsal: whether this ran on a CPU, where no goal can be judged.
+        device: "cuda", or "cpu" for a rehearsal, in which no goal can be judged.
         planned: cases of the correctness grid.
         benches: the tables measured, by the stem of their files.
     """
 
     provenance: dict[str, Any]
-    rehearsal: bool
+    device: str
     planned: int
     checks: list[Checked] = field(default_factory=list)
-    benches: dict[str, Bench] = field(default_factory=dict)
+    benches: dict[str, AttentionBench] = field(default_factory=dict)
     goals: list[Goal] = field(default_factory=list)
+
+    @property
+    def rehearsal(self) -> bool:
+        return self.device == "cpu"
+
+    @property
+    def machine(self) -> str:
+        """The machine, and the versions of torch and of the kernels' packages."""
+        return f"{machine(self.provenance, self.device)}; {packages(self.provenance)}"
+
+    @property
+    def tally(self) -> str:
+        """How many cases of each backend passed, and how many did not."""
+        return "; ".join(
+            f"{backend} " + ", ".join(f"{count} {status}" for status, count in counts.items())
+            for backend, counts in tally(self.checks).items()
+        )
 
     def wrong(self) -> list[str]:
         """Everything that gave a wrong result or failed, in words."""
-        bad = [f"{c.status}: {c.case}: {c.reason}" for c in self.checks if c.status in BAD]
-        for bench in self.benches.values():
-            bad += [
-                f"{c.status}: {c.label} on {c.backend}, n = {c.n}: {c.reason}"
-                for c in bench.cells
-                if c.status in BAD
-            ]
-        return bad
+        bad = [c for c in self.checks if c.status in (WRONG, FAILED)]
+        found = [f"{c.status}: {c.case}: {c.reason}" for c in bad]
+        return found + [line for bench in self.benches.values() for line in bench.wrong()]
 
+    def write(self, out: Path) -> None:
+        """Write ``goals.json`` and ``goals.md``."""
+        content = {
+            "kind": "sa_patch GPU goal sheet",
+            "schema": 1,
+            "rehearsal": self.rehearsal,
+            "provenance": self.provenance,
+            "goals": [dataclasses.asdict(goal) for goal in self.goals],
+            "checks_planned": self.planned,
+            "checks": [
+                {"case": str(one.case)}
+                | {key: getattr(one, key) for key in ("status", "error", "tolerance", "reason")}
+                for one in self.checks
+            ],
+            "tables": [f"{stem}.json" for stem in self.benches],
+        }
+        write_results(out / "goals", content, self._markdown())
 
-BAD = (WRONG, FAILED)
+    def _markdown(self) -> str:
+        parts = ["# GPU goal sheet", f"{self.machine}."]
+        if self.rehearsal:
+            parts.append(f"**This is {REHEARSAL}.**")
+        parts += [
+            "## Goals",
+            goals_markdown(self.goals) if self.goals else "Not reached.",
+            "## Correctness",
+            f"{len(self.checks)} of {self.planned} cases of the grid were reached: {self.tally}.",
+            bullets(self.wrong()) or "Nothing was wrong.",
+        ]
+        extra = [(stem, bench) for stem, bench in self.benches.items() if stem != "attention"]
+        return "\n\n".join([*parts, *(markdown(bench, stem) for stem, bench in extra)]) + "\n"
 
 
 def run_goal_sheet(
@@ -81,7 +121,7 @@ def run_goal_sheet(
     device: str = "cuda",
     small: bool = False,
     budget: float = BUDGET,
-    console: Console | None = None,
+    say: Say = say_line,
 ) -> int:
     """Check, measure, judge, and write ``goals.json``, ``goals.md`` and the tables into `out`.
 
@@ -96,33 +136,46 @@ def run_goal_sheet(
     Raises:
         UserError: if there is no CUDA device, or the folder cannot be written.
     """
-    console = console or PlainConsole()
     deadline = time.monotonic() + budget
     main = _table_options(out, device, small)
-    prepare_folder(out)
+    check_folder(out)
     cases = grid(_order(BACKENDS), small=small)
-    sheet = Sheet(provenance(sys.argv), device == "cpu", len(cases))
+    sheet = Sheet(provenance(sys.argv), device, len(cases))
     waiting = iter(cases)
 
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    def check(share: float) -> None:
+        until = time.monotonic() + share * (deadline - time.monotonic())
+        sheet.checks += run_checks(waiting, device, until, say)
+        say(f"{len(sheet.checks)} of {sheet.planned} cases: {sheet.tally}")
+        sheet.write(out)
+
+    def measure(stem: str, options: AttentionOptions, share: float) -> None:
+        seconds = max(1.0, share * (deadline - time.monotonic()))
+        sheet.benches[stem] = run_bench(
+            dataclasses.replace(options, budget=seconds),
+            say,
+            stem=stem,
+            json_only=stem != "attention",
+            small_ceilings=sheet.rehearsal,
+        ).bench
 
     if sheet.rehearsal:
         say(f"This is {REHEARSAL}.")
     try:
-        say(f"{_machine(sheet)}; checking the backends, {len(cases)} cases")
-        _check(sheet, waiting, out, device, deadline, FIRST_CHECKS, console)
-        _measure(sheet, "attention", main, TABLE, deadline, console)
-        sheet.goals = _judged(sheet, SMALL_WINDOW if small else WINDOW)
-        _write(sheet, out)
-        _check(sheet, waiting, out, device, deadline, MORE_CHECKS, console)
+        say(f"{sheet.machine}; checking the backends, {len(cases)} cases")
+        check(FIRST_CHECKS)
+        measure("attention", main, TABLE)
+        goals = judge_goals(sheet.benches["attention"], SMALL_WINDOW if small else WINDOW)
+        rehearsed = [unmeasured(goal.name, goal.target, REHEARSAL) for goal in goals]
+        sheet.goals = rehearsed if sheet.rehearsal else goals
+        sheet.write(out)
+        check(MORE_CHECKS)
         for index, (stem, options) in enumerate(extra := _extra_options(main, small)):
             if deadline - time.monotonic() > WORTH_STARTING:
-                share = 1 / (len(extra) - index)
-                _measure(sheet, stem, options, share, deadline, console)
-                _write(sheet, out)
+                measure(stem, options, 1 / (len(extra) - index))
+                sheet.write(out)
     finally:
-        _write(sheet, out)
+        sheet.write(out)
     for line in goal_lines(sheet.goals):
         say(line)
     if bad := sheet.wrong():
@@ -135,7 +188,7 @@ def _order(backends: Iterable[str]) -> list[str]:
     return sorted(backends, key=lambda name: KERNELS.index(name) if name in KERNELS else -1)
 
 
-def _table_options(out: Path, device: str, small: bool) -> BenchOptions:
+def _table_options(out: Path, device: str, small: bool) -> AttentionOptions:
     window = SMALL_WINDOW if small else WINDOW
     methods = (f"sa:window={window}", f"swa:window={window}", f"moba:window={window}")
     given: dict[str, Any] = {"methods": (*methods, str(BLOCK_MOBA), "full"), "window": window}
@@ -147,106 +200,10 @@ def _table_options(out: Path, device: str, small: bool) -> BenchOptions:
     return dataclasses.replace(options, backends=quick)
 
 
-def _extra_options(main: BenchOptions, small: bool) -> list[tuple[str, BenchOptions]]:
+def _extra_options(main: AttentionOptions, small: bool) -> list[tuple[str, AttentionOptions]]:
     """Other windows, then Qwen3-30B-A3B's shape."""
     methods = ("sa", "swa", "moba", "full")
     windows = dataclasses.replace(main, methods=methods, window=(64, 1024))
     if small:
         return [("windows", dataclasses.replace(windows, window=(64,), n=(512,)))]
     return [("windows", windows), ("qwen3-30b-a3b", dataclasses.replace(main, kv_heads=4))]
-
-
-def _check(
-    sheet: Sheet,
-    waiting: Iterator[Case],
-    out: Path,
-    device: str,
-    deadline: float,
-    share: float,
-    console: Console,
-) -> None:
-    until = time.monotonic() + share * (deadline - time.monotonic())
-    sheet.checks += run_checks(
-        waiting, device, until, lambda line: console.print(line, highlight=False, markup=False)
-    )
-    console.print(f"{len(sheet.checks)} of {sheet.planned} cases: {_tally_text(sheet)}")
-    _write(sheet, out)
-
-
-def _measure(
-    sheet: Sheet,
-    stem: str,
-    options: BenchOptions,
-    share: float,
-    deadline: float,
-    console: Console,
-) -> None:
-    seconds = max(1.0, share * (deadline - time.monotonic()))
-    limited = dataclasses.replace(options, budget=seconds)
-    first = stem == "attention"
-    outcome = run_bench(
-        limited, console, stem=stem, json_only=not first, small_ceilings=sheet.rehearsal
-    )
-    sheet.benches[stem] = outcome.bench
-
-
-def _judged(sheet: Sheet, window: int) -> list[Goal]:
-    goals = judge_goals(sheet.benches["attention"], window)
-    if not sheet.rehearsal:
-        return goals
-    return [dataclasses.replace(g, value=None, status=UNMEASURED, detail=REHEARSAL) for g in goals]
-
-
-def _write(sheet: Sheet, out: Path) -> None:
-    content = {
-        "kind": "sa_patch GPU goal sheet",
-        "schema": 1,
-        "rehearsal": sheet.rehearsal,
-        "provenance": sheet.provenance,
-        "goals": [dataclasses.asdict(goal) for goal in sheet.goals],
-        "checks_planned": sheet.planned,
-        "checks": [
-            {"case": str(one.case)}
-            | {key: getattr(one, key) for key in ("status", "error", "tolerance", "reason")}
-            for one in sheet.checks
-        ],
-        "tables": [f"{stem}.json" for stem in sheet.benches],
-    }
-    try:
-        write_whole(out / "goals.json", (json.dumps(content, indent=1) + "\n").encode())
-        write_whole(out / "goals.md", _markdown(sheet).encode())
-    except OSError as error:
-        raise UserError(f"cannot write into {out}: {error.strerror}") from error
-
-
-def _markdown(sheet: Sheet) -> str:
-    parts = ["# GPU goal sheet", _machine(sheet) + "."]
-    if sheet.rehearsal:
-        parts.append(f"**This is {REHEARSAL}.**")
-    parts += ["## Goals", goals_markdown(sheet.goals) if sheet.goals else "Not reached."]
-    parts += [
-        "## Correctness",
-        f"{len(sheet.checks)} of {sheet.planned} cases of the grid were reached: "
-        f"{_tally_text(sheet)}.",
-    ]
-    bad = sheet.wrong()
-    parts.append("\n".join(f"- {line}" for line in bad) if bad else "Nothing was wrong.")
-    for stem, bench in sheet.benches.items():
-        if stem != "attention":
-            parts.append(markdown(bench).replace("# Attention benchmark", f"# {stem}", 1))
-    return "\n\n".join(parts) + "\n"
-
-
-def _tally_text(sheet: Sheet) -> str:
-    return "; ".join(
-        f"{backend} " + ", ".join(f"{count} {status}" for status, count in counts.items())
-        for backend, counts in tally(sheet.checks).items()
-    )
-
-
-def _machine(sheet: Sheet) -> str:
-    hardware, versions = sheet.provenance["hardware"], sheet.provenance["versions"]
-    name = hardware["cpu"] if sheet.rehearsal else hardware["gpus"][0]
-    kernels = [f"{key} {found}" for key, found in versions.items() if found and "fla" in key]
-    packages = [f"torch {versions['torch']}", f"triton {versions.get('triton')}", *kernels]
-    return f"{name}; {', '.join(packages)}"

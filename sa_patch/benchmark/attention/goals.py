@@ -3,109 +3,77 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 
-from sa_patch.benchmark.attention.record import TIMED, Bench, Cell
-from sa_patch.benchmark.attention.tables import number
+from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
+from sa_patch.benchmark.goals import MET, UNMEASURED, Goal, judged, unmeasured
+from sa_patch.benchmark.record import fastest
+from sa_patch.benchmark.tables import number
 from sa_patch.patterns import SA, MoBA
 
-MET, MISSED, UNMEASURED = "met", "missed", "could not be measured"
 WINDOW = 256
 BLOCK_MOBA = MoBA(block_size=512, topk=3)
-MOBA_FROM = 8192
 LINEAR = 1.1  # largest exponent of n that still counts as linear growth
 FLASH_3 = "FlashAttention-3"
-Choice = Callable[[Cell], bool]
+Choice = Callable[[AttentionCell], bool]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """One goal; `value` is None where it could not be measured, and `detail` says why.
-
-    Where a goal covers several lengths, `value` is the worst of them.
-    """
-
-    name: str
-    target: float
-    value: float | None
-    status: str
-    detail: str
-
-
-def judge_goals(bench: Bench, window: int = WINDOW) -> list[Goal]:
+def judge_goals(bench: AttentionBench, window: int = WINDOW) -> list[Goal]:
     """All goals, in the order of their importance."""
-    sa, full = _stochastic(window), _is_full
-    moba = _labelled(str(BLOCK_MOBA))
+    sa_label, moba_label = str(SA(window)), str(BLOCK_MOBA)
+
+    def sa(cell: AttentionCell) -> bool:
+        # On our own kernels: what FlexAttention computes is a rival here.
+        return cell.label == sa_label and not cell.rival and cell.backend != "flex"
+
+    def flex(cell: AttentionCell) -> bool:
+        return cell.label == sa_label and cell.backend == "flex"
+
+    def moba(cell: AttentionCell) -> bool:
+        return cell.label == moba_label and not cell.rival
+
+    def full(cell: AttentionCell) -> bool:
+        return cell.method == "full"
+
+    flex_name = "SA over compiled FlexAttention, same window (times faster, worst n)"
+    moba_name = f"{BLOCK_MOBA} over the best full attention from 8K up (worst n)"
+    ratio = partial(_ratio_goal, bench)
     return [
         _flash_goal(bench, window, sa),
-        _ratio_goal(
-            bench,
-            "SA over compiled FlexAttention, same window (times faster, worst n)",
-            1.5,
-            lambda cell: cell.backend == "flex" and cell.label == str(SA(window)),
-            sa,
-        ),
-        _ratio_goal(bench, "SA over the best full attention at 32K", 10, full, sa, only=32768),
-        _ratio_goal(bench, "SA over the best full attention at 128K", 40, full, sa, only=131072),
-        _ratio_goal(
-            bench,
-            f"{BLOCK_MOBA} over the best full attention from 8K up (worst n)",
-            1.0,
-            full,
-            moba,
-            at_least=MOBA_FROM,
-        ),
+        ratio(flex_name, 1.5, flex, sa),
+        ratio("SA over the best full attention at 32K", 10, full, sa, only=32768),
+        ratio("SA over the best full attention at 128K", 40, full, sa, only=131072),
+        ratio(moba_name, 1.0, full, moba, at_least=8192),
         _memory_goal(bench),
     ]
 
 
-def fastest(bench: Bench, n: int, choice: Choice) -> Cell | None:
-    """The cell with the least median time among those chosen."""
-    timed = [cell for cell in bench.at(n) if cell.status == TIMED and choice(cell)]
-    return min(timed, key=lambda cell: cell.median_ms or math.inf, default=None)
-
-
 def growth_exponent(points: Sequence[tuple[int, float]]) -> float:
     """Slope of log bytes over log n, by least squares."""
-    logs = [(math.log(n), math.log(size)) for n, size in points]
-    mean_x = sum(x for x, _ in logs) / len(logs)
-    mean_y = sum(y for _, y in logs) / len(logs)
-    spread = sum((x - mean_x) ** 2 for x, _ in logs)
-    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+    logs = ([math.log(value) for value in values] for values in zip(*points, strict=True))
+    return statistics.linear_regression(*logs).slope
 
 
-def _stochastic(window: int) -> Choice:
-    """SA on our own kernels: what FlexAttention computes is a rival here."""
-    label = str(SA(window))
-    return lambda cell: cell.label == label and not cell.rival and cell.backend != "flex"
-
-
-def _labelled(label: str) -> Choice:
-    return lambda cell: cell.label == label and not cell.rival
-
-
-def _is_full(cell: Cell) -> bool:
-    return cell.method == "full"
-
-
-def _flash_goal(bench: Bench, window: int, sa: Choice) -> Goal:
+def _flash_goal(bench: AttentionBench, window: int, sa: Choice) -> Goal:
     """Both spend a time on the same ``n (2 w - 1)`` pairs of the band, so rates are times."""
     name = "rate of SA over FlashAttention-3 on the two-sided band (w-1, w-1) (worst n)"
 
-    def band(cell: Cell) -> bool:
+    def band(cell: AttentionCell) -> bool:
         return cell.method == "band" and cell.window == window
 
     goal = _ratio_goal(bench, name, 0.8, band, sa)
     versions = {cell.backend for cell in bench.cells if band(cell)}
     if goal.value is not None and not all(version.startswith(FLASH_3) for version in versions):
         detail = f"no FlashAttention-3 here; against {', '.join(sorted(versions))}: {goal.detail}"
-        return Goal(name, 0.8, None, UNMEASURED, detail)
+        return unmeasured(name, 0.8, detail)
     return goal
 
 
 def _ratio_goal(
-    bench: Bench,
+    bench: AttentionBench,
     name: str,
     target: float,
     rival: Choice,
@@ -119,7 +87,7 @@ def _ratio_goal(
     missing = ""
     lengths = [n for n in bench.lengths() if n >= at_least and only in (None, n)]
     for n in lengths:
-        theirs, own = fastest(bench, n, rival), fastest(bench, n, ours)
+        theirs, own = (fastest(filter(side, bench.where(n=n))) for side in (rival, ours))
         if theirs is None or own is None:
             missing = f"{'no rival' if theirs is None else 'none of ours'} was timed at n = {n}"
             continue
@@ -128,32 +96,25 @@ def _ratio_goal(
         ratios.append((ratio, f"{text} over {theirs.backend})"))
     if not ratios:
         why = missing or f"n = {only or f'{at_least} and more'} was not reached"
-        return Goal(name, target, None, UNMEASURED, why)
+        return unmeasured(name, target, why)
     worst = min(ratio for ratio, _ in ratios)
     detail = "; ".join(text for _, text in ratios) + (f"; {missing}" if missing else "")
+    goal = judged(name, target, worst, detail, at_least=True)
     # A length at which one side gave no time must not turn into a goal met by what is left.
-    status = MISSED if worst < target else UNMEASURED if missing else MET
-    return Goal(name, target, worst, status, detail)
+    return replace(goal, status=UNMEASURED) if missing and goal.status == MET else goal
 
 
-def _memory_goal(bench: Bench) -> Goal:
+def _memory_goal(bench: AttentionBench) -> Goal:
     """The growth of what is held beside inputs and result, of every backend but `reference`."""
     name = "memory: exponent of n by which the peak beside inputs and result grows (largest)"
-    found: list[tuple[float, str]] = []
-    own = [c for c in bench.cells if not c.rival and c.backend != "reference"]
-    for label, backend in dict.fromkeys((c.label, c.backend) for c in own):
-        points = [
-            (c.n, float(c.extra_bytes))
-            for c in own
-            if (c.label, c.backend) == (label, backend)
-            and c.extra_bytes
-            and c.gate_error is not None
-        ]
-        if len(points) >= 3:
-            exponent = growth_exponent(points)
-            found.append((exponent, f"{label} on {backend} {exponent:.2f}"))
+    points: dict[str, list[tuple[int, float]]] = {}
+    for cell in bench.cells:
+        if cell.extra_bytes and not cell.rival and cell.backend != "reference":
+            own = points.setdefault(f"{cell.label} on {cell.backend}", [])
+            own.append((cell.n, float(cell.extra_bytes)))
+    found = [(growth_exponent(own), label) for label, own in points.items() if len(own) >= 3]
     if not found:
-        return Goal(name, LINEAR, None, UNMEASURED, "fewer than three lengths were measured")
-    worst = max(exponent for exponent, _ in found)
-    detail = "; ".join(text for _, text in sorted(found, reverse=True))
-    return Goal(name, LINEAR, worst, MET if worst <= LINEAR else MISSED, detail)
+        return unmeasured(name, LINEAR, "fewer than three lengths were measured")
+    found.sort(reverse=True)
+    detail = "; ".join(f"{label} {exponent:.2f}" for exponent, label in found)
+    return judged(name, LINEAR, found[0][0], detail, at_least=False)

@@ -1,83 +1,44 @@
-"""What a benchmark found, as data: cells with every sample, and the figures that follow."""
+"""What a benchmark of attention found, as data, and the figures that follow."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sa_patch.benchmark.attention.candidates import NotServed
+from sa_patch.benchmark.attention.correctness import Verdict
 from sa_patch.benchmark.clock import Ceilings
+from sa_patch.benchmark.record import FAILED, TIMED, WRONG, Bench, Cell, quartiles, read_content
 from sa_patch.errors import UserError
-from sa_patch.files.atomic_write import write_whole
-
-SCHEMA = 1
-KIND = "sa_patch attention benchmark"
-TIMED, WRONG, SKIPPED, OUT_OF_MEMORY, FAILED = (
-    "timed",
-    "wrong",
-    "skipped",
-    "out of memory",
-    "failed",
-)
-STATUSES = (TIMED, WRONG, SKIPPED, OUT_OF_MEMORY, FAILED)
 
 
-@dataclass
-class Cell:
+@dataclass(kw_only=True)
+class AttentionCell(Cell):
     """One contestant at one length.
 
     Args:
-        n: tokens of each sequence.
-        label, method, backend, rival: as in `Candidate`.
+        method, rival: as in `Candidate`.
         window: keys in view by name; None where unlimited.
         automatic: whether `auto` takes this backend here.
-        status: one of `STATUSES`; a time is only given where it is "timed".
-        reason: why it was not timed.
-        gate_error, gate_tolerance, gate_rows, gate_undecided: of the correctness check.
+        correctness: of the check against the oracle; None if it was not reached.
         mean_keys: keys per query, mean over the sequence.
         flops: that the pattern really needs for the whole batch: 4 head_dim for each visible
             pair and query head, 2 head_dim for each dot product spent on choosing keys.
-        io_bytes: q, k, v read once and the result written once.
-        extra_bytes: peak of memory beside inputs and result; None if not measured.
-        samples_ms: every timed call.
-        started_s: when each of them began, in seconds since the run did.
+        io_bytes: q, k, v read once and the result written once; `extra_bytes` is beside them.
     """
 
-    n: int
-    label: str
     method: str
-    backend: str
     rival: bool
     window: int | None
     automatic: bool = False
-    status: str = SKIPPED
-    reason: str = ""
-    gate_error: float | None = None
-    gate_tolerance: float | None = None
-    gate_rows: int = 0
-    gate_undecided: int = 0
+    correctness: Verdict | None = None
     mean_keys: float = 0.0
     flops: float = 0.0
     io_bytes: int = 0
-    extra_bytes: int | None = None
-    samples_ms: list[float] = field(default_factory=list)
-    started_s: list[float] = field(default_factory=list)
-
-    @property
-    def median_ms(self) -> float | None:
-        return statistics.median(self.samples_ms) if self.status == TIMED else None
-
-    @property
-    def quartiles_ms(self) -> tuple[float, float] | None:
-        """The first and third quartile; the extremes of fewer than four samples."""
-        if self.status != TIMED:
-            return None
-        return quartiles(self.samples_ms)
 
     @property
     def memory_ratio(self) -> float | None:
@@ -111,15 +72,7 @@ class Rates:
     gap: float
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The first and third quartile; the extremes of fewer than four values."""
-    if len(values) < 4:
-        return min(values), max(values)
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
-
-
-def paired_ratios(base: Cell, cell: Cell) -> list[float]:
+def paired_ratios(base: AttentionCell, cell: AttentionCell) -> list[float]:
     """For each call of `cell`, the time of the call of `base` nearest to it in time over its own.
 
     A machine that slows down for a while slows both, so that the ratio stays.
@@ -131,114 +84,90 @@ def paired_ratios(base: Cell, cell: Cell) -> list[float]:
     ]
 
 
-def rates(cell: Cell, baseline: Cell | None, ceilings: Ceilings) -> Rates | None:
-    """The figures that follow from a cell's median; None for a cell without one."""
-    median = cell.median_ms
-    if median is None:
-        return None
-    timed = baseline is not None and baseline.status == TIMED
-    ratios = paired_ratios(baseline, cell) if baseline is not None and timed else None
-    tflops, gigabytes = cell.flops / median / 1e9, cell.io_bytes / median / 1e6
-    floor = max(
-        cell.flops / ceilings.matmul_tflop_per_s / 1e9,
-        cell.io_bytes / ceilings.copy_gb_per_s / 1e6,
-    )
-    return Rates(
-        speedup=None if ratios is None else statistics.median(ratios),
-        speedup_quartiles=None if ratios is None else quartiles(ratios),
-        tflop_per_s=tflops,
-        matmul_share=tflops / ceilings.matmul_tflop_per_s,
-        gb_per_s=gigabytes,
-        copy_share=gigabytes / ceilings.copy_gb_per_s,
-        floor_ms=floor,
-        gap=median / floor,
-    )
-
-
 @dataclass
-class Bench:
+class AttentionBench(Bench[AttentionCell]):
     """A whole run.
 
     Args:
-        provenance: of `describe_session`, with the versions of kernel packages and the load.
-        options: of `BenchOptions.described`.
         ceilings: None until they are measured.
-        cells: in the order in which they were measured.
         not_served: methods that a backend refuses here.
-        complete: whether every length was reached.
     """
 
-    provenance: dict[str, Any]
-    options: dict[str, Any]
+    kind = "sa_patch attention benchmark"
+
     ceilings: Ceilings | None = None
-    cells: list[Cell] = field(default_factory=list)
     not_served: list[NotServed] = field(default_factory=list)
-    complete: bool = False
 
-    def at(self, n: int) -> list[Cell]:
-        return [cell for cell in self.cells if cell.n == n]
+    def baseline(self, n: int) -> AttentionCell | None:
+        """SDPA's full attention at this length, if it was timed."""
+        return next(iter(self.where(n=n, rival=True, backend="torch", status=TIMED)), None)
 
-    def lengths(self) -> list[int]:
-        return sorted({cell.n for cell in self.cells})
-
-    def baseline(self, n: int) -> Cell | None:
-        """SDPA's full attention at this length."""
-        return next((c for c in self.at(n) if c.rival and c.backend == "torch"), None)
-
-    def rates(self, cell: Cell) -> Rates | None:
-        if self.ceilings is None:
+    def rates(self, cell: AttentionCell) -> Rates | None:
+        """The figures that follow from a cell's median; None for a cell without one."""
+        median, ceilings, baseline = cell.median_ms, self.ceilings, self.baseline(cell.n)
+        if median is None or ceilings is None:
             return None
-        return rates(cell, self.baseline(cell.n), self.ceilings)
-
-    def wrong(self) -> list[Cell]:
-        return [cell for cell in self.cells if cell.status == WRONG]
-
-
-def write_bench(path: Path, bench: Bench) -> None:
-    """Write a run as JSON, whole or not at all; what follows from the samples is written too."""
-    cells = []
-    for cell in bench.cells:
-        found = bench.rates(cell)
-        cells.append(
-            dataclasses.asdict(cell)
-            | {"median_ms": cell.median_ms, "quartiles_ms": cell.quartiles_ms}
-            | {"memory_ratio": cell.memory_ratio}
-            | {"rates": None if found is None else dataclasses.asdict(found)}
+        ratios = None if baseline is None else paired_ratios(baseline, cell)
+        tflops, gigabytes = cell.flops / median / 1e9, cell.io_bytes / median / 1e6
+        floor = max(
+            cell.flops / ceilings.matmul_tflop_per_s / 1e9,
+            cell.io_bytes / ceilings.copy_gb_per_s / 1e6,
         )
-    content = {
-        "kind": KIND,
-        "schema": SCHEMA,
-        "complete": bench.complete,
-        "provenance": bench.provenance,
-        "options": bench.options,
-        "ceilings": None if bench.ceilings is None else dataclasses.asdict(bench.ceilings),
-        "not_served": [dataclasses.asdict(one) for one in bench.not_served],
-        "cells": cells,
-    }
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+        return Rates(
+            speedup=None if ratios is None else statistics.median(ratios),
+            speedup_quartiles=None if ratios is None else quartiles(ratios),
+            tflop_per_s=tflops,
+            matmul_share=tflops / ceilings.matmul_tflop_per_s,
+            gb_per_s=gigabytes,
+            copy_share=gigabytes / ceilings.copy_gb_per_s,
+            floor_ms=floor,
+            gap=median / floor,
+        )
+
+    def wrong(self) -> list[str]:
+        """Everything that gave a wrong result or failed, in words."""
+        return [
+            f"{c.status}: {c.label} on {c.backend}, n = {c.n}: {c.reason}"
+            for c in self.cells
+            if c.status in (WRONG, FAILED)
+        ]
+
+    def content(self) -> dict[str, Any]:
+        """The run as JSON values; what follows from the samples is among them."""
+        return super().content() | {
+            "ceilings": None if self.ceilings is None else dataclasses.asdict(self.ceilings),
+            "not_served": [dataclasses.asdict(one) for one in self.not_served],
+            "cells": [self._cell_content(cell) for cell in self.cells],
+        }
+
+    def _cell_content(self, cell: AttentionCell) -> dict[str, Any]:
+        values, found, rates = dataclasses.asdict(cell), cell.correctness, self.rates(cell)
+        del values["correctness"]
+        return values | {
+            "gate_error": found.error if found and math.isfinite(found.error) else None,
+            "gate_tolerance": found.tolerance if found else None,
+            "gate_rows": found.compared if found else 0,
+            "gate_undecided": found.undecided if found else 0,
+            "median_ms": cell.median_ms,
+            "quartiles_ms": cell.quartiles_ms,
+            "memory_ratio": cell.memory_ratio,
+            "rates": None if rates is None else dataclasses.asdict(rates),
+        }
 
 
-def read_bench(path: Path) -> Bench:
-    """Read what `write_bench` wrote.
+def read_bench(path: Path) -> AttentionBench:
+    """Read a run from its JSON.
 
     Raises:
         UserError: if the file is missing, torn, or of another kind or schema.
     """
+    content = read_content(path, AttentionBench.kind, AttentionBench.schema)
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} as a benchmark: {error}") from error
-    if not isinstance(content, dict) or content.get("kind") != KIND:
-        raise UserError(f"{path} is no {KIND}")
-    if content.get("schema") != SCHEMA:
-        raise UserError(f"{path} has schema {content.get('schema')}; this version reads {SCHEMA}")
-    names = [entry.name for entry in dataclasses.fields(Cell)]
-    try:
-        return Bench(
+        return AttentionBench(
             provenance=content["provenance"],
             options=content["options"],
-            ceilings=_ceilings(content["ceilings"]),
-            cells=[Cell(**{name: one[name] for name in names}) for one in content["cells"]],
+            ceilings=_read_ceilings(content["ceilings"]),
+            cells=[_read_cell(one) for one in content["cells"]],
             not_served=[NotServed(**one) for one in content["not_served"]],
             complete=content["complete"],
         )
@@ -246,7 +175,21 @@ def read_bench(path: Path) -> Bench:
         raise UserError(f"{path} lacks a part of a benchmark: {error}") from error
 
 
-def _ceilings(found: dict[str, Any] | None) -> Ceilings | None:
+def _read_cell(found: dict[str, Any]) -> AttentionCell:
+    names = {entry.name for entry in dataclasses.fields(AttentionCell)} - {"correctness"}
+    cell = AttentionCell(**{name: found[name] for name in names})
+    if found["gate_tolerance"] is not None:
+        cell.correctness = Verdict(
+            error=math.nan if found["gate_error"] is None else found["gate_error"],
+            tolerance=found["gate_tolerance"],
+            compared=found["gate_rows"],
+            undecided=found["gate_undecided"],
+            reason=cell.reason if cell.status == WRONG else "",
+        )
+    return cell
+
+
+def _read_ceilings(found: dict[str, Any] | None) -> Ceilings | None:
     if found is None:
         return None
     tuples = {name: tuple(found[name]) for name in ("copy_ms", "matmul_ms")}

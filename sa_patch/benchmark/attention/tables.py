@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import Any
 
 from sa_patch.benchmark.attention.candidates import BASELINE
-from sa_patch.benchmark.attention.record import (
-    STATUSES,
-    TIMED,
-    WRONG,
-    Bench,
-    Cell,
-    Rates,
-    paired_ratios,
-)
+from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell, paired_ratios
 from sa_patch.benchmark.clock import Ceilings
+from sa_patch.benchmark.record import TIMED, WRONG, machine, packages
+from sa_patch.benchmark.tables import number, ordered, spread, table
 
 AUTO = "*"
 COLUMNS = (
-    *("what", "backend", "ms", "quartiles", "times", "x SDPA full", "TFLOP/s", "GB/s", "x floor"),
-    *("memory", "error"),
+    "what | backend | >ms | >quartiles | >times | >x SDPA full | >TFLOP/s | >GB/s | >x floor "
+    "| >memory | >error"
 )
 NOTES = f"""\
 - **ms**: median of single calls, and their quartiles. The cells of a length are called in turn, in
@@ -41,14 +33,6 @@ NOTES = f"""\
 - `{AUTO}` marks the backend that `auto` takes."""
 
 
-def number(value: float) -> str:
-    """Three figures: ``0.0123``, ``4.56``, ``789``, ``12,345``."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(decimals, 6)}f}"
-
-
 def ceilings_line(ceilings: Ceilings) -> str:
     """The machine's ceilings in one line."""
     return (
@@ -58,7 +42,7 @@ def ceilings_line(ceilings: Ceilings) -> str:
     )
 
 
-def cell_line(bench: Bench, cell: Cell) -> str:
+def cell_line(bench: AttentionBench, cell: AttentionCell) -> str:
     """One finished cell in one line."""
     name = f"  {cell.label:30s} {_backend(cell):14s}"
     median, quartiles, found = cell.median_ms, cell.quartiles_ms, bench.rates(cell)
@@ -67,132 +51,101 @@ def cell_line(bench: Bench, cell: Cell) -> str:
     speed = (
         "" if found is None or found.speedup is None else f"  {number(found.speedup)}x SDPA full"
     )
-    spread = f"({number(quartiles[0])} to {number(quartiles[1])}, {len(cell.samples_ms)} times)"
-    return f"{name} {number(median):>8s} ms {spread:32s}{speed}"
+    between = f"({spread(*quartiles)}, {len(cell.samples_ms)} times)"
+    return f"{name} {number(median):>8s} ms {between:32s}{speed}"
 
 
-def ordered(cells: Sequence[Cell]) -> list[Cell]:
-    """The fastest first; cells without a time at the end, by status."""
-    return sorted(cells, key=lambda cell: (STATUSES.index(cell.status), cell.median_ms or 0.0))
-
-
-def markdown(bench: Bench) -> str:
+def markdown(bench: AttentionBench, title: str = "Attention benchmark") -> str:
     """The whole run as Markdown."""
-    parts = ["# Attention benchmark", *_heading(bench)]
-    if bench.wrong():
-        names = ", ".join(f"{c.label} on {c.backend} at n = {c.n}" for c in bench.wrong())
+    parts = [f"# {title}", *_heading(bench)]
+    if wrong := [cell for cell in bench.cells if cell.status == WRONG]:
+        names = ", ".join(f"{c.label} on {c.backend} at n = {c.n}" for c in wrong)
         parts.append(f"**Wrong results, not timed:** {names}")
     for n in bench.lengths():
-        parts.append(f"## n = {n:,}")
-        parts.append(_table(bench, ordered(bench.at(n))))
+        cells = ordered(bench.where(n=n))
+        rows = ([cell.label, _backend(cell), *_figures(bench, cell)] for cell in cells)
+        parts += [f"## n = {n:,}", table(COLUMNS, rows)]
     if bench.not_served:
-        lines = ["## Not measured", "| what | backend | why |", "| --- | --- | --- |"]
-        lines += [
-            f"| {_cell(one.label)} | {_cell(one.backend)} | {_cell(one.reason)} |"
-            for one in bench.not_served
-        ]
-        parts.append(f"{lines[0]}\n\n" + "\n".join(lines[1:]))
+        refused = ((one.label, one.backend, one.reason) for one in bench.not_served)
+        parts += ["## Not measured", table("what | backend | why", refused)]
     return "\n\n".join([*parts, "## How to read it", NOTES]) + "\n"
 
 
-def print_summary(bench: Bench, console: Any) -> None:
-    """Medians and speed-ups, a column for each length; as plain text where rich is missing."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        Console = None  # type: ignore[assignment,misc]
-    rows, lengths = summary_rows(bench), bench.lengths()
-    title = "median ms, and how many times faster than SDPA full"
-    if Console is None or not isinstance(console, Console):
-        console.print(title)
-        for name, backend, texts in rows:
-            joined = "  ".join(f"{text:>18s}" for text in texts)
-            console.print(f"{name:30s} {backend:14s} {joined}")
-        return
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    table.add_column("what", overflow="fold")
-    table.add_column("backend", overflow="fold")
-    for n in lengths:
-        table.add_column(f"{n:,}", justify="right", no_wrap=True)
-    for name, backend, texts in rows:
-        table.add_row(name, backend, *(text.replace(" ", "\n", 1) for text in texts))
-    console.print(table)
+def summary(bench: AttentionBench) -> list[str]:
+    """Medians and speed-ups as lines for a terminal, a column for each length."""
+    rows = [["what", "backend", *(f"{n:,}" for n in bench.lengths())], *summary_rows(bench)]
+    what, backend, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["median ms, and how many times faster than SDPA full"]
+    for name, server, *texts in rows:
+        figures = (f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        lines.append("  ".join([f"{name:{what}}", f"{server:{backend}}", *figures]))
     if any(cell.automatic for cell in bench.cells):
-        console.print(f"{AUTO} the backend that auto takes at some of these lengths", style="dim")
+        lines.append(f"{AUTO} the backend that auto takes at some of these lengths")
+    return lines
 
 
-def summary_rows(bench: Bench) -> list[tuple[str, str, list[str]]]:
+def summary_rows(bench: AttentionBench) -> list[list[str]]:
     """What, backend and one text for each length, in the order of the longest length."""
-    names: dict[tuple[str, str], bool] = {}
+    contestants: dict[tuple[str, str], dict[int, AttentionCell]] = {}
     for n in reversed(bench.lengths()):
-        for cell in ordered(bench.at(n)):
-            key = (cell.label, cell.backend)
-            names[key] = names.get(key, False) or cell.automatic
+        for cell in ordered(bench.where(n=n)):
+            contestants.setdefault((cell.label, cell.backend), {})[n] = cell
     rows = []
-    for (label, backend), automatic in names.items():
-        texts = []
-        for n in bench.lengths():
-            cells = [c for c in bench.at(n) if (c.label, c.backend) == (label, backend)]
-            texts.append(_summary(bench, cells[0]) if cells else "-")
-        rows.append((label, f"{backend} {AUTO}" if automatic else backend, texts))
+    for (label, backend), cells in contestants.items():
+        automatic = any(cell.automatic for cell in cells.values())
+        texts = [_summary(bench, cells[n]) if n in cells else "-" for n in bench.lengths()]
+        rows.append([label, f"{backend} {AUTO}" if automatic else backend, *texts])
     return rows
 
 
-def ratio_table(bench: Bench, base: str = "reference") -> str:
+def ratio_table(bench: AttentionBench, base: str = "reference") -> str:
     """Each backend's time over that of `base` for the same pattern, call by call, as Markdown.
 
     Medians of `paired_ratios`; a dash where either was not timed; rivals are left out.
     """
-    backends = list(dict.fromkeys(c.backend for c in bench.cells if not c.rival))
-    lines = [["n", "pattern", *(f"{name} / {base}" for name in backends if name != base)]]
-    for n in bench.lengths():
-        for label in dict.fromkeys(c.label for c in bench.at(n) if not c.rival):
-            timed = {c.backend: c for c in bench.at(n) if c.label == label and c.status == TIMED}
-            texts = [
-                number(statistics.median(paired_ratios(timed[name], timed[base])))
-                if name in timed and base in timed
-                else "-"
-                for name in backends
-                if name != base
-            ]
-            lines.append([f"{n:,}", label, *texts])
-    rule = ["---:", "---"] + ["---:"] * (len(lines[0]) - 2)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
+    own = [cell for cell in bench.cells if not cell.rival]
+    names = [name for name in dict.fromkeys(cell.backend for cell in own) if name != base]
+    rows = []
+    for n, label in sorted(dict.fromkeys((c.n, c.label) for c in own), key=lambda key: key[0]):
+        timed = {c.backend: c for c in own if (c.n, c.label, c.status) == (n, label, TIMED)}
+        texts = [
+            number(statistics.median(paired_ratios(timed[name], timed[base])))
+            if name in timed and base in timed
+            else "-"
+            for name in names
+        ]
+        rows.append([f"{n:,}", label, *texts])
+    return table(" | ".join([">n", "pattern", *(f">{name} / {base}" for name in names)]), rows)
 
 
-def threads_text(bench: Bench) -> str:
-    """``1 thread``, ``2 threads``"""
-    count = bench.options["threads"] or bench.provenance["hardware"]["torch_threads"]
-    return f"{count} thread" + ("" if count == 1 else "s")
+def machine_line(bench: AttentionBench) -> str:
+    """The GPU's name, or the processor's and how many threads there were."""
+    threads = bench.options["threads"] or bench.provenance["hardware"]["torch_threads"]
+    return machine(bench.provenance, bench.options["device"], threads)
 
 
-def _heading(bench: Bench) -> list[str]:
-    options, session = bench.options, bench.provenance
-    hardware, versions = session["hardware"], session["versions"]
-    machine = hardware["gpus"][0] if options["device"] == "cuda" else hardware["cpu"]
-    threads = "" if options["device"] == "cuda" else f", {threads_text(bench)}"
-    git = session.get("git")
-    commit = (
-        "" if not git else f", commit {git['commit'][:12]}{' (changed)' if git['dirty'] else ''}"
-    )
-    kernels = [f"{name} {found}" for name, found in versions.items() if found and "fla" in name]
-    packages = [f"torch {versions['torch']}", *kernels]
-    if versions.get("triton"):
-        packages.append(f"triton {versions['triton']}")
-    shape = (
+def shape_line(bench: AttentionBench) -> str:
+    """Heads, width, batch and dtype."""
+    options = bench.options
+    return (
         f"{options['heads']} query and {options['kv_heads']} KV heads of {options['head_dim']}, "
         f"batch {options['batch']}, {options['dtype']}"
     )
+
+
+def _heading(bench: AttentionBench) -> list[str]:
+    session, commit = bench.provenance, ""
+    if git := session.get("git"):
+        commit = f", commit {git['commit'][:12]}{' (changed)' if git['dirty'] else ''}"
     lines = [
-        f"{machine}{threads}; {shape}.",
-        f"{', '.join(packages)}; {session['started']}{commit}.",
+        f"{machine_line(bench)}; {shape_line(bench)}.",
+        f"{packages(session)}; {session['started']}{commit}.",
     ]
     if bench.ceilings is not None:
         line = ceilings_line(bench.ceilings)
         lines.append(f"{line[0].upper()}{line[1:]}.")
     load = session.get("load_average")
-    if load and options["device"] == "cpu":
+    if load and bench.options["device"] == "cpu":
         cores = session["machine_cores"]
         lines.append(f"Load average when it began: {load[0]:.1f}, on {cores} cores.")
     if not bench.complete:
@@ -200,24 +153,21 @@ def _heading(bench: Bench) -> list[str]:
     return lines
 
 
-def _table(bench: Bench, cells: Sequence[Cell]) -> str:
-    lines = [list(COLUMNS), ["---", "---"] + ["---:"] * (len(COLUMNS) - 2)]
-    for cell in cells:
-        lines.append([_cell(cell.label), _cell(_backend(cell)), *_figures(bench, cell)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _figures(bench: Bench, cell: Cell) -> list[str]:
+def _figures(bench: AttentionBench, cell: AttentionCell) -> list[str]:
     median, quartiles, found = cell.median_ms, cell.quartiles_ms, bench.rates(cell)
-    error = "-" if cell.gate_error is None else f"{cell.gate_error:.1e}"
+    checked = cell.correctness
     memory = "-" if cell.memory_ratio is None else f"{cell.memory_ratio:.2f}"
+    error = "-" if checked is None or not math.isfinite(checked.error) else f"{checked.error:.1e}"
     if median is None or quartiles is None or found is None:
-        return [_cell(f"{cell.status}: {cell.reason}"), *["-"] * 6, memory, error]
+        return [f"{cell.status}: {cell.reason}", *["-"] * 6, memory, error]
+    speedup = "-"
+    if found.speedup is not None and found.speedup_quartiles is not None:
+        speedup = f"{number(found.speedup)} ({spread(*found.speedup_quartiles)})"
     return [
         number(median),
-        f"{number(quartiles[0])} to {number(quartiles[1])}",
+        spread(*quartiles),
         str(len(cell.samples_ms)),
-        _speedup(found),
+        speedup,
         f"{number(found.tflop_per_s)} ({found.matmul_share:.0%})",
         f"{number(found.gb_per_s)} ({found.copy_share:.0%})",
         number(found.gap),
@@ -226,14 +176,7 @@ def _figures(bench: Bench, cell: Cell) -> list[str]:
     ]
 
 
-def _speedup(found: Rates) -> str:
-    if found.speedup is None or found.speedup_quartiles is None:
-        return "-"
-    low, high = found.speedup_quartiles
-    return f"{number(found.speedup)} ({number(low)} to {number(high)})"
-
-
-def _summary(bench: Bench, cell: Cell) -> str:
+def _summary(bench: AttentionBench, cell: AttentionCell) -> str:
     if cell.status != TIMED or cell.median_ms is None:
         return "WRONG" if cell.status == WRONG else cell.status.replace(" ", "-")
     found = bench.rates(cell)
@@ -242,9 +185,5 @@ def _summary(bench: Bench, cell: Cell) -> str:
     return f"{number(cell.median_ms)} {number(found.speedup)}x"
 
 
-def _backend(cell: Cell) -> str:
+def _backend(cell: AttentionCell) -> str:
     return f"{cell.backend} {AUTO}" if cell.automatic else cell.backend
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from sa_patch.benchmark.attention.goals import MET, MISSED, UNMEASURED, Goal
-from sa_patch.benchmark.attention.tables import number
+from sa_patch.benchmark.goals import Goal, judged, unmeasured
 from sa_patch.benchmark.prefill.parts import CORE
-from sa_patch.benchmark.prefill.record import Prefill, PrefillBench, best_full
+from sa_patch.benchmark.prefill.record import Prefill, PrefillBench
+from sa_patch.benchmark.record import fastest
+from sa_patch.benchmark.tables import number
 from sa_patch.patterns import SA
 
 JUDGED = str(SA(256))
@@ -18,59 +19,37 @@ Found = tuple[float, str] | str  # a value and how it came about, or why there i
 
 def judge_goals(bench: PrefillBench, model: str) -> list[Goal]:
     """The goals of one model, at the lengths that they name."""
-    found = [
-        _judge(
-            bench,
-            model,
-            n,
-            f"{model}: {JUDGED} over the best full attention at {n // 1024}K (times faster)",
-            target,
-            _speedup,
-            at_least=True,
-        )
-        for n, target in SPEEDUPS.items()
-    ]
-    for n in SPEEDUPS:
-        name = f"{model}: peak memory of {JUDGED} over stock's at {n // 1024}K"
-        found.append(_judge(bench, model, n, name, MEMORY, _memory))
-    for n in SPEEDUPS:
-        name = f"{model}: drawing the permutation over a layer's attention at {n // 1024}K"
-        found.append(_judge(bench, model, n, name, DRAW_SHARE, _draw_share))
+    found = []
+    for n, name, target, measure in _goals():
+        cells = bench.where(model=model, n=n)
+        own = [one for one in cells if one.label == JUDGED]
+        name = f"{model}: {name}"
+        result: Found
+        if (ours := fastest(own)) is not None:
+            result = measure(cells, ours)
+        else:
+            result = "; ".join(sorted({one.reason for one in own if one.reason}))
+            result = result or f"it was not timed at n = {n}"
+        if isinstance(result, str):
+            found.append(unmeasured(name, target, result))
+        else:
+            found.append(judged(name, target, *result, at_least=measure is _speedup))
     return found
 
 
-def _judge(
-    bench: PrefillBench,
-    model: str,
-    n: int,
-    name: str,
-    target: float,
-    measure: Callable[[list[Prefill], Prefill], Found],
-    *,
-    at_least: bool = False,
-) -> Goal:
-    cells = bench.at(model, n)
-    ours = fastest_sparse(cells, JUDGED)
-    if ours is None:
-        reasons = {one.reason for one in cells if one.label == JUDGED and one.reason}
-        why = "; ".join(sorted(reasons)) or f"it was not timed at n = {n}"
-        return Goal(name, target, None, UNMEASURED, why)
-    found = measure(cells, ours)
-    if isinstance(found, str):
-        return Goal(name, target, None, UNMEASURED, found)
-    value, detail = found
-    met = value >= target if at_least else value <= target
-    return Goal(name, target, value, MET if met else MISSED, detail)
-
-
-def fastest_sparse(cells: list[Prefill], label: str) -> Prefill | None:
-    """The timed cell of this pattern on its fastest backend."""
-    timed = [one for one in cells if one.label == label and one.median is not None]
-    return min(timed, key=lambda one: one.median or 0.0, default=None)
+def _goals() -> Iterator[tuple[int, str, float, Callable[[list[Prefill], Prefill], Found]]]:
+    for n, target in SPEEDUPS.items():
+        name = f"{JUDGED} over the best full attention at {n // 1024}K (times faster)"
+        yield n, name, target, _speedup
+    for n in SPEEDUPS:
+        yield n, f"peak memory of {JUDGED} over stock's at {n // 1024}K", MEMORY, _memory
+    for n in SPEEDUPS:
+        name = f"drawing the permutation over a layer's attention at {n // 1024}K"
+        yield n, name, DRAW_SHARE, _draw_share
 
 
 def _speedup(cells: list[Prefill], ours: Prefill) -> Found:
-    rival = best_full(cells)
+    rival = fastest(one for one in cells if one.full)
     if rival is None or rival.median is None or ours.median is None:
         return "no full attention was timed"
     detail = f"{number(ours.median)} s on {ours.backend}, {number(rival.median)} s {rival.name}"
@@ -79,10 +58,10 @@ def _speedup(cells: list[Prefill], ours: Prefill) -> Found:
 
 def _memory(cells: list[Prefill], ours: Prefill) -> Found:
     stock = next((one for one in cells if not one.backend), None)
-    if stock is None or not stock.peak_bytes or ours.peak_bytes is None:
+    if stock is None or not stock.extra_bytes or ours.extra_bytes is None:
         return "the memory of one of them was not measured"
-    detail = f"{ours.peak_bytes / 2**30:.2f} and {stock.peak_bytes / 2**30:.2f} GiB beside weights"
-    return ours.peak_bytes / stock.peak_bytes, detail
+    gib = f"{ours.extra_bytes / 2**30:.2f} and {stock.extra_bytes / 2**30:.2f} GiB"
+    return ours.extra_bytes / stock.extra_bytes, f"{gib} beside weights"
 
 
 def _draw_share(cells: list[Prefill], ours: Prefill) -> Found:

@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from sa_patch.benchmark.attention.goals import Goal
-from sa_patch.files.atomic_write import write_whole
-
-SCHEMA = 1
-KIND = "sa_patch prefill benchmark"
-TIMED, SKIPPED, OUT_OF_MEMORY, FAILED = "timed", "skipped", "out of memory", "failed"
+from sa_patch.benchmark.goals import Goal
+from sa_patch.benchmark.record import FAILED, Bench, Cell
 
 
-@dataclass
-class Prefill:
+@dataclass(kw_only=True)
+class Prefill(Cell):
     """One way to run one model on prompts of one length.
 
+    A call is timed from token ids to the last token's logits and a filled cache, permutations and
+    plans made anew; `extra_bytes` is beside the weights.
+
     Args:
-        model, n, label, backend, full: which; `full` where every query sees all keys before it.
-        status: one of "timed", "skipped", "out of memory" and "failed".
-        reason: why it was not timed.
-        seconds: of every timed prefill: from token ids to the last token's logits and a filled
-            cache, permutations and plans made anew.
-        peak_bytes: peak of memory beside the weights; None if not measured.
+        model: its name.
+        full: whether every query sees all keys before it.
         parts: seconds in each of `PARTS`, from one more pass; they add up to that pass.
         calls: how often each backend was called in one pass.
         draw_seconds: drawing one layer's permutation; None for other patterns.
@@ -35,14 +27,7 @@ class Prefill:
     """
 
     model: str
-    n: int
-    label: str
-    backend: str
     full: bool
-    status: str = SKIPPED
-    reason: str = ""
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
     parts: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     draw_seconds: float | None = None
@@ -53,8 +38,21 @@ class Prefill:
         return f"{self.label}, {self.backend}" if self.backend else self.label
 
     @property
+    def seconds(self) -> list[float]:
+        """Of every timed call."""
+        return [ms / 1e3 for ms in self.samples_ms]
+
+    @property
     def median(self) -> float | None:
-        return statistics.median(self.seconds) if self.seconds else None
+        """Seconds; None where it was not timed."""
+        return None if self.median_ms is None else self.median_ms / 1e3
+
+    def content(self) -> dict[str, Any]:
+        """The cell as JSON values."""
+        values = dataclasses.asdict(self)
+        for name in ("samples_ms", "started_s"):
+            del values[name]
+        return values | {"seconds": self.seconds, "peak_bytes": values.pop("extra_bytes")}
 
 
 @dataclass
@@ -79,7 +77,7 @@ class Verdict:
 
 
 @dataclass
-class PrefillBench:
+class PrefillBench(Bench[Prefill]):
     """A whole run.
 
     Args:
@@ -87,20 +85,12 @@ class PrefillBench:
         refused: per model, what could not take part and why.
     """
 
-    provenance: dict[str, Any]
-    options: dict[str, Any]
+    kind = "sa_patch prefill benchmark"
+
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, dict[str, str]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
-    prefills: list[Prefill] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
-    complete: bool = False
-
-    def at(self, model: str, n: int) -> list[Prefill]:
-        return [one for one in self.prefills if (one.model, one.n) == (model, n)]
-
-    def lengths(self, model: str) -> list[int]:
-        return sorted({one.n for one in self.prefills if one.model == model})
 
     def wrong(self) -> list[str]:
         """Everything that gave a wrong result or failed, in words."""
@@ -112,18 +102,15 @@ class PrefillBench:
         ]
         return bad + [
             f"failed: {one.model}: {one.name}, n = {one.n}: {one.reason}"
-            for one in self.prefills
-            if one.status == FAILED
+            for one in self.where(status=FAILED)
         ]
 
-
-def best_full(cells: list[Prefill]) -> Prefill | None:
-    """The fastest full attention among timed cells."""
-    timed = [one for one in cells if one.full and one.median is not None]
-    return min(timed, key=lambda one: one.median or 0.0, default=None)
-
-
-def write_json(path: Path, bench: PrefillBench) -> None:
-    """Write a run as JSON."""
-    content = {"kind": KIND, "schema": SCHEMA} | dataclasses.asdict(bench)
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    def content(self) -> dict[str, Any]:
+        """The run as JSON values."""
+        return super().content() | {
+            "models": self.models,
+            "refused": self.refused,
+            "verdicts": [dataclasses.asdict(one) for one in self.verdicts],
+            "prefills": [one.content() for one in self.cells],
+            "goals": [dataclasses.asdict(one) for one in self.goals],
+        }

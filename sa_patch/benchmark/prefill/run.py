@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from sa_patch.benchmark.attention.options import prepare_folder
-from sa_patch.benchmark.attention.run import provenance
-from sa_patch.benchmark.attention.time_plan import length_share
 from sa_patch.benchmark.clock import quiet_process
-from sa_patch.benchmark.goal_lines import goal_lines
-from sa_patch.benchmark.optional_figure import drawn
+from sa_patch.benchmark.goals import goal_lines
 from sa_patch.benchmark.prefill.correctness import verify
 from sa_patch.benchmark.prefill.goals import judge_goals
-from sa_patch.benchmark.prefill.measure import Measurer
+from sa_patch.benchmark.prefill.measure import PrefillMeasurer
 from sa_patch.benchmark.prefill.models import PUBLISHED, make_model
 from sa_patch.benchmark.prefill.options import PrefillOptions
-from sa_patch.benchmark.prefill.record import PrefillBench, write_json
+from sa_patch.benchmark.prefill.record import PrefillBench
 from sa_patch.benchmark.prefill.setups import gather
 from sa_patch.benchmark.prefill.tables import cell_line, markdown, verdict_line
+from sa_patch.benchmark.record import provenance, write_results
+from sa_patch.benchmark.tables import Say, say_line
+from sa_patch.benchmark.time_plan import length_share
 from sa_patch.errors import UserError
-from sa_patch.files.atomic_write import write_whole
+from sa_patch.files.artifacts import check_folder
 from sa_patch.files.provenance import now
 from sa_patch.models.free_memory import free_memory
 from sa_patch.patching import attention_layers
 
-Say = Callable[[str], None]
-STEM = "prefill"
 
-
-def run_prefill(options: PrefillOptions, say: Say = print) -> PrefillBench:
+def run_prefill(options: PrefillOptions, say: Say = say_line) -> PrefillBench:
     """Measure, print, and write ``prefill.json``, ``.md`` and, of several lengths, ``.png``.
 
     The files are rewritten after each length; an interrupt keeps what was measured.
@@ -42,7 +37,7 @@ def run_prefill(options: PrefillOptions, say: Say = print) -> PrefillBench:
         UserError: if a model cannot be loaded, a prompt is longer than it was made for, or the
             folder cannot be written.
     """
-    prepare_folder(options.out)
+    check_folder(options.out)
     bench = PrefillBench(provenance(sys.argv), options.described())
     left = options.budget
     with quiet_process(options.threads):
@@ -89,21 +84,16 @@ def _measure_model(
     # What computes something else has no time worth printing.
     wrong = {one.label for one in bench.verdicts if one.model == name and not one.passed}
     right = [setup for setup in setups if setup.key not in wrong]
-    measurer = Measurer(
-        model,
-        name,
-        right,
-        deadline,
-        options.decoded,
-        _longest(name, model),
-        say,
-        lambda: _write(options, bench),
+    longest = _longest(name, model)
+    measurer = PrefillMeasurer(
+        model, name, right, deadline, decoded=options.decoded, longest=longest, say=say
     )
     for index, n in enumerate(options.n):
-        measurer.measure(n, length_share(n, options.n[index:]), bench.prefills)
+        measurer.measure(n, length_share(n, options.n[index:]), bench.cells)
+        _write(options, bench)
         say(f"{name}, n = {n}")
-        for one in bench.at(name, n):
-            say(cell_line(bench.at(name, n), one))
+        for one in bench.where(model=name, n=n):
+            say(cell_line(bench.where(model=name, n=n), one))
     if options.device == "cuda" and name in PUBLISHED and not options.small:
         goals = judge_goals(bench, name)
         bench.goals += goals
@@ -131,24 +121,12 @@ def _longest(name: str, model: PreTrainedModel) -> int | None:
 
 
 def _write(options: PrefillOptions, bench: PrefillBench) -> None:
-    try:
-        write_json(options.out / f"{STEM}.json", bench)
-        write_whole(options.out / f"{STEM}.md", markdown(bench).encode())
-        image = _figure(bench)
-        if image is not None:
-            write_whole(options.out / f"{STEM}.png", image)
-    except OSError as error:
-        raise UserError(f"cannot write into {options.out}: {error.strerror}") from error
-
-
-def _figure(bench: PrefillBench) -> bytes | None:
-    # A line needs two points.
-    if len({one.n for one in bench.prefills if one.seconds}) < 2:
-        return None
-
     def draw() -> bytes:
         from sa_patch.benchmark.prefill.figure import figure_bytes
 
         return figure_bytes(bench)
 
-    return drawn(draw)
+    # A line needs two points.
+    several = len({one.n for one in bench.cells if one.median is not None}) > 1
+    stem = options.out / "prefill"
+    write_results(stem, bench.content(), markdown(bench), draw if several else None)

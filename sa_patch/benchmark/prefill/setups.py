@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from sa_patch.benchmark.attention.candidates import interpreted
+from sa_patch.benchmark.attention.candidates import refusal
 from sa_patch.kernels import BACKENDS, choose_backend
 from sa_patch.patching import patched
 from sa_patch.patterns import Full, Pattern
@@ -71,11 +71,8 @@ def gather(
         for backend in backends:
             setup = Setup(pattern, backend)
             server = choose_backend(pattern, q, k) if backend == "auto" else BACKENDS[backend]
-            ok, reason = server.supports(pattern, q, k)
-            if ok and interpreted(server.name, q) and not rehearsal:
-                ok, reason = False, "interpreted kernels run for correctness, never for time"
-            if ok:
-                found.append(setup)
-            else:
+            if reason := refusal(pattern, server, q, k, interpreted=rehearsal):
                 refused[setup.key] = reason
+            else:
+                found.append(setup)
     return found, refused

@@ -5,16 +5,16 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from sa_patch.benchmark.attention.tables import number
-from sa_patch.benchmark.goal_lines import goals_markdown
+from sa_patch.benchmark.goals import goals_markdown
 from sa_patch.benchmark.prefill.parts import PARTS
-from sa_patch.benchmark.prefill.record import Prefill, PrefillBench, Verdict, best_full
+from sa_patch.benchmark.prefill.record import Prefill, PrefillBench, Verdict
+from sa_patch.benchmark.record import fastest, machine, packages
+from sa_patch.benchmark.tables import bullets, number, ordered, spread, table
 
 REHEARSAL = "a rehearsal with shrunken models: no result"
 COLUMNS = (
-    *("what", "backend", "s", "range", "rounds", "tokens/s", "x best full", "GiB"),
-    *PARTS,
-    "decode ms",
+    "what | backend | >s | >range | >rounds | >tokens/s | >x best full | >GiB | "
+    f"{' | '.join(f'>{part}' for part in PARTS)} | >decode ms"
 )
 NOTES = """\
 - **s**: median seconds of one prefill: from token ids to the last token's logits and a filled
@@ -42,27 +42,21 @@ def markdown(bench: PrefillBench) -> str:
         parts += [f"## {name}", _facts(facts)]
         verdicts = [one for one in bench.verdicts if one.model == name]
         parts.append(_verdicts(verdicts))
-        for n in bench.lengths(name):
-            parts += [f"### {name}, n = {n:,}", _table(bench.at(name, n))]
+        for n in bench.lengths(model=name):
+            parts += [f"### {name}, n = {n:,}", _table(bench.where(model=name, n=n))]
         if refused := bench.refused.get(name):
-            lines = [f"- {key}: {reason}" for key, reason in refused.items()]
-            parts += ["Could not take part:", "\n".join(lines)]
+            lines = (f"{key}: {reason}" for key, reason in refused.items())
+            parts += ["Could not take part:", bullets(lines)]
     if bad := bench.wrong():
-        parts += ["## Wrong or failed", "\n".join(f"- {line}" for line in bad)]
+        parts += ["## Wrong or failed", bullets(bad)]
     return "\n\n".join([*parts, "## How to read it", NOTES]) + "\n"
 
 
 def machine_line(bench: PrefillBench) -> str:
     """Machine and versions in one line."""
-    hardware, versions = bench.provenance["hardware"], bench.provenance["versions"]
-    on_gpu = bench.options["device"] == "cuda"
-    count = bench.options["threads"]
-    threads = f"{count} thread{'s' if count > 1 else ''}"
-    machine = hardware["gpus"][0] if on_gpu else f"{hardware['cpu']}, {threads}"
-    kernels = [f"{key} {found}" for key, found in versions.items() if found and "fla" in key]
-    packages = [f"{key} {versions[key]}" for key in ("torch", "transformers")]
-    packages += [f"triton {versions.get('triton')}", *kernels] if on_gpu else []
-    return f"{machine}; {bench.options['dtype']}; {', '.join(packages)}."
+    options, session = bench.options, bench.provenance
+    where = machine(session, options["device"], options["threads"])
+    return f"{where}; {options['dtype']}; {packages(session, 'transformers')}."
 
 
 def cell_line(cells: list[Prefill], one: Prefill) -> str:
@@ -71,8 +65,8 @@ def cell_line(cells: list[Prefill], one: Prefill) -> str:
     name = f"  {one.label:{longest}s} {one.backend:9s}"
     if one.median is None:
         return f"{name} {one.status}: {one.reason}"
-    spread = f"({number(min(one.seconds))} to {number(max(one.seconds))}, {len(one.seconds)} times)"
-    return f"{name} {number(one.median):>8s} s {spread:32s} {_ratio(cells, one)}x best full"
+    between = f"({spread(min(one.seconds), max(one.seconds))}, {len(one.seconds)} times)"
+    return f"{name} {number(one.median):>8s} s {between:32s} {_ratio(cells, one)}x best full"
 
 
 def verdict_line(one: Verdict) -> str:
@@ -88,43 +82,41 @@ def _facts(facts: dict[str, Any]) -> str:
 
 
 def _verdicts(verdicts: list[Verdict]) -> str:
-    lines = ["| check | what | error | allowed | |", "| --- | --- | ---: | ---: | --- |"]
-    for one in verdicts:
-        word = "ok" if one.passed else "**wrong**"
-        lines.append(
-            f"| {one.check} | {one.label.replace('|', 'on')} | {one.error:.2g} "
-            f"| {one.allowed:.2g} | {word} {one.detail} |"
+    rows = (
+        (
+            one.check,
+            one.label.replace("|", "on"),
+            f"{one.error:.2g}",
+            f"{one.allowed:.2g}",
+            f"{'ok' if one.passed else '**wrong**'} {one.detail}".rstrip(),
         )
-    return "\n".join(lines) if verdicts else "Not checked."
+        for one in verdicts
+    )
+    return table("check | what | >error | >allowed | ", rows) if verdicts else "Not checked."
 
 
 def _table(cells: list[Prefill]) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |", "| --- | --- |" + " ---: |" * (len(COLUMNS) - 2)]
-    for one in sorted(cells, key=lambda cell: (cell.median is None, cell.median or 0.0)):
-        if one.median is None:
-            lines.append(f"| {one.label} | {one.backend} | {one.status}: {one.reason} |")
-            continue
-        whole = sum(one.parts.values()) or 1.0
-        memory = "-" if one.peak_bytes is None else number(one.peak_bytes / 2**30)
-        decode = 1e3 * statistics.median(one.decode_seconds) if one.decode_seconds else None
-        row = [
-            *(one.label, _taken(one), number(one.median)),
-            f"{number(min(one.seconds))} to {number(max(one.seconds))}",
-            *(str(len(one.seconds)), number(one.n / one.median), _ratio(cells, one), memory),
-            *(f"{100 * one.parts.get(part, 0.0) / whole:.0f}%" for part in PARTS),
-            "" if decode is None else number(decode),
-        ]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+    return table(COLUMNS, (_row(cells, one) for one in ordered(cells)))
 
 
-def _taken(one: Prefill) -> str:
-    """The backend, and for "auto" what it took."""
-    return f"auto: {', '.join(one.calls)}" if one.backend == "auto" else one.backend
+def _row(cells: list[Prefill], one: Prefill) -> list[str]:
+    if one.median is None:
+        return [one.label, one.backend, f"{one.status}: {one.reason}"]
+    whole = sum(one.parts.values()) or 1.0
+    # What "auto" took is worth more than its name.
+    backend = f"auto: {', '.join(one.calls)}" if one.backend == "auto" else one.backend
+    decode = statistics.median(one.decode_seconds) if one.decode_seconds else None
+    return [
+        *(one.label, backend, number(one.median), spread(min(one.seconds), max(one.seconds))),
+        *(str(len(one.seconds)), number(one.n / one.median), _ratio(cells, one)),
+        "-" if one.extra_bytes is None else number(one.extra_bytes / 2**30),
+        *(f"{100 * one.parts.get(part, 0.0) / whole:.0f}%" for part in PARTS),
+        "" if decode is None else number(1e3 * decode),
+    ]
 
 
 def _ratio(cells: list[Prefill], one: Prefill) -> str:
-    best = best_full(cells)
+    best = fastest(one for one in cells if one.full)
     if best is None or best.median is None or one.median is None:
         return "-"
     return number(best.median / one.median)

@@ -7,23 +7,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sa_patch.benchmark.attention.options import BenchOptions, make_options
-from sa_patch.benchmark.attention.record import Cell
+from sa_patch.benchmark.attention.options import AttentionOptions, make_options
+from sa_patch.benchmark.attention.record import AttentionCell
 from sa_patch.benchmark.attention.run import BenchOutcome, run_bench
 from sa_patch.kernels import BACKENDS, Backend
 
 
-class Console:
-    """Keeps what is printed."""
-
-    def __init__(self) -> None:
-        self.text = ""
-
-    def print(self, *objects: Any, **style: Any) -> None:
-        self.text += " ".join(str(each) for each in objects) + "\n"
-
-
-def tiny(out: Path, **given: Any) -> BenchOptions:
+def tiny(out: Path, **given: Any) -> AttentionOptions:
     values: dict[str, Any] = {
         "n": (32, 64),
         "heads": 4,
@@ -40,11 +30,11 @@ def tiny(out: Path, **given: Any) -> BenchOptions:
 
 
 def run(
-    out: Path, console: Console | None = None, *, all_files: bool = False, **given: Any
+    out: Path, said: list[str] | None = None, *, all_files: bool = False, **given: Any
 ) -> BenchOutcome:
     return run_bench(
         tiny(out, **given),
-        console or Console(),
+        ([] if said is None else said).append,
         command=["bench"],
         json_only=not all_files,
         small_ceilings=True,
@@ -58,5 +48,5 @@ def register(
     monkeypatch.setitem(BACKENDS, name, backend)
 
 
-def cells_of(outcome: BenchOutcome, backend: str) -> list[Cell]:
+def cells_of(outcome: BenchOutcome, backend: str) -> list[AttentionCell]:
     return [cell for cell in outcome.bench.cells if cell.backend == backend]

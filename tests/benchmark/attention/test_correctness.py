@@ -1,8 +1,7 @@
 """The benchmark's correctness check: its oracle against another one, and what it lets pass.
 
 Seen red when the oracle ignored the layer, ten times the tolerance was allowed, NaN passed, three
-times the error of torch was taken for twice, ties of MoBA were compared, and a two-sided band
-counted the pairs of one side.
+times the error of torch was taken for twice, and ties of MoBA were compared.
 """
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 from sa_patch import sparse_attention
-from sa_patch.benchmark.attention.candidates import TwoSidedBand
 from sa_patch.benchmark.attention.correctness import (
     FP32_TOLERANCE,
     HALF_FACTOR,
@@ -20,7 +18,6 @@ from sa_patch.benchmark.attention.correctness import (
     merge,
     sample_positions,
 )
-from sa_patch.benchmark.attention.time_plan import needed_work
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 from tests.laws.strategies import Case, make_case
 from tests.oracle import choice_margin
@@ -145,25 +142,3 @@ def test_the_worst_row_speaks_for_the_batch() -> None:
     good, bad = Verdict(1e-7, 1e-5, 10, 1), Verdict(1e-3, 1e-5, 20, 2, "off")
     assert merge([good, bad, good]) == Verdict(1e-3, 1e-5, 40, 4, "off")
     assert merge([good, Verdict(2e-7, 1e-5, 5, 0)]).error == 2e-7
-
-
-@pytest.mark.parametrize("n", [1, 2, 17, 100])
-@pytest.mark.parametrize("window", [1, 3, 40, 200])
-def test_a_two_sided_band_counts_what_it_shows(n: int, window: int) -> None:
-    band = TwoSidedBand(window)
-    mask = band.visible(torch.arange(n), n)
-    assert torch.equal(mask[0].sum(-1).double(), band.keys_per_query(n))
-    assert torch.equal(mask[0], mask[0].T)
-    assert not band.selection_dots(n).any()
-
-
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-@pytest.mark.parametrize("n", [3, 20, 121])
-def test_needed_work_is_the_measured_number_of_pairs(pattern: Pattern, n: int) -> None:
-    from sa_patch.benchmark.attention.candidates import Candidate
-
-    one = Candidate("x", "x", "x", pattern, lambda q, k, v, layer: q)
-    for layer in (0, 5):
-        pairs = float(pattern.count_visible(n, layer=layer, heads=2).double().mean(0).sum())
-        dots = float(pattern.selection_dots(n).sum())
-        assert needed_work(one, n) == pytest.approx(2 * pairs + dots, rel=1e-12)

@@ -19,25 +19,12 @@ from torch import Tensor
 
 from sa_patch.benchmark.attention import correctness_grid as check_module
 from sa_patch.benchmark.attention import goal_sheet
-from sa_patch.benchmark.attention.correctness_grid import (
-    FAILED,
-    PASSED,
-    REFUSED,
-    WRONG,
-    Case,
-    check,
-    grid,
-)
-from sa_patch.benchmark.attention.goals import (
-    MET,
-    MISSED,
-    UNMEASURED,
-    Goal,
-    fastest,
-    growth_exponent,
-    judge_goals,
-)
-from sa_patch.benchmark.attention.record import SKIPPED, TIMED, Bench, Cell
+from sa_patch.benchmark.attention.correctness import Verdict
+from sa_patch.benchmark.attention.correctness_grid import PASSED, REFUSED, Case, check, grid
+from sa_patch.benchmark.attention.goals import growth_exponent, judge_goals
+from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
+from sa_patch.benchmark.goals import MET, MISSED, UNMEASURED, Goal
+from sa_patch.benchmark.record import FAILED, SKIPPED, TIMED, WRONG, fastest
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, Backend, reference
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
@@ -46,21 +33,21 @@ SA_LABEL, MOBA_LABEL = "sa:window=256,seed=0", "moba:block_size=512,topk=3"
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def cell(n: int, label: str, backend: str, ms: float | None, **rest: Any) -> Cell:
+def cell(n: int, label: str, backend: str, ms: float | None, **rest: Any) -> AttentionCell:
     values: dict[str, Any] = {
         **{"method": label.partition(":")[0], "rival": False, "window": 256},
-        **{"status": SKIPPED if ms is None else TIMED, "gate_error": 1e-3},
+        **{"status": SKIPPED if ms is None else TIMED, "correctness": Verdict(1e-3, 1e-2, 1, 0)},
     }
     samples = [] if ms is None else [ms]
-    return Cell(n=n, label=label, backend=backend, samples_ms=samples, **(values | rest))
+    return AttentionCell(n=n, label=label, backend=backend, samples_ms=samples, **(values | rest))
 
 
-def band(n: int, ms: float, version: str = "FlashAttention-3") -> Cell:
+def band(n: int, ms: float, version: str = "FlashAttention-3") -> AttentionCell:
     return cell(n, "two-sided band (255, 255)", version, ms, method="band", rival=True)
 
 
-def judged(*cells: Cell) -> list[Goal]:
-    return judge_goals(Bench({}, {}, cells=list(cells)))
+def judged(*cells: AttentionCell) -> list[Goal]:
+    return judge_goals(AttentionBench({}, {}, cells=list(cells)))
 
 
 def test_nothing_measured_meets_nothing() -> None:
@@ -131,7 +118,7 @@ def test_moba_is_judged_from_8k_up() -> None:
 
 
 def test_memory_that_grows_as_the_square_is_seen() -> None:
-    def growing(backend: str, power: float) -> list[Cell]:
+    def growing(backend: str, power: float) -> list[AttentionCell]:
         sizes = (2048, 4096, 8192)
         return [cell(n, SA_LABEL, backend, 1.0, extra_bytes=int(n**power)) for n in sizes]
 
@@ -146,9 +133,9 @@ def test_memory_that_grows_as_the_square_is_seen() -> None:
 
 def test_the_fastest_of_what_was_chosen() -> None:
     cells = [cell(64, "x", name, ms) for name, ms in (("a", 3.0), ("b", 2.0), ("c", None))]
-    found = fastest(Bench({}, {}, cells=cells), 64, lambda one: True)
+    found = fastest(cells)
     assert found is not None and found.backend == "b"
-    assert fastest(Bench({}, {}, cells=cells), 64, lambda one: one.backend == "c") is None
+    assert fastest(cells[2:]) is None
 
 
 def case(pattern: Pattern, backend: str = "mine", lengths: tuple[int, ...] = (63, 21)) -> Case:
@@ -231,7 +218,7 @@ def plain_backends(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_rehearsal_writes_everything_and_judges_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=3.0)
+    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.5)
     printed = capsys.readouterr().out
     assert status == 0 and "rehearsal on a CPU" in printed
     content = json.loads((tmp_path / "goals.json").read_text())
@@ -251,7 +238,7 @@ def test_a_wrong_backend_is_on_the_sheet_and_in_the_exit_status(
         return torch.zeros_like(q)
 
     register(monkeypatch, zeros)
-    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=2.0)
+    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.0)
     assert status == 1
     sheet = (tmp_path / "goals.md").read_text()
     assert "- wrong: mine full" in sheet and "Nothing was wrong" not in sheet
@@ -266,7 +253,7 @@ def test_what_was_measured_is_on_disk_when_it_is_stopped(
 
     monkeypatch.setattr(goal_sheet, "run_bench", stopped)
     with pytest.raises(KeyboardInterrupt):
-        goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=2.0)
+        goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.0)
     content = json.loads((tmp_path / "goals.json").read_text())
     assert content["checks"] and content["goals"] == []
     assert "Not reached." in (tmp_path / "goals.md").read_text()
@@ -281,18 +268,28 @@ def test_a_machine_without_a_gpu_is_told_so(
     assert not (tmp_path / "new").exists()
 
 
-def test_the_goal_sheet_needs_neither_rich_nor_transformers_nor_matplotlib() -> None:
+def test_the_goal_sheet_needs_neither_rich_nor_transformers_nor_matplotlib(tmp_path: Path) -> None:
     """It runs from a bare clone; whatever else is imported there must be optional."""
-    barred = ("rich", "matplotlib", "transformers", "lm_eval", "yaml", "datasets", "accelerate")
+    barred = (
+        *("rich", "matplotlib", "transformers", "lm_eval", "yaml", "datasets", "accelerate"),
+        "pydantic",
+    )
     code = f"""
 import sys
+from pathlib import Path
 for name in {barred}:
     sys.modules[name] = None
 from sa_patch.benchmark.attention import goal_sheet
-from sa_patch.benchmark.attention.run import _figure
-from sa_patch.benchmark.attention.record import Bench, Cell
-cell = Cell(64, "full", "full", "banded", False, None, samples_ms=[1.0])
-assert _figure(Bench({{}}, {{}}, cells=[cell])) is None
+from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
+from sa_patch.benchmark.attention.run import write
+shape = dict.fromkeys(("heads", "kv_heads", "head_dim", "batch", "dtype"), 1)
+session = {{"hardware": {{"cpu": ""}}, "versions": {{}}, "started": ""}}
+bench = AttentionBench(session, shape | {{"device": "cpu", "threads": 1}})
+bench.cells.append(AttentionCell(
+    n=64, label="full", method="full", backend="banded", rival=False, window=None, samples_ms=[1.0]
+))
+names = [path.name for path in write(Path({str(tmp_path)!r}) / "it", bench)]
+assert names == ["it.json", "it.md"], names
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,6 +5,7 @@ a time came first, and a panel drew the cells of another window.
 """
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +16,15 @@ import pytest
 
 from sa_patch.benchmark.attention import figure
 from sa_patch.benchmark.attention.record import (
-    SKIPPED,
-    TIMED,
-    WRONG,
-    Bench,
-    Cell,
+    AttentionBench,
+    AttentionCell,
     paired_ratios,
     read_bench,
 )
-from sa_patch.benchmark.attention.tables import markdown, number, ordered, ratio_table, summary_rows
+from sa_patch.benchmark.attention.tables import markdown, ratio_table, summary_rows
 from sa_patch.benchmark.clock import Ceilings, better
+from sa_patch.benchmark.record import SKIPPED, TIMED, WRONG
+from sa_patch.benchmark.tables import number, ordered
 from sa_patch.errors import UserError
 
 
@@ -42,11 +42,26 @@ def test_a_torn_or_foreign_record_is_refused(
         read_bench(path)
 
 
+RESULTS = Path(__file__).resolve().parents[3] / "eval" / "results"
+PUBLISHED = sorted(
+    [*RESULTS.glob("attention/*/attention.json"), *RESULTS.glob("gpu/*/*/attention.json")]
+)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_runs_are_read_and_written_as_they_are(path: Path) -> None:
+    bench = read_bench(path)
+    assert json.loads(json.dumps(bench.content())) == json.loads(path.read_text())
+    assert markdown(bench) == path.with_suffix(".md").read_text()
+
+
 def made(
     n: int, label: str, backend: str, ms: Sequence[float], window: int | None = None, **rest: Any
-) -> Cell:
-    method = label.partition(":")[0]
-    cell = Cell(n, label, method, backend, rest.pop("rival", False), window, status=TIMED)
+) -> AttentionCell:
+    method, rival = label.partition(":")[0], rest.pop("rival", False)
+    cell = AttentionCell(
+        n=n, label=label, method=method, backend=backend, rival=rival, window=window, status=TIMED
+    )
     cell.samples_ms, cell.flops, cell.io_bytes = list(ms), 2e9, 10**6
     cell.started_s = [float(index) for index in range(len(ms))]
     return dataclasses.replace(cell, **rest)
@@ -55,14 +70,14 @@ def made(
 CEILINGS = Ceilings(100.0, 10.0, 1 << 20, 512, (1.0,), (1.0,))
 
 
-def bench_of(*cells: Cell) -> Bench:
+def bench_of(*cells: AttentionCell) -> AttentionBench:
     hardware = {"cpu": "a processor", "gpus": [], "torch_threads": 1}
     provenance = {"hardware": hardware, "versions": {"torch": "2"}, "git": None, "started": "now"}
     options = {
         **{"heads": 4, "kv_heads": 2, "head_dim": 8, "batch": 1, "dtype": "float32"},
         **{"device": "cpu", "threads": None},
     }
-    return Bench(provenance, options, CEILINGS, list(cells), complete=True)
+    return AttentionBench(provenance, options, list(cells), True, CEILINGS)
 
 
 def test_figures_that_follow_from_the_samples() -> None:
@@ -114,7 +129,7 @@ def test_tables_are_sorted_and_say_what_was_not_timed() -> None:
         *("swa:window=8", "full", "SDPA full", "moba:block_size=4,topk=2")
     ]
     assert "skipped: too \\| slow" in rows[-1] and "| 4.00 (4.00 to 4.00) |" in rows[0]
-    assert summary_rows(bench)[0] == ("swa:window=8", "banded", ["2.00 4.00x"])
+    assert summary_rows(bench)[0] == ["swa:window=8", "banded", "2.00 4.00x"]
 
 
 def test_each_backends_time_over_that_of_reference() -> None:
@@ -151,8 +166,8 @@ def test_each_window_has_a_panel_with_its_own_lines() -> None:
     cells.append(made(64, "moba:block_size=8,topk=2", "banded", [], 16, status=WRONG))
     chosen = figure.panels(bench_of(*cells))
     assert {w: {one.label for one in drawn} for w, drawn in chosen.items()} == {
-        8: {"SDPA full", "swa:window=8"},
-        16: {"SDPA full", "swa:window=16", "sa:window=16,seed=0"},
+        8: {"SDPA full", "swa:window=8, banded"},
+        16: {"SDPA full", "swa:window=16, banded", "sa:window=16,seed=0, reference"},
     }
     drawn = figure.draw(bench_of(*cells))
     for axes, lines in zip(drawn.axes, chosen.values(), strict=True):

@@ -1,4 +1,4 @@
-"""The benchmark from end to end on tiny shapes: gate, record, files, interrupts, rivals.
+"""The benchmark from end to end on tiny shapes: checks, record, files, interrupts, rivals.
 
 Nothing here asserts a time. Seen red when a cell that failed its check was timed all the same or
 left the exit status 0, `layer` was the same in two calls, and only the first row was checked.
@@ -12,24 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa_patch.benchmark.attention.record import (
-    FAILED,
-    OUT_OF_MEMORY,
-    TIMED,
-    WRONG,
-    read_bench,
-    write_bench,
-)
+from sa_patch.benchmark.attention.record import read_bench
 from sa_patch.benchmark.clock import Clock
+from sa_patch.benchmark.record import FAILED, OUT_OF_MEMORY, TIMED, WRONG, write_results
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, Backend, Spans, reference
 from sa_patch.patterns import SWA, Pattern
-from tests.benchmark.attention.builder import Console, cells_of, register, run
+from tests.benchmark.attention.builder import cells_of, register, run
 
 
 def test_a_run_times_every_method_on_every_backend_beside_sdpa(tmp_path: Path) -> None:
-    console = Console()
-    outcome = run(tmp_path, console, all_files=True)
+    said: list[str] = []
+    outcome = run(tmp_path, said, all_files=True)
     bench = outcome.bench
     assert outcome.exit_status == 0 and bench.complete
     assert [path.name for path in outcome.files] == [
@@ -41,16 +35,16 @@ def test_a_run_times_every_method_on_every_backend_beside_sdpa(tmp_path: Path) -
         for backend in ("reference", "banded")
     }
     for n in (32, 64):
-        assert {(cell.label, cell.backend) for cell in bench.at(n)} == expected
+        assert {(cell.label, cell.backend) for cell in bench.where(n=n)} == expected
     for cell in bench.cells:
         assert cell.status == TIMED and len(cell.samples_ms) == 4
-        assert cell.gate_error is not None and cell.gate_error <= 1e-5
+        assert cell.correctness is not None and cell.correctness.error <= 1e-5
         assert cell.extra_bytes is not None and cell.extra_bytes > 0
         # q and the result have 4 heads, k and v 2: 12 rows of 8 floats for each token.
         assert cell.io_bytes == 12 * cell.n * 8 * 4
-        assert cell.label in console.text
-    assert "1.00x SDPA full" in console.text
-    picked = [cell.backend for cell in bench.at(32) if cell.automatic]
+        assert any(cell.label in line for line in said)
+    assert "1.00x SDPA full" in "\n".join(said)
+    picked = [cell.backend for cell in bench.where(n=32) if cell.automatic]
     assert picked == ["reference"] * 4
 
 
@@ -76,17 +70,17 @@ def test_a_wrong_backend_gets_no_time_and_exit_status_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(monkeypatch, wrong_window)
-    console = Console()
-    outcome = run(tmp_path, console, all_files=True, methods="swa,full", backends="mine,banded")
+    said: list[str] = []
+    outcome = run(tmp_path, said, all_files=True, methods="swa,full", backends="mine,banded")
     assert outcome.exit_status == 1
     bad = [cell for cell in cells_of(outcome, "mine") if cell.label == "swa:window=8"]
     assert [cell.status for cell in bad] == [WRONG, WRONG]
     for cell in bad:
         assert cell.samples_ms == [] and cell.median_ms is None and cell.quartiles_ms is None
-        assert cell.gate_error is not None and cell.gate_error > 1e-3
+        assert cell.correctness is not None and cell.correctness.error > 1e-3
         assert "off by" in cell.reason and outcome.bench.rates(cell) is None
     assert all(c.status == TIMED for c in outcome.bench.cells if c not in bad)
-    assert "WRONG" in console.text and "wrong: off by" in console.text
+    assert "WRONG" in "\n".join(said) and "wrong: off by" in "\n".join(said)
     text = (tmp_path / "attention.md").read_text()
     assert "**Wrong results, not timed:** swa:window=8 on mine at n = 32" in text
 
@@ -140,7 +134,7 @@ def test_the_record_survives_writing_and_reading(tmp_path: Path) -> None:
     path = tmp_path / "attention.json"
     back = read_bench(path)
     assert back.cells == outcome.bench.cells and back.ceilings == outcome.bench.ceilings
-    write_bench(tmp_path / "again.json", back)
+    write_results(tmp_path / "again", back.content())
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
     content = json.loads(path.read_text(), parse_constant=lambda text: pytest.fail(text))
     assert content["schema"] == 1 and content["options"]["batch"] == 2
@@ -167,7 +161,7 @@ def test_a_folder_in_the_way_is_refused_before_anything_slow(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(Clock, "milliseconds", lambda *args: pytest.fail("something was timed"))
-    with pytest.raises(UserError, match="cannot make the folder"):
+    with pytest.raises(UserError, match="cannot be written"):
         run(tmp_path / "file")
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sa_patch.benchmark.attention.time_plan import length_share
 from sa_patch.benchmark.prefill import measure
 from sa_patch.benchmark.prefill.correctness import verify
 from sa_patch.benchmark.prefill.models import PUBLISHED, make_model, published_config
@@ -32,9 +31,11 @@ from sa_patch.benchmark.prefill.parts import (
     Stopwatch,
     time_parts,
 )
-from sa_patch.benchmark.prefill.record import FAILED, SKIPPED, TIMED, Prefill, Verdict
+from sa_patch.benchmark.prefill.record import Prefill, Verdict
 from sa_patch.benchmark.prefill.run import run_prefill
 from sa_patch.benchmark.prefill.setups import Setup, applied, gather
+from sa_patch.benchmark.record import FAILED, SKIPPED, TIMED
+from sa_patch.benchmark.time_plan import SPENT, Seen, length_share
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS
 from sa_patch.kernels.counting import counting_backends
@@ -177,16 +178,16 @@ def test_a_run_is_on_disk_and_one_failure_costs_only_itself(
     bench = run_prefill(options(tmp_path, models=["qwen3-30b-a3b"]), lines.append)
     read = json.loads((tmp_path / "prefill.json").read_text())
     assert read["complete"] and len(read["prefills"]) == 2 * 6
-    assert [(c.n, c.label) for c in bench.prefills if c.status == FAILED] == [
+    assert [(c.n, c.label) for c in bench.cells if c.status == FAILED] == [
         (96, "moba:block_size=16,topk=2")
     ]
     assert bench.wrong() == [
         "failed: qwen3-30b-a3b: moba:block_size=16,topk=2, banded, n = 96: "
         "RuntimeError: no kernel for this"
     ]
-    timed = [c for c in bench.prefills if c.status == TIMED]
+    timed = [c for c in bench.cells if c.status == TIMED]
     assert len(timed) == 11
-    assert all(len(c.seconds) >= 2 and c.peak_bytes and c.parts for c in timed)
+    assert all(len(c.seconds) >= 2 and c.extra_bytes and c.parts for c in timed)
     assert all(c.calls == {"banded": 2} for c in timed if c.backend)
     # Written after the prompt, by the stock model and one sparse setup.
     assert {(c.n, c.label) for c in timed if len(c.decode_seconds) == 3} == {
@@ -200,7 +201,7 @@ def test_a_run_is_on_disk_and_one_failure_costs_only_itself(
 
 def test_what_does_not_fit_into_the_time_is_skipped_and_said(tmp_path: Path) -> None:
     bench = run_prefill(options(tmp_path, models=["qwen3-8b"], budget=1e-3), lambda line: None)
-    assert {c.reason for c in bench.prefills} == {"the time budget was spent before"}
+    assert {c.reason for c in bench.cells} == {SPENT}
     assert "the time budget was spent before" in (tmp_path / "prefill.md").read_text()
 
 
@@ -223,7 +224,7 @@ def test_a_prompt_leaves_the_text_no_more_room_than_the_model_has(
     limit = AutoConfig.from_pretrained(checkpoint).max_position_embeddings
     run = options(tmp_path, **given, n=(limit - 2, limit), budget=60)
     bench = run_prefill(run, lambda line: None)
-    stock = [c for c in bench.prefills if c.label == "stock"]
+    stock = [c for c in bench.cells if c.label == "stock"]
     assert [(c.n, c.status, len(c.decode_seconds)) for c in stock] == [
         (limit - 2, TIMED, 2),
         (limit, TIMED, 0),
@@ -247,9 +248,9 @@ def test_interpreted_kernels_have_no_times(dense_model: PreTrainedModel) -> None
         ({"models": ["smollm2-135m"], "small": True}, "shrinks"),
         ({"patterns": ["sa:0"]}, "window"),
         ({"backends": ["tritn"]}, "did you mean 'triton'"),
-        ({"n": [0]}, "at least 1 token"),
-        ({"dtype": "int8"}, "dtype must be one of"),
-        ({"budget": 0}, "--budget above 0"),
+        ({"n": [0]}, "n must be a whole number of at least 1"),
+        ({"dtype": "int8"}, "unknown dtype"),
+        ({"budget": 0}, "budget must be a positive number"),
     ],
 )
 def test_mistakes_are_one_sentence(given: dict[str, Any], words: str) -> None:
@@ -271,8 +272,16 @@ def test_the_script_refuses_before_anything_slow(
 def test_short_prompts_are_timed_however_small_their_share(tmp_path: Path) -> None:
     run = options(tmp_path, models=["qwen3-8b"], n=(4, 256), budget=60)
     bench = run_prefill(run, lambda line: None)
-    assert {c.status for c in bench.prefills} == {TIMED}
+    assert {c.status for c in bench.cells} == {TIMED}
     assert length_share(4, (4, 256)) * 60 < 0.2
+
+
+def measurer_of(
+    model: PreTrainedModel, setups: list[Setup], deadline: float
+) -> measure.PrefillMeasurer:
+    return measure.PrefillMeasurer(
+        model, "it", setups, deadline, decoded=0, longest=None, say=lambda line: None
+    )
 
 
 def test_rounds_that_are_owed_keep_their_time(
@@ -282,14 +291,13 @@ def test_rounds_that_are_owed_keep_their_time(
     monkeypatch.setattr(measure, "time_parts", lambda model, forward: {CORE: 4.0})
     setups = [Setup(), Setup(SWA(16), "banded")]
     deadline = time.monotonic() + 18
-    measurer = measure.Measurer(
-        dense_model, "it", setups, deadline, 0, None, lambda line: None, lambda: None
-    )
-    measurer._last = {setup.key: (64, 4.0, 0.5) for setup in setups}
+    measurer = measurer_of(dense_model, setups, deadline)
+    for one in measurer.contestants:
+        measurer.history.keep(one, Seen(64, 4000.0, 0))
     cells: list[Prefill] = []
     measurer.measure(64, 0.5, cells)
     assert [cell.status for cell in cells] == [TIMED, SKIPPED]
-    assert "a pass would take about 4.0 s" in cells[1].reason
+    assert "a call would take about 4.0 s" in cells[1].reason
 
 
 def test_permutations_and_plans_are_made_anew_in_every_pass(
@@ -311,9 +319,7 @@ def test_permutations_and_plans_are_made_anew_in_every_pass(
 
     with dense_model.register_forward_pre_hook(forward):
         deadline = time.monotonic() + 20
-        measurer = measure.Measurer(
-            dense_model, "it", [setup], deadline, 0, None, lambda line: None, lambda: None
-        )
+        measurer = measurer_of(dense_model, [setup], deadline)
         measurer.measure(64, 0.01, [])
     # Every pass draws for both layers; drawing alone, of many layers at once, goes another way.
     assert passes >= 5

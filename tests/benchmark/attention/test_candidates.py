@@ -1,6 +1,6 @@
 """FlashAttention beside the backends, as `flash` offers it, with torch standing in for it here.
 
-Seen red when the two-sided band lacked a key on one side.
+Seen red when the two-sided band lacked a key on one side or counted the pairs of one side.
 """
 
 import math
@@ -10,11 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa_patch.benchmark.attention.record import TIMED, WRONG
+from sa_patch.benchmark.attention.candidates import Candidate, TwoSidedBand
+from sa_patch.benchmark.record import TIMED, WRONG
 from sa_patch.kernels import BACKENDS, Backend
 from sa_patch.kernels.flash import backend as flash
-from sa_patch.patterns import Full, Pattern
+from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 from tests.benchmark.attention.builder import cells_of, run
+
+PATTERNS: list[Pattern] = [
+    *(Full(), SWA(7), SA(7, seed=3), SA(7, circular=False), SA(5, per_head=True)),
+    *(MoBA(8, 3), MoBA(5, 1)),
+]
 
 
 def flash_stand_in(monkeypatch: pytest.MonkeyPatch, causal_band: bool = False) -> None:
@@ -61,3 +67,23 @@ def test_flash_attention_runs_beside_as_a_rival(
     assert band.status == (WRONG if causal_band else TIMED) and band.window == 8
     assert math.isclose(band.flops, 4 * 8 * 4 * (64 * 15 - 8 * 7))
     assert rivals["swa:window=8"].status == TIMED
+
+
+@pytest.mark.parametrize("n", [1, 2, 17, 100])
+@pytest.mark.parametrize("window", [1, 3, 40, 200])
+def test_a_two_sided_band_counts_what_it_shows(n: int, window: int) -> None:
+    band = TwoSidedBand(window)
+    mask = band.visible(torch.arange(n), n)
+    assert torch.equal(mask[0].sum(-1).double(), band.keys_per_query(n))
+    assert torch.equal(mask[0], mask[0].T)
+    assert not band.selection_dots(n).any()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@pytest.mark.parametrize("n", [3, 20, 121])
+def test_needed_work_is_the_measured_number_of_pairs(pattern: Pattern, n: int) -> None:
+    one = Candidate("x", "x", pattern, lambda q, k, v, layer: q)
+    for layer in (0, 5):
+        pairs = float(pattern.count_visible(n, layer=layer, heads=2).double().mean(0).sum())
+        dots = float(pattern.selection_dots(n).sum())
+        assert one.needed_work(n) == pytest.approx(2 * pairs + dots, rel=1e-12)

@@ -9,40 +9,45 @@ from typing import Any
 
 import pytest
 
-from sa_patch.benchmark.attention.goals import MET, MISSED, UNMEASURED
-from sa_patch.benchmark.goal_lines import goal_lines
+from sa_patch.benchmark.goals import MET, MISSED, UNMEASURED, goal_lines
 from sa_patch.benchmark.prefill.goals import JUDGED, judge_goals
 from sa_patch.benchmark.prefill.parts import CORE
-from sa_patch.benchmark.prefill.record import TIMED, Prefill, PrefillBench, write_json
+from sa_patch.benchmark.prefill.record import Prefill, PrefillBench
 from sa_patch.benchmark.prefill.tables import markdown
+from sa_patch.benchmark.record import TIMED, write_results
 
 
 def cell(n: int, label: str, backend: str, seconds: float | None, **rest: Any) -> Prefill:
-    timed = {"seconds": [seconds], "status": TIMED} if seconds is not None else {}
-    full = label in ("stock", "full")
-    return Prefill("qwen3-8b", n, label, backend, full, **(timed | rest))
+    timed = {"samples_ms": [1e3 * seconds], "status": TIMED} if seconds is not None else {}
+    values: dict[str, Any] = {
+        "n": n,
+        "label": label,
+        "backend": backend,
+        "full": label in ("stock", "full"),
+    }
+    return Prefill(model="qwen3-8b", **(values | timed | rest))
 
 
 def judged(*cells: Prefill) -> dict[str, tuple[str, float | None]]:
-    goals = judge_goals(PrefillBench({}, {}, prefills=list(cells)), "qwen3-8b")
+    goals = judge_goals(PrefillBench({}, {}, cells=list(cells)), "qwen3-8b")
     return {goal.name: (goal.status, goal.value) for goal in goals}
 
 
 def test_goals_take_the_fastest_rival_and_our_fastest_backend() -> None:
     found = judged(
-        cell(32768, "stock", "", 3.0, peak_bytes=100),
+        cell(32768, "stock", "", 3.0, extra_bytes=100),
         cell(32768, "full", "flash", 1.5),
         cell(
             32768,
             JUDGED,
             "triton",
             1.0,
-            peak_bytes=101,
+            extra_bytes=101,
             draw_seconds=1e-3,
             calls={"triton": 36},
             parts={CORE: 0.36},
         ),
-        cell(32768, JUDGED, "banded", 9.0, peak_bytes=10),
+        cell(32768, JUDGED, "banded", 9.0, extra_bytes=10),
         cell(131072, "stock", "", 20.0),
         cell(131072, "full", "flash", 8.0),
         cell(131072, JUDGED, "triton", 4.0),
@@ -58,7 +63,7 @@ def test_goals_take_the_fastest_rival_and_our_fastest_backend() -> None:
 def test_nothing_measured_meets_nothing() -> None:
     assert {status for status, _ in judged().values()} == {UNMEASURED}
     skipped = cell(32768, JUDGED, "triton", None, reason="no time left")
-    goals = judge_goals(PrefillBench({}, {}, prefills=[skipped]), "qwen3-8b")
+    goals = judge_goals(PrefillBench({}, {}, cells=[skipped]), "qwen3-8b")
     assert goals[0].detail == "no time left"
 
 
@@ -67,9 +72,9 @@ def test_goals_are_in_the_files_as_they_were_judged(tmp_path: Path) -> None:
     provenance = {"hardware": hardware, "versions": {"torch": "2", "transformers": "5"}}
     options = {"device": "cuda", "small": False, "threads": 1, "dtype": "bfloat16"}
     cells = [cell(32768, "stock", "", 3.0), cell(32768, JUDGED, "triton", 1.5)]
-    bench = PrefillBench(provenance, options, prefills=cells)
+    bench = PrefillBench(provenance, options, cells=cells)
     bench.goals = judge_goals(bench, "qwen3-8b")
-    write_json(tmp_path / "prefill.json", bench)
+    write_results(tmp_path / "prefill", bench.content())
     (met, far, *_) = json.loads((tmp_path / "prefill.json").read_text())["goals"]
     assert (met["status"], met["value"], far["status"]) == (MET, 2.0, UNMEASURED)
     assert met["detail"] == "1.50 s on triton, 3.00 s stock"
@@ -81,3 +86,16 @@ def test_goals_are_in_the_files_as_they_were_judged(tmp_path: Path) -> None:
         f"    {met['detail']}",
         f"COULD NOT BE MEASURED: {far['name']}: -, target 3",
     ]
+
+
+def test_the_record_has_the_names_of_published_ones() -> None:
+    path = (
+        Path(__file__).resolve().parents[3] / "eval/results/prefill/smollm2-135m-cpu/prefill.json"
+    )
+    published = json.loads(path.read_text())
+    content = PrefillBench({}, {}, [cell(64, JUDGED, "triton", 1.0)]).content()
+    assert set(content) == set(published)
+    assert {name: content[name] for name in ("kind", "schema")} == {
+        name: published[name] for name in ("kind", "schema")
+    }
+    assert set(content["prefills"][0]) == set(published["prefills"][0])

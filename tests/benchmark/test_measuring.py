@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from sa_patch.benchmark.attention.record import SKIPPED, TIMED, read_bench
+from sa_patch.benchmark.attention.record import read_bench
+from sa_patch.benchmark.record import SKIPPED, TIMED
 from sa_patch.kernels import reference
 from sa_patch.patterns import Pattern
 from tests.benchmark.attention.builder import cells_of, register, run
@@ -38,9 +39,9 @@ def test_an_interrupt_keeps_the_lengths_before_it(
         run(tmp_path, all_files=True, methods="swa", backends=("mine", "banded"))
     kept = read_bench(tmp_path / "attention.json")
     assert not kept.complete and kept.provenance["ended"]
-    assert all(cell.status == TIMED for cell in kept.at(32))
-    assert [cell.status for cell in kept.at(64)] == [SKIPPED] * 3
-    assert all("interrupted" in cell.reason for cell in kept.at(64))
+    assert all(cell.status == TIMED for cell in kept.where(n=32))
+    assert [cell.status for cell in kept.where(n=64)] == [SKIPPED] * 3
+    assert all("interrupted" in cell.reason for cell in kept.where(n=64))
     assert "This run was interrupted" in (tmp_path / "attention.md").read_text()
     assert (tmp_path / "attention.png").stat().st_size > 5000
 
@@ -53,7 +54,7 @@ def test_a_cell_interrupted_while_it_is_timed_counts_from_three_samples_on(
         register(monkeypatch, stop_at(calls, 64))
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, methods="swa", backends="mine", repeats=8)
-        cell = next(c for c in read_bench(tmp_path / "attention.json").at(64) if not c.rival)
+        cell = next(c for c in read_bench(tmp_path / "attention.json").where(n=64) if not c.rival)
         assert (cell.status, len(cell.samples_ms)) == (status, calls - 3)
         assert (cell.median_ms is None) == (status == SKIPPED)
 
@@ -69,4 +70,4 @@ def test_a_long_first_length_is_tried_on_a_short_one(tmp_path: Path) -> None:
     outcome = run(tmp_path, n=(4096,), budget=2.0, methods="swa", heads=2, repeats=3)
     mask = cells_of(outcome, "reference")[0]
     assert mask.status in (TIMED, SKIPPED)
-    assert outcome.bench.at(1024) == [], "the short call is no result"
+    assert outcome.bench.where(n=1024) == [], "the short call is no result"

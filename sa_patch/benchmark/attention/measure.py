@@ -1,0 +1,126 @@
+"""Attention of one layer over every pattern and backend at one length."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sa_patch.benchmark.attention.candidates import Candidate, gather
+from sa_patch.benchmark.attention.correctness import Expected, expect, judge, merge
+from sa_patch.benchmark.attention.options import AttentionOptions
+from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
+from sa_patch.benchmark.clock import Call, Clock
+from sa_patch.benchmark.measuring import Measurer
+from sa_patch.benchmark.record import WRONG
+from sa_patch.benchmark.tables import Say
+from sa_patch.benchmark.time_plan import Seen
+from sa_patch.kernels import choose_backend
+from sa_patch.patterns import Pattern
+
+PROBE = 1024  # tokens of the calls from which a first long length is predicted
+PROBED_FROM = 4096
+CHECK_LAYER = 0
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
+    """Measures a layer; every call has a layer of its own, so that nothing is drawn before."""
+
+    def __init__(
+        self,
+        options: AttentionOptions,
+        bench: AttentionBench,
+        clock: Clock,
+        deadline: float,
+        say: Say,
+    ) -> None:
+        super().__init__(clock, deadline, options.repeats, say, seed=options.seed)
+        self.options, self.bench = options, bench
+        self._layers: dict[str, Iterator[int]] = {}
+
+    def measure(self, n: int, share: float) -> None:
+        """Check and time everything at length n within `share` of the time left."""
+        if n >= PROBED_FROM:
+            # Learn what each takes on a short sequence, before a long one is risked.
+            unknown = [pair for pair in self._begin(PROBE) if pair[0].key not in self.history.seen]
+            if unknown:
+                self.check_and_time(PROBE, unknown, share=0, within_share=False)
+        pairs = self._begin(n)
+        self.bench.cells += [cell for _, cell in pairs]
+        self.check_and_time(n, pairs, share, free_bytes=self.clock.free_bytes())
+
+    def _begin(self, n: int) -> list[tuple[Candidate, AttentionCell]]:
+        """Draw the inputs of a length; who takes part, with a cell for each."""
+        self._inputs, self._oracle = self._draw(n), dict[Pattern, list[Expected]]()
+        contestants, refused = gather(
+            self.options.patterns(), self.options.backends, *self._inputs[:2]
+        )
+        self.bench.not_served += [one for one in refused if one not in self.bench.not_served]
+        return [(one, self._cell(one, n)) for one in contestants]
+
+    def _call(self, one: Candidate, layer: int | None = None) -> Call:
+        """A call to be measured, in a layer that no call had before unless one is given."""
+        if layer is None:
+            layer = next(self._layers.setdefault(one.key, itertools.count(CHECK_LAYER + 1)))
+        return partial(one.call, *self._inputs, layer)
+
+    def milliseconds(self, one: Candidate) -> float:
+        return self.clock.milliseconds(self._call(one))
+
+    def _draw(self, n: int) -> Inputs:
+        options = self.options
+        generator = torch.Generator(options.device).manual_seed(options.seed * 1_000_003 + n)
+
+        def normal(heads: int) -> Tensor:
+            size = (options.batch, heads, n, options.head_dim)
+            drawn = torch.randn(size, generator=generator, device=options.device)
+            return drawn.to(options.torch_dtype)
+
+        return normal(options.heads), normal(options.kv_heads), normal(options.kv_heads)
+
+    def _cell(self, one: Candidate, n: int) -> AttentionCell:
+        options, (q, k, v) = self.options, self._inputs
+        per_row = 2.0 * options.head_dim * options.heads
+        return AttentionCell(
+            n=n,
+            label=one.label,
+            method=one.shown.name,
+            backend=one.backend,
+            rival=one.rival,
+            window=one.shown.effective_window,
+            automatic=not one.rival and choose_backend(one.shown, q, k).name == one.backend,
+            mean_keys=float(one.shown.keys_per_query(n).mean()),
+            flops=per_row * options.batch * one.needed_work(n),
+            io_bytes=sum(t.numel() * t.element_size() for t in (q, k, v, q)),
+        )
+
+    def check(self, one: Candidate, cell: AttentionCell) -> Seen | None:
+        """Compare with the oracle and learn memory and time."""
+        if one.shown not in self._oracle:
+            self._oracle[one.shown] = self._expected(one.shown)
+        if one.key not in self.history.seen:
+            # Compilation is neither time nor memory of the call.
+            self._call(one)()
+        started = time.perf_counter()
+        out, extra = self.clock.memory(self._call(one, CHECK_LAYER))
+        ms = 1e3 * (time.perf_counter() - started)
+        verdict = merge([judge(out, each) for each in self._oracle[one.shown]])
+        del out
+        if self.history.quick(one, cell.n):
+            ms = self.milliseconds(one)
+        cell.extra_bytes, cell.correctness = extra, verdict
+        if not verdict.passed:
+            cell.status, cell.reason = WRONG, verdict.reason
+            return None
+        return Seen(cell.n, ms, extra)
+
+    def _expected(self, shown: Pattern) -> list[Expected]:
+        """The oracle's rows for the first and the last sequence of the batch."""
+        rows = sorted({0, self.options.batch - 1})
+        expected = partial(expect, shown, *self._inputs, layer=CHECK_LAYER)
+        return [expected(row=row, seed=self.options.seed) for row in rows]
