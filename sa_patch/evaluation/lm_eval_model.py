@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from torch import Tensor
@@ -15,9 +13,8 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
-from sa_patch.evaluation.metering import HeadShape, PatternMeter, padding_lengths
-from sa_patch.evaluation.padded_batches import PaddedBatchesLM, Request
-from sa_patch.evaluation.token_scores import token_loglikelihoods
+from sa_patch.evaluation.metering import HeadShape, PatternMeter
+from sa_patch.evaluation.reused_answers import ReusedAnswersLM
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.gguf import reading_gguf_once
@@ -32,7 +29,7 @@ from sa_patch.patching import (
     patch_model,
 )
 from sa_patch.patching.layers import base_model
-from sa_patch.patterns import Pattern, make_pattern, parse_pattern, with_seed
+from sa_patch.patterns import Full, Pattern, make_pattern, parse_pattern, with_seed
 from sa_patch.patterns.base import whole_number
 
 _CACHE_OWNER = "sa_patch:owner"
@@ -41,10 +38,10 @@ _REMEMBERED_PAIRS = 1 << 17
 
 
 @register_model("sa-patch")
-class SAPatchLM(PaddedBatchesLM):
+class SAPatchLM(ReusedAnswersLM):
     """lm-eval's `hf` model with a sparse prefill attention.
 
-    Scores do not depend on the batch size; see `PaddedBatchesLM`.
+    Scores do not depend on the batch size; see `padded_batches`.
 
     Args:
         pretrained: hub id, local folder, a .gguf file, "smollm2-135m" for the embedded model, or
@@ -157,6 +154,7 @@ class SAPatchLM(PaddedBatchesLM):
         patterns = layer_patterns(model)
         branches = layer_branches(model)
         each = [*patterns.values(), *(part for own in branches.values() for part in own)]
+        self._generates_in_full = decode == "full" or all(isinstance(p, Full | None) for p in each)
         self._unstable = next((p for p in each if p and not p.prefix_stable), None)
         self._check_distributed()
         if getattr(self, "cache_hook", None) is not None:
@@ -243,31 +241,9 @@ class SAPatchLM(PaddedBatchesLM):
     def padding_is_harmless(self) -> bool:
         return self._unstable is None and not self.meter.observed_layers
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Request], *arguments: Any, **named: Any
-    ) -> list[tuple[float, bool]]:
-        self._meter_requests(requests)
-        return super()._loglikelihood_tokens(requests, *arguments, **named)
-
-    def _meter_requests(self, requests: Sequence[Request]) -> None:
-        """Count the prefills that lm-eval will run: one for all requests of one input."""
-        if not self.logits_cache:
-            self.meter.add(self._input_length(request) for request in requests)
-            return
-        inputs = {(*request[1], *request[2][:-1]) for request in requests}
-        self.meter.add(min(len(tokens), self.max_length) for tokens in inputs)
-
-    def token_loglikelihoods(self, requests: Sequence[Instance]) -> list[list[float]]:
-        """Every token's log-likelihood; see `sa_patch.evaluation.token_scores`."""
-        return token_loglikelihoods(self, requests)
-
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
-    ) -> Tensor:
-        mask = generation_kwargs.get("attention_mask")
-        self.meter.add([context.shape[1]] * len(context) if mask is None else padding_lengths(mask))
-        with self.meter.clock.running():
-            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+    @property
+    def generates_in_full(self) -> bool:
+        return self._generates_in_full
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's description of the model, with the pattern in it."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError, one_line
+from sa_patch.evaluation.full_answers import FullAnswers
 from sa_patch.evaluation.tasks import Catalogue
-from sa_patch.files.provenance import hardware, now
+from sa_patch.files.provenance import hardware, now, versions
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.free_memory import free_memory
 from sa_patch.models.layer_check import check_layers
@@ -33,10 +34,12 @@ class Computed:
 
 
 class CellRunner:
-    """Loads a model once and computes cells of it; writes no files and shows nothing.
+    """Loads a model once and computes cells of it; shows nothing.
 
     Args:
         benchmarks: folder of local data sets, or None for the hub's.
+        answers: folder in which cells leave what full attention answered for others to reuse (in
+            memory alone where it does not exist); None to compute everything.
 
     Raises:
         UserError: if the model cannot be loaded.
@@ -49,12 +52,27 @@ class CellRunner:
         catalogue: Catalogue,
         benchmarks: Path | None,
         run_code: bool,
+        answers: Path | None = None,
     ) -> None:
         self._config, self._run_code = config, run_code
         self._catalogue, self._benchmarks = catalogue, benchmarks
         self._lm = load_model(model, config.batch_size, config.batch_tokens)
         self._hardware = hardware()
+        if answers is not None:
+            self._lm.full_answers = FullAnswers(self._identity(model), answers)
         self._loaded: dict[tuple[str, str], Mapping[str, Any]] = {}
+
+    def _identity(self, model: ModelSpec) -> dict[str, Any]:
+        """What determines full attention's answers beside the tokens."""
+        source = resolve_model(model.pretrained, model.gguf_file, model.revision)
+        return {
+            "model": source.identity,
+            "dtype": str(self._lm.model.dtype),
+            "max_length": self._lm.max_length,
+            "backend": self._config.backend,
+            "hardware": [self._lm.device.type, *self._hardware["gpus"]],
+            "versions": {name: versions().get(name) for name in ("torch", "transformers")},
+        }
 
     def try_patterns(self, cells: Iterable[PlannedCell]) -> None:
         """Patch the model as each of the cells asks, computing nothing.
@@ -84,6 +102,8 @@ class CellRunner:
             loaded = self._data(cell)
             self._use(cell)
             self._lm.meter.reset()
+            if self._lm.full_answers is not None:
+                self._lm.full_answers.refresh()
             with counting_backends() as calls:
                 results = scoring.score(self._lm, loaded, cell.task.limit, self._run_code)
             scores = scoring.plain_scores(results, cell.info.name)
@@ -96,6 +116,8 @@ class CellRunner:
             }
             if left_out := failures():
                 content["measured"]["left_out"] = left_out
+            if self._lm.full_answers is not None:
+                self._lm.full_answers.save(cell.id)
             content["status"] = "done"
         except Exception as error:
             content.update(scores=None, primary=None, samples=None, items=None, measured=None)

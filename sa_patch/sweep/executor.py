@@ -68,7 +68,9 @@ class LocalExecutor:
             own = list(group)
             check_model(model, own)
             yield Starts(f"loading {model.pretrained}")
-            runner = CellRunner(config, model, plan.catalogue, plan.benchmarks, run_code)
+            runner = CellRunner(
+                config, model, plan.catalogue, plan.benchmarks, run_code, plan.answers
+            )
             # What the model cannot take at all is the user's to mend: no cell runs.
             runner.try_patterns(own)
             for cell in own:

@@ -61,7 +61,7 @@ class ProcessExecutor:
         check_model(model, cells)
         waiting, workers = deque(cells), self._workers
         # Indexing lm-eval's tasks takes longer than handing the index on.
-        shared = (config, model, plan.catalogue, plan.benchmarks, run_code)
+        shared = (config, model, plan.catalogue, plan.benchmarks, run_code, plan.answers)
         payload = pickle.dumps((shared, list(cells)))
         yield Starts(f"loading {model.pretrained}", self._jobs)
         try:

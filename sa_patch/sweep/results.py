@@ -36,7 +36,8 @@ class Cell:
     ``visited_share`` is what tiles of queries read in blocks of 16 keys, of what they read under
     full attention.
     ``seconds`` is the time of the whole evaluation, ``model_seconds`` that of the model's calls
-    per sequence (the decoding of generated tokens included).
+    per sequence that was run (the decoding of generated tokens included; see `reused_fraction`
+    of `sa_patch.evaluation.metering`).
     ``scores`` holds all of the task's metrics, by name with filter. Measured figures are ``None``
     where the file has none.
     """
@@ -214,9 +215,16 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
         visited_share=_visited_share(measured),
         saturated_fraction=_number(measured.get("saturated_fraction")),
         seconds=_number(data.get("seconds")),
-        model_seconds=per_sequence("model_seconds"),
+        model_seconds=_seconds_per_run_sequence(measured),
         scores={key: _number(score) for key, score in (data.get("scores") or {}).items()},
     )
+
+
+def _seconds_per_run_sequence(measured: Mapping[str, Any]) -> float | None:
+    """None where all answers were reused, too."""
+    total, sequences = _number(measured.get("model_seconds")), _number(measured.get("sequences"))
+    run = round((sequences or 0) * (1 - (_number(measured.get("reused_fraction")) or 0)))
+    return None if total is None or not run else total / run
 
 
 def _visited_share(measured: Mapping[str, Any]) -> float | None:

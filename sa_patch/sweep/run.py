@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sa_patch.sweep.config import SweepConfig
@@ -39,8 +39,12 @@ def run_sweep(
     command: Sequence[str] = (),
     run_code: bool = False,
     executor: Executor | None = None,
+    reuse: bool = True,
 ) -> Outcome:
     """Compute every cell of `plan` that `out` does not hold yet.
+
+    With `reuse`, prompts of which a pattern hides nothing are answered by full attention once, for
+    all cells (``out/answers``).
 
     A cell that fails is recorded with its reason and the rest goes on. Ctrl-C ends the run with
     what is finished; running it again does the rest.
@@ -53,6 +57,9 @@ def run_sweep(
     with folder.locked():
         # The manifest comes first: cells without it would have no provenance.
         planned = [cell.id for cell in plan.cells]
+        if reuse:
+            folder.answers.mkdir(exist_ok=True)
+            plan = replace(plan, answers=folder.answers)
         warning = folder.begin(config.name, config.to_dict(), planned, command)
         waiting, untrusted = unfinished(folder, plan)
         outcome = Outcome(len(plan.cells), found=len(plan.cells) - len(waiting))

@@ -99,6 +99,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
             content.pop(key)
         if content["measured"]:
             content["measured"].pop("model_seconds")
+            content["measured"].pop("reused_fraction")
         found[path.name] = content
     return found
 
@@ -294,7 +295,7 @@ def test_other_weights_or_data_than_planned_are_refused(models: list[str], tmp_p
 
     def prepared(model: str, data: str | None) -> str | None:
         changed = dataclasses.replace(cell, cell={**cell.cell, "model": model, "data": data})
-        job = Job(config, config.models[0], (changed,), tmp_path, run_code=False)
+        job = Job(config, config.models[0], (changed,), tmp_path, False, None)
         return SweepWorker(gpus=1).prepare(job)
 
     model = cell.cell["model"]

@@ -47,6 +47,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         content.pop("seconds")
         if content["measured"]:
             content["measured"].pop("model_seconds")
+            content["measured"].pop("reused_fraction")
         found[path.name] = content
     return found
 

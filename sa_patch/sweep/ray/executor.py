@@ -61,7 +61,13 @@ class RayExecutor:
             own = tuple(cell for cell in cells if cell.model == model)
             check_model(model, own)
             jobs[model] = Job(
-                config, _portable(model), own, plan.benchmarks, run_code, self._modules
+                config,
+                _portable(model),
+                own,
+                plan.benchmarks,
+                run_code,
+                plan.answers,
+                self._modules,
             )
         yield Starts("connecting to Ray")
         # Ray prints on its own account when a worker dies.
