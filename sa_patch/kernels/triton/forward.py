@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 
 from sa_patch.kernels.triton import launch_table
+from sa_patch.kernels.triton.block_choice.launch import choose, of_query_heads
 from sa_patch.kernels.triton.chosen_blocks_launch import (
-    choose,
     first_keys,
     launch_gathered,
     launch_shared,
@@ -99,7 +99,7 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
     lse = torch.full(call.q.shape[:3], -torch.inf, dtype=torch.float32, device=call.q.device)
     _serve_sparse(parts, part._replace(out=out, lse=lse, join=True), configs, fused)
     for served in [row.batch for row in sparse] if dense else [slice(None)]:
-        call.out[served] = out[served].to(call.out.dtype)
+        call.out[served] = out[served]
         if call.lse is not None:
             call.lse[served] = lse[served]
 
@@ -139,4 +139,5 @@ def _serve_sparse(parts: DisjointParts, call: Call, configs: Configs, fused: boo
             picks = choose(call, pattern, config.choose) if picks is None else picks
             launch_gathered(call, pattern, picks, near, shown, configs.small_blocks())
         if number + 1 < len(chosen) and picks is not None:
-            shown = shown.with_spans(first_keys(pattern, picks), pattern.block_size)
+            starts = of_query_heads(first_keys(pattern, picks), call.q.shape[1])
+            shown = shown.with_spans(starts, pattern.block_size)

@@ -18,8 +18,8 @@ from sa_patch.kernels.triton.launch_table import (
 )
 from sa_patch.kernels.triton.local_window import local_window_kernel
 from sa_patch.kernels.triton.parts import LocalWindow
-from sa_patch.kernels.triton.ring import ring_kernel
-from sa_patch.kernels.triton.ring_tiles import ring_plan, ring_table
+from sa_patch.kernels.triton.rings.kernel import ring_kernel
+from sa_patch.kernels.triton.rings.plan import ring_plan, ring_table
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.kernels.triton.tiles import (
     Row,
@@ -158,7 +158,7 @@ class Choices(NamedTuple):
     """Chosen blocks, and the attention of each query over each of them alone.
 
     Args:
-        picks: int32 ``[batch, q_heads, nq, count]``, -1 for none.
+        picks: int32 ``[batch, choosers, nq, count]``, -1 for none.
         partial, partial_lse: fp32 ``[batch, nq, q_heads, count, head_dim]`` and, in base 2,
             ``[batch, nq, q_heads, count]``; anything where there is no pick.
     """
@@ -193,6 +193,7 @@ def launch_local_window(
         call.scale * LOG2_E,
         *call.strides(),
         PACK=pack,
+        CHOOSERS=1 if choices is None else choices.picks.shape[1],
         CHOSEN=choices is not None,
         WIDEN=INTERPRETED,
         **call.results(),

@@ -235,6 +235,20 @@ def shared_launch(q: Tensor, shared: int, group: int, device: str) -> tuple[Laun
     return Launch(block_m, 32 if narrow else 64, warps, stages=2), pack
 
 
+def tree_launch(candidates: int, seq_len: int, device: str) -> Launch:
+    """The launch of the search of a tree: queries of a tile, and the candidates of each.
+
+    Args:
+        candidates: of a query on a level, at most.
+    """
+    width = max(16, next_power_of_2(candidates))
+    if device == "interpreter":
+        # A step of no more elements than Triton takes.
+        return Launch(64 if seq_len <= _INTERPRETED_SHORT else (1 << 16) // width, width)
+    # A step reads 16 columns of every candidate: 64 registers a thread.
+    return Launch(max(1, min(64, 512 // width)), width, warps=4 if width < 512 else 8, stages=1)
+
+
 def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 

@@ -148,6 +148,7 @@ def local_window_kernel(
     HEADS: tl.constexpr,
     KV_GROUP: tl.constexpr,
     PACK: tl.constexpr,
+    CHOOSERS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -163,7 +164,7 @@ def local_window_kernel(
         q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.
         table: of `band_table`.
         lows: int32, by position; query i sees ``lows[i] <= j <= i`` and ``j < sinks``.
-        partial, partial_lse, picks: of the chosen kernel, `count` to a query; read with CHOSEN.
+        partial, partial_lse, picks: of `Choices`, `count` to a query; read with CHOSEN.
         scale: at least 0, with log2(e) in it.
     """
     batch, head, members, rows, positions, real, first, last = query_tile(
@@ -198,13 +199,14 @@ def local_window_kernel(
     )
     places = (batch * HEADS + members) * query_len + rows
     if CHOSEN:
+        chooser = batch * CHOOSERS + members // (HEADS // CHOOSERS)
         parts = ((batch * query_len + rows) * HEADS + members) * count
         state = join_choices(
             state,
             partial,
             partial_lse,
             picks,
-            places * count,
+            (chooser * query_len + rows) * count,
             parts,
             count,
             real,

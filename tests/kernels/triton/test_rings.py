@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_patch.kernels.triton.launch_table import BandConfig
 from sa_patch.kernels.triton.parts import EVERYTHING, NOTHING, LocalWindow, disjoint_parts
-from sa_patch.kernels.triton.ring_tiles import RingPlan, ring_plan, ring_table
+from sa_patch.kernels.triton.rings.plan import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row, current_stream
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
 from tests.kernels.triton.test_triton import TINY, assert_matches
@@ -112,6 +112,20 @@ def test_a_plan_shows_each_pair_of_the_ring_once(
     if method == "psa":
         wanted[:, : pattern.window] = False
     assert torch.equal(torch.as_tensor(shown).expand_as(wanted), wanted.long())
+
+
+@pytest.mark.parametrize("start", [0, 1010])
+def test_bands_of_long_sequences_hold_all_keys(start: int) -> None:
+    """Where they are narrower than the ring; a wider one would be an error."""
+    n, pattern = 1300, PSA(20)
+    rows = (Row(0, start, n),)
+    plan = ring_plan(pattern, rows, n - start, NOTHING, layer=1, heads=1, block=32, device=CPU)
+    assert plan.keys.shape[1] < n
+    table = ring_table(pattern, rows, n - start, 32, 1, CPU, 0).tolist()
+    shown = torch.stack([shown_by(plan, row, 1, n) for row in table]).sum(0)
+    wanted = pattern.ring(n, 1).visible(torch.arange(n)).long()
+    wanted[:, : max(start, pattern.window)] = 0
+    assert torch.equal(shown, wanted)
 
 
 def test_late_queries_read_few_keys_beyond_their_own() -> None:
