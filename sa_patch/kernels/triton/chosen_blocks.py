@@ -1,8 +1,8 @@
 """Triton kernel of large blocks chosen by content: attention to whole blocks.
 
 Choices (`block_choice`) are sorted by block, so that `chosen_kernel` meets the keys of one block
-with tiles of queries that chose it, whichever of its KV head's query heads they belong to. The near
-kernel takes the partial results in.
+with tiles of queries that chose it, whichever of its KV head's query heads they belong to. The
+local window's kernel takes the partial results in.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def chosen_kernel(
             block, or before its blocks the lack of one.
         tile_end: int64 ``[groups]``, the tile after the last of each group.
         tile_group: int64, the group of each tile, `groups` for tiles that do not exist.
-        about, lows, sinks: of `row_table` and `local_window_kernel`; LIMITED leaves near keys out.
+        about, lows, sinks: of `row_table` and `local_window_kernel`; LIMITED leaves out the
+            keys of the local window.
         origin: first token of block 0.
         rings ... SPANS: of `shown_by_other_part`; read where LIMITED.
     """
@@ -119,10 +120,10 @@ def chosen_kernel(
         acc, top, total = start_softmax(BLOCK_M, BLOCK_D)
         for first in range(0, block_size, BLOCK_N):
             inside = first + columns < block_size
-            near = columns if EVEN else tl.where(inside, columns, 0)
+            clamped = columns if EVEN else tl.where(inside, columns, 0)
             visible = inside[None, :]
             if LIMITED:
-                keys = (key + first + near).to(tl.int32)[None, :]
+                keys = (key + first + clamped).to(tl.int32)[None, :]
                 visible = visible & (keys >= sinks) & (keys < low[:, None])
                 if RINGS + SPANS:
                     shown = shown_by_other_part(
@@ -144,8 +145,8 @@ def chosen_kernel(
                     )
                     visible = visible & (shown == 0)
             place = tl.cast(first, tl.int64)
-            k_tile = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
-            v_tile = load_rows(v_base + place * v_row, near * v_row, HEAD_DIM, BLOCK_D)
+            k_tile = load_rows(k_base + place * k_row, clamped * k_row, HEAD_DIM, BLOCK_D)
+            v_tile = load_rows(v_base + place * v_row, clamped * v_row, HEAD_DIM, BLOCK_D)
             acc, top, total = softmax_step(
                 acc,
                 top,

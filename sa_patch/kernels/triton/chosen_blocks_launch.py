@@ -43,7 +43,9 @@ PARTIAL_BYTES = 1 << 30
 _NO_KEY = 1 << 30
 
 
-def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Launch) -> None:
+def launch_shared(
+    call: Call, pattern: BlockTopK, local_window: LocalWindow, choose: Launch
+) -> None:
     """All that a pattern shows whose tiles of queries share their choices."""
     own = own_choices(call, pattern, choose)
     choices = tile_choices(own.flatten(0, 1), pattern.shared)
@@ -59,14 +61,14 @@ def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Lau
         call.out,
         call.lse,
         table,
-        call.lows(near),
+        call.lows(local_window),
         blocks,
         first_row,
         counts,
         call.query_len,
         pattern.block_size,
         pattern.sinks,
-        near.sinks,
+        local_window.sinks,
         blocks.shape[2],
         blocks.shape[3],
         call.scale * LOG2_E,
@@ -116,7 +118,7 @@ def attend_choices(
     call: Call,
     pattern: MoBA | BlockTopK,
     picks: Tensor,
-    near: LocalWindow | None,
+    local_window: LocalWindow | None,
     shown: ExcludedKeys,
     launch: Launch,
 ) -> Choices:
@@ -124,7 +126,7 @@ def attend_choices(
 
     Args:
         picks: of `choose`, at least one to a query.
-        near: keys to leave out; None where no chosen block has any of them.
+        local_window: keys to leave out; None where no chosen block has any of them.
         shown: keys to leave out as well.
     """
     q, k = call.q, call.k
@@ -159,18 +161,18 @@ def attend_choices(
             tile_end,
             tile_group,
             row_table(call.rows, batch, q.device, call.stream),
-            None if near is None else call.lows(near),
+            None if local_window is None else call.lows(local_window),
             groups,
             queries,
             origin_of(pattern),
             pattern.block_size,
             blocks,
             count,
-            0 if near is None else near.sinks,
+            0 if local_window is None else local_window.sinks,
             call.scale * LOG2_E,
             *strides(q, k, call.v),
             EVEN=pattern.block_size % launch.block_n == 0,
-            LIMITED=near is not None,
+            LIMITED=local_window is not None,
             WIDEN=INTERPRETED,
             **shown.arguments(),
             **shape(q, k, launch),
@@ -182,16 +184,16 @@ def launch_sorted(
     call: Call,
     pattern: MoBA | BlockTopK,
     picks: Tensor | None,
-    near: LocalWindow,
+    local_window: LocalWindow,
     hidden: LocalWindow | None,
     shown: ExcludedKeys,
     config: MobaConfig,
 ) -> None:
-    """Chosen blocks by sorting, and the near keys in the same launch.
+    """Chosen blocks by sorting, and the local window in the same launch.
 
     Args:
         picks: of `choose`; made here where they are not given.
-        near: keys to attend to beside the blocks.
+        local_window: keys to attend to beside the blocks.
         hidden, shown: keys to leave out of the blocks, as `attend_choices` takes them.
     """
     batch, heads, queries, head_dim = call.q.shape
@@ -217,7 +219,7 @@ def launch_sorted(
             choices = attend_choices(
                 part, pattern, found.contiguous(), hidden, shown.of_heads(own), config.chosen
             )
-        launch_local_window(part, near, config.own, choices)
+        launch_local_window(part, local_window, config.own, choices)
         if call.lse is not None and part.lse is not None:
             call.lse[:, own] = part.lse
 

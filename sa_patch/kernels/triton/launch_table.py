@@ -36,7 +36,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class BandConfig:
-    """What stands near, and tokens on a ring.
+    """A local window, and tokens on a ring.
 
     Args:
         tiles: tiles in a block of neighbours on a ring. More of them waste fewer keys in the
@@ -57,7 +57,7 @@ class MobaConfig:
     Args:
         choose: of the choice; read for mixture of block attention.
         chosen: of the chosen blocks.
-        own: of what stands near, where the results of chosen blocks are taken in.
+        own: of the local window, where the results of chosen blocks are taken in.
     """
 
     choose: Launch
@@ -169,7 +169,7 @@ def band_config(
     dense: bool = False,
     joining: bool = False,
 ) -> BandConfig:
-    """The table's entry for what stands near and for rings.
+    """The table's entry for local windows and for rings.
 
     Args:
         compared: the keys of a ring are compared with other rings, which takes registers.

@@ -1,4 +1,4 @@
-"""Triton kernel of what stands near: the first tokens, and the keys from some position on.
+"""Triton kernel of the local window: the first tokens, and the keys from some position on.
 
 That is full attention, sliding windows, sinks, the own block of block choices, and unions of these.
 One program serves a tile of neighbouring queries for the query heads that share a KV head. Partial
@@ -76,10 +76,10 @@ def local_window_walk(
         # As unsigned numbers those behind zero are the largest.
         behind = (positions[:, None] - keys).to(tl.uint32, bitcast=True)
         visible = (behind < reach.to(tl.uint32, bitcast=True)[:, None]) | (keys < limits[:, None])
-        near = tl.minimum(columns, last - key)
+        clamped = tl.minimum(columns, last - key)
         place = tl.cast(key, tl.int64)
-        k = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
-        v = load_rows(v_base + place * v_row, near * v_row, HEAD_DIM, BLOCK_D)
+        k = load_rows(k_base + place * k_row, clamped * k_row, HEAD_DIM, BLOCK_D)
+        v = load_rows(v_base + place * v_row, clamped * v_row, HEAD_DIM, BLOCK_D)
         acc, top, total = softmax_step(acc, top, total, q, k, v, visible, scale, True, WIDEN)
     return acc, top, total
 

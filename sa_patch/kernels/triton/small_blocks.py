@@ -208,7 +208,7 @@ def shared_blocks_kernel(
     JOIN: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
-    """One tile of SHARED queries, of PACK query heads: sinks, near keys and the tile's blocks.
+    """One tile of SHARED queries, of PACK query heads: sinks, local window and the tile's blocks.
 
     Args:
         q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.

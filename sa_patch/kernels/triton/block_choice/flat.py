@@ -77,8 +77,8 @@ def choose_kernel(
         best = tl.zeros([BLOCK_M, PICKS], tl.int64) + empty[None, :]
         for begin in range(0, tl.load(eligible + last), BLOCK_N):
             block = begin + columns
-            near = tl.minimum(block, blocks - 1).to(tl.int64)
-            mean = load_rows(means, near * HEAD_DIM, HEAD_DIM, BLOCK_D)
+            clamped = tl.minimum(block, blocks - 1).to(tl.int64)
+            mean = load_rows(means, clamped * HEAD_DIM, HEAD_DIM, BLOCK_D)
             scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             # Three tensor-core products of split numbers: as exact as fp32, and 10 times as fast as
             # fp32 outside the tensor cores (measured on an H200).

@@ -36,7 +36,7 @@ class RingPlan(NamedTuple):
         key_steps: int32, like `keys`. A query sees keys of
             ``0 <= key_step - query_step < window``,
         counts: int32, like `queries`: and of them those among so many leading keys of the band,
-            which near queries do not see otherwise,
+            which neighbouring queries do not see otherwise,
         skips: int32 ``[blocks]``: and after so many, which are sinks.
     """
 
@@ -118,7 +118,7 @@ def ring_plan(
     pattern: SA | PSA,
     rows: tuple[Row, ...],
     query_len: int,
-    near: LocalWindow,
+    local_window: LocalWindow,
     *,
     layer: int,
     heads: int,
@@ -128,7 +128,7 @@ def ring_plan(
     """The plans of all spans of `rows`, concatenated in the order of `ring_table`.
 
     Args:
-        near: keys that a query sees without the ring, which its plan leaves out.
+        local_window: keys that a query sees without the ring, which its plan leaves out.
         heads: query heads, each of which has a draw of its own where `pattern.per_head`.
         block: queries of a block.
     """
@@ -140,7 +140,7 @@ def ring_plan(
 
     def of_span(span: Span) -> RingPlan:
         def build() -> RingPlan:
-            lows = near.lows(span.length, device, stream)
+            lows = local_window.lows(span.length, device, stream)
             if isinstance(pattern, SA):
                 parts = _sa_blocks(pattern, span, layers, heads, block, device)
             else:
@@ -151,9 +151,9 @@ def ring_plan(
                     block=block,
                     device=device,
                 )
-            return _limited(parts, lows, near.sinks)
+            return _limited(parts, lows, local_window.sinks)
 
-        key = (pattern, span, near, layers, draws, block, device, stream)
+        key = (pattern, span, local_window, layers, draws, block, device, stream)
         return RingPlan(*triton_plans.PLANS.get(key, build))
 
     def of_all() -> RingPlan:
@@ -166,7 +166,7 @@ def ring_plan(
     if len(spans) == 1:
         together = of_span(spans[0])
     else:
-        key = ("joined", pattern, spans, near, layers, draws, block, device, stream)
+        key = ("joined", pattern, spans, local_window, layers, draws, block, device, stream)
         together = RingPlan(*triton_plans.PLANS.get(key, of_all))
     begin = (layer - layers.start) * sum(counts)
     return RingPlan(*(part[begin : begin + sum(counts)] for part in together))
