@@ -28,6 +28,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--layers", help="layers to patch, such as 4-35, or a schedule file (default: all)"
     )
     parser.add_argument("--decode", default="full", help="full or pattern, for the new tokens")
+    parser.add_argument(
+        "--verbose", action="store_true", help="say which backend served, and tokens a second"
+    )
     _add_loading(parser)
     parser.set_defaults(run=_generate)
 
@@ -82,6 +85,7 @@ def _generate(options: argparse.Namespace) -> int:
         device_map=options.device_map,
         gguf_file=options.gguf_file,
         revision=options.revision,
+        verbose=options.verbose,
     )
     return 0
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.evaluation.metering import HeadShape, PatternMeter
 from sa_patch.evaluation.reused_answers import ReusedAnswersLM
 from sa_patch.kernels import Spans, check_backend
+from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.gguf import reading_gguf_once
 from sa_patch.models.layer_check import check_layers
@@ -132,6 +136,8 @@ class SAPatchLM(ReusedAnswersLM):
 
     # Set while lm-eval tries batch sizes.
     _probing = False
+    verbose = False
+    """Whether to say on standard error, after the first requests, what served them and how fast."""
 
     def use_pattern(
         self,
@@ -240,6 +246,32 @@ class SAPatchLM(ReusedAnswersLM):
     @property
     def padding_is_harmless(self) -> bool:
         return self._unstable is None and not self.meter.observed_layers
+
+    def loglikelihood(self, *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
+        with self._telling_once():
+            answers: list[tuple[float, bool]] = super().loglikelihood(*arguments, **named)
+        return answers
+
+    def generate_until(self, *arguments: Any, **named: Any) -> list[str]:
+        with self._telling_once():
+            answers: list[str] = super().generate_until(*arguments, **named)
+        return answers
+
+    @contextmanager
+    def _telling_once(self) -> Iterator[None]:
+        if not self.verbose:
+            yield
+            return
+        with counting_backends() as calls:
+            yield
+        self.verbose = False
+        spent = self.meter.summary()
+        rate = f" at {spent['tokens'] / spent['model_seconds']:,.0f} a second"
+        print(
+            f"{served_by(calls)}; prompts of {spent['tokens']:,} tokens"
+            f"{rate if spent['model_seconds'] else ''}",
+            file=sys.stderr,
+        )
 
     @property
     def generates_in_full(self) -> bool:
