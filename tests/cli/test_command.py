@@ -208,7 +208,8 @@ def test_generate_streams_the_continuation(
     assert again.out == shown.out
     (said,) = (line for line in again.err.splitlines() if "attention by" in line)
     assert re.fullmatch(
-        r"attention by (banded|reference) \(\d+ calls\).*; prompt of \d+ tokens at [\d,]+ a second; "
+        r"attention by (banded|reference) \(\d+ calls\).*; "
+        r"prompt of \d+ tokens at [\d,]+ a second; "
         r"new tokens at [\d,.]+ a second",
         said,
     )
