@@ -124,8 +124,8 @@ def test_charts_are_walked_by_keyboard(open_page: Open, one: Path) -> None:
     assert chart.evaluate("chart => chart === document.activeElement")
 
 
-def test_all_can_be_reached_and_used_with_tab_and_space(first_page: ReportPage) -> None:
-    page = first_page
+def test_all_can_be_reached_and_used_with_tab_and_space(open_page: Open, one: Path) -> None:
+    page = open_page(one)
     page.page.keyboard.press("Tab")
     assert page.page.evaluate("document.activeElement.className") == "skip"
     reached = []
