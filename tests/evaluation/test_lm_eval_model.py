@@ -200,12 +200,35 @@ def test_layers_are_text_a_mapping_or_a_file(checkpoint: Path, tmp_path: Path) -
         assert lm.meter.summary()["mean_keys_per_query"] == pytest.approx((34 + 2 * 55) / 30)
 
 
-def test_one_layer_with_a_drawn_pattern_keeps_padding_out_of_all_batches(
+def test_one_layer_with_a_drawn_pattern_has_padding_masked_in_all_batches(
     single: SAPatchLM, eights: SAPatchLM
 ) -> None:
     for lm in (single, eights):
         lm.use_pattern(SWA(4), layers={1: SA(3)})
     assert close(answers(single, "loglikelihood"), answers(eights, "loglikelihood"))
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["told apart", "differ in zeros alone"])
+def test_rows_of_any_length_share_a_batch_of_a_drawn_pattern(
+    single: SAPatchLM, eights: SAPatchLM, monkeypatch: pytest.MonkeyPatch, zeros: bool
+) -> None:
+    """A token 0 at an input's end looks like padding; the last token of a request never enters."""
+    requests: list[Any] = [(None, [5, 6, 7, 0], [8]), (None, [5, 6, 7, 0, 0, 9], [8, 0])]
+    requests += [(None, list(range(9, 9 + n)), [3, 4]) for n in (3, 11, 12, 20)]
+    requests += [(None, [5, 6, 7], [8])] if zeros else []
+    for lm in (single, eights):
+        lm.use_pattern(SA(3))
+    expected = single._loglikelihood_tokens(requests, disable_tqdm=True)
+    batches: list[int] = []
+    forward = eights.model.forward
+
+    def watched(tokens: Tensor, **named: Any) -> Any:
+        batches.append(len(tokens))
+        return forward(tokens, **named)
+
+    monkeypatch.setattr(eights.model, "forward", watched)
+    assert close(eights._loglikelihood_tokens(requests, disable_tqdm=True), expected)
+    assert batches == ([1, 1, 1, 1, 2, 1] if zeros else [6])
 
 
 def test_keys_are_counted_where_they_are_chosen(single: SAPatchLM) -> None:
