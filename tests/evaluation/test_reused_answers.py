@@ -77,6 +77,16 @@ def test_any_saturated_pattern_answers_for_full_attention(lm: SAPatchLM) -> None
     assert lm.meter.summary()["reused_fraction"] == 1
 
 
+@pytest.mark.parametrize("ask", [log_likelihoods, generated, windows])
+def test_what_a_sparse_pattern_answers_is_nobody_elses(lm: SAPatchLM, ask: Any) -> None:
+    expected = ask(lm)
+    lm.full_answers = FullAnswers({})
+    lm.use_pattern(SWA(4))
+    ask(lm)
+    lm.use_pattern(Full())
+    assert ask(lm) == expected
+
+
 def test_batches_of_generations_are_filled_up_with_what_is_known(checkpoint: Path) -> None:
     lm = SAPatchLM(str(checkpoint), method="full", dtype="float32", batch_size=8, device="cpu")
     lm.use_pattern(SWA(60))
@@ -121,7 +131,8 @@ def test_files_are_read_whole_by_others_of_the_same_identity(tmp_path: Path) -> 
     # Nothing new, nothing written.
     second.save("later")
     assert list(tmp_path.iterdir()) == [file]
-    for damage in (file.read_text()[:-9], "[]", json.dumps({"identity": {"model": "a"}})):
+    foreign = json.dumps(json.loads(file.read_text()) | {"identity": {"model": "b"}})
+    for damage in (file.read_text()[:-9], "[]", '{"identity": {"model": "a"}}', foreign):
         file.write_text(damage)
         third = FullAnswers({"model": "a"}, tmp_path)
         third.refresh()
