@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
-from sa_patch.evaluation.metering import HeadShape, PatternMeter
+from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
 from sa_patch.evaluation.reused_answers import ReusedAnswersLM
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.kernels.counting import counting_backends, served_by

@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 from torch import Tensor
 
 from sa_patch.evaluation.full_answers import FullAnswers
-from sa_patch.evaluation.metering import PatternMeter, padding_lengths
+from sa_patch.evaluation.metering.pattern_meter import PatternMeter, padding_lengths
 from sa_patch.evaluation.padded_batches import PaddedBatchesLM, Request
 from sa_patch.evaluation.token_scores import score_window, window_of
 

@@ -37,7 +37,7 @@ class Cell:
     full attention.
     ``seconds`` is the time of the whole evaluation, ``model_seconds`` that of the model's calls
     per sequence that was run (the decoding of generated tokens included; see `reused_fraction`
-    of `sa_patch.evaluation.metering`).
+    of `sa_patch.evaluation.metering.pattern_meter`).
     ``scores`` holds all of the task's metrics, by name with filter. Measured figures are ``None``
     where the file has none.
     """

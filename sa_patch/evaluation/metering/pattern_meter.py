@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_patch.evaluation.model_clock import ModelClock
-from sa_patch.evaluation.observed_keys import Observed
-from sa_patch.evaluation.visited_meter import VisitedMeter
+from sa_patch.evaluation.metering.model_clock import ModelClock
+from sa_patch.evaluation.metering.observed_keys import Observed
+from sa_patch.evaluation.metering.visited_meter import VisitedMeter
 from sa_patch.kernels import Spans
 from sa_patch.patterns import Full, Pattern, seed_of
 
