@@ -102,15 +102,16 @@ def _chosen_candidates(pattern: MoBA | BlockTopK, q: Tensor, seq_len: int) -> li
     return varied
 
 
-def compile_beforehand(pattern: Pattern, q: Tensor, k: Tensor, jobs: int) -> None:
-    """Compile all `candidates` in several processes, into Triton's cache on disk.
+def compile_beforehand(
+    pattern: Pattern, q: Tensor, k: Tensor, jobs: int, configs: list[Config]
+) -> None:
+    """Compile `configs` in several processes, into Triton's cache on disk.
 
     168 of them took 24 s in 15 processes, and seconds each one after the other.
 
     Args:
         q, k: of `tune`; their shapes, dtype and device count.
     """
-    configs = candidates(pattern, q, k.shape[2])
     work = [
         (pattern, configs[first::jobs], q.shape, k.shape, q.dtype, str(q.device))
         for first in range(min(jobs, len(configs)))

@@ -14,7 +14,10 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="hub id, folder, or smollm2-135m")
     parser.add_argument("prompt", help="the text to continue")
     parser.add_argument(
-        "--method", default="sa", help="a name, or a text form such as sinks:4+swa:60+sa:64"
+        *("--pattern", "--method"),
+        dest="method",
+        default="sa",
+        help="a name, or a text form such as sinks:4+swa:60+sa:64",
     )
     parser.add_argument("--window", type=int, help="keys in view (default: 128)")
     parser.add_argument("--seed", type=int, help="of a random pattern")
@@ -25,6 +28,9 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
         "--layers", help="layers to patch, such as 4-35, or a schedule file (default: all)"
     )
     parser.add_argument("--decode", default="full", help="full or pattern, for the new tokens")
+    parser.add_argument(
+        "--verbose", action="store_true", help="say which backend served, and tokens a second"
+    )
     _add_loading(parser)
     parser.set_defaults(run=_generate)
 
@@ -34,7 +40,10 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.description = "Measure which layers are harmed most when they go sparse."
     parser.add_argument("model", help="hub id, folder, or smollm2-135m")
     parser.add_argument(
-        "--method", default="sinks:4+swa:60+sa:64", help="pattern of sparse layers, in text form"
+        *("--pattern", "--method"),
+        dest="method",
+        default="sinks:4+swa:60+sa:64",
+        help="pattern of sparse layers, in text form",
     )
     parser.add_argument("--full-layers", type=int, help="how many stay full (default: 1 in 5)")
     parser.add_argument("--n", type=int, default=1024, help="tokens of a document (default: 1024)")
@@ -76,6 +85,7 @@ def _generate(options: argparse.Namespace) -> int:
         device_map=options.device_map,
         gguf_file=options.gguf_file,
         revision=options.revision,
+        verbose=options.verbose,
     )
     return 0
 

@@ -26,6 +26,12 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
         help="let tasks such as humaneval run code that the model writes",
     )
     parser.add_argument(
+        "--no-reuse",
+        action="store_true",
+        help="compute every prompt in every cell; else those of which a pattern hides nothing are "
+        "computed once, by full attention",
+    )
+    parser.add_argument(
         "--ray",
         nargs="?",
         const="",
@@ -96,6 +102,7 @@ def _sweep(options: argparse.Namespace) -> int:
         command=options.command_line,
         run_code=run_code,
         executor=executor,
+        reuse=not options.no_reuse,
     )
     done = outcome.found + outcome.ran
     print(f"{done} of {outcome.planned} cells done, {outcome.failed} failed, in {out}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 from sa_patch.errors import UserError, choice
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.kernels import check_backend
+from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.layer_check import check_layers
 from sa_patch.models.loading import DTYPES, load_causal_lm, load_tokenizer
@@ -51,6 +54,7 @@ def generate_text(
     device_map: str | None = None,
     gguf_file: str | None = None,
     revision: str | None = None,
+    verbose: bool = False,
 ) -> None:
     """Load a model, attend by `pattern`, and print the greedy continuation as it appears.
 
@@ -58,11 +62,12 @@ def generate_text(
         model: hub id, folder, or ``smollm2-135m``.
         layers: text such as ``"4-35"``, or the path of a schedule file; None for all.
         chat: put the prompt into the tokenizer's chat template.
+        verbose: say on standard error which backends served, and how fast.
 
     Raises:
         UserError: if the model cannot be found, loaded or patched, or has no chat template.
     """
-    from transformers import TextStreamer
+    from sa_patch.evaluation.timed_streamer import TimedStreamer
 
     if not prompt:
         raise UserError("the prompt is empty; give the text to continue")
@@ -88,13 +93,16 @@ def generate_text(
         )
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
-    streamer = TextStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
-    loaded.generate(
-        **inputs.to(loaded.device),
-        streamer=streamer,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id
-        if tokenizer.pad_token_id is not None
-        else tokenizer.eos_token_id,
-    )
+    streamer = TimedStreamer(tokenizer, skip_prompt=chat, skip_special_tokens=True)
+    with counting_backends() as calls:
+        loaded.generate(
+            **inputs.to(loaded.device),
+            streamer=streamer,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id
+            if tokenizer.pad_token_id is not None
+            else tokenizer.eos_token_id,
+        )
+    if verbose:
+        print(f"{served_by(calls)}; {streamer.rates()}", file=sys.stderr)

@@ -26,16 +26,20 @@ def with_our_tasks(arguments: Sequence[str]) -> list[str]:
 def run_lm_eval(arguments: Sequence[str]) -> None:
     """Hand `arguments` to lm-eval's command; it may end the process with its own status.
 
-    lm-eval finds outside models only once they are imported, and reads ``sys.argv``.
+    ``--verbose`` is ours: which backends served, and how many tokens of prompts a second. lm-eval
+    finds outside models only once they are imported, and reads ``sys.argv``.
     """
     from lm_eval.__main__ import cli_evaluate
 
-    import sa_patch.evaluation.lm_eval_model  # noqa: F401
+    from sa_patch.evaluation.lm_eval_model import SAPatchLM
 
     before = sys.argv
-    sys.argv = ["sa-patch lm-eval", *with_our_tasks(arguments)]
+    SAPatchLM.verbose = "--verbose" in arguments
+    passed_on = [word for word in arguments if word != "--verbose"]
+    sys.argv = ["sa-patch lm-eval", *with_our_tasks(passed_on)]
     try:
         with offline_code_eval():
             cli_evaluate()
     finally:
         sys.argv = before
+        SAPatchLM.verbose = False

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
-from sa_patch.evaluation.metering import HeadShape, PatternMeter, padding_lengths
-from sa_patch.evaluation.token_scores import token_loglikelihoods
+from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
+from sa_patch.evaluation.reused_answers import ReusedAnswersLM
 from sa_patch.kernels import Spans, check_backend
+from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
-from sa_patch.models.gguf_once import reading_gguf_once
+from sa_patch.models.gguf import reading_gguf_once
 from sa_patch.models.layer_check import check_layers
 from sa_patch.patching import (
     Layers,
@@ -33,39 +33,31 @@ from sa_patch.patching import (
     patch_model,
 )
 from sa_patch.patching.layers import base_model
-from sa_patch.patterns import Pattern, make_pattern, parse_pattern, with_seed
+from sa_patch.patterns import Full, Pattern, make_pattern, parse_pattern, with_seed
 from sa_patch.patterns.base import whole_number
-
-Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 _CACHE_OWNER = "sa_patch:owner"
 # Encoded requests that are remembered: a sweep asks the same ones of every pattern.
 _REMEMBERED_PAIRS = 1 << 17
-# Requests that share a batch differ in length by this much at most, so that little is padding.
-_SHORTEST_OF_BATCH = 0.8
 
 
 @register_model("sa-patch")
-class SAPatchLM(HFLM):
+class SAPatchLM(ReusedAnswersLM):
     """lm-eval's `hf` model with a sparse prefill attention.
 
-    Scores do not depend on the batch size. lm-eval pads log-likelihood batches on the right and
-    passes no mask; causality alone makes that harmless for prefix-stable patterns, and for the
-    others (SA draws its permutation for the sequence's own length), and where visible keys are
-    counted as they are chosen, each batch is made of sequences of one length, so that there is no
-    padding at all.
+    Scores do not depend on the batch size; see `padded_batches`.
 
     Args:
         pretrained: hub id, local folder, a .gguf file, "smollm2-135m" for the embedded model, or
             a model object. One with gated attention (`sa_patch.training`) is used as it was
             trained, and takes no method but full.
-        method: name of a pattern; its parameters are the arguments up to `grouped`.
+        pattern: a pattern, its text form, or its name, whose parameters are then the arguments up
+            to `grouped`. Beside a text form `seed` may stand, and is that of all its random parts.
+            In ``--model_args``, where commas separate arguments, semicolons separate its parameters
+            (``pattern=sinks:4+moba:block_size=16;topk=4``).
+        method: the same.
         window, seed, topk, block_size, circular, per_head, sinks, local, branch, beam, grouped:
             see `sa_patch.patterns`.
-        pattern: a pattern, or its text form, instead of `method` and its parameters; `seed` may
-            stand beside it, and is that of all its random parts. In ``--model_args``, where commas
-            separate arguments, semicolons separate its parameters
-            (``pattern=sinks:4+moba:block_size=16;topk=4``).
         layers: see `sa_patch.patch_model`; or the path of a schedule file (``.yaml``). In
             ``--model_args`` ``layers=0-3+7`` means layers 0 to 3, and 7.
         decode, backend: see `sa_patch.patch_model`.
@@ -121,7 +113,7 @@ class SAPatchLM(HFLM):
         schedule = read_layers(layers)
         if batch_tokens is not None:
             whole_number(batch_tokens, "batch_tokens", 1)
-        self._batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens
         self._encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         if isinstance(pretrained, str):
             source = resolve_model(
@@ -144,6 +136,8 @@ class SAPatchLM(HFLM):
 
     # Set while lm-eval tries batch sizes.
     _probing = False
+    verbose = False
+    """Whether to say on standard error, after the first requests, what served them and how fast."""
 
     def use_pattern(
         self,
@@ -166,6 +160,7 @@ class SAPatchLM(HFLM):
         patterns = layer_patterns(model)
         branches = layer_branches(model)
         each = [*patterns.values(), *(part for own in branches.values() for part in own)]
+        self._generates_in_full = decode == "full" or all(isinstance(p, Full | None) for p in each)
         self._unstable = next((p for p in each if p and not p.prefix_stable), None)
         self._check_distributed()
         if getattr(self, "cache_hook", None) is not None:
@@ -189,10 +184,11 @@ class SAPatchLM(HFLM):
     def _detect_batch_size(self, *arguments: Any, **named: Any) -> int:
         """lm-eval's trial of batch sizes, which must not enter the measurements."""
         self._probing = True
+        lengths, self._lengths_by_row = self._lengths_by_row, None
         try:
             return int(super()._detect_batch_size(*arguments, **named))
         finally:
-            self._probing = False
+            self._probing, self._lengths_by_row = False, lengths
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's request cache, if it holds no answers of another pattern or model.
@@ -238,11 +234,6 @@ class SAPatchLM(HFLM):
                 "equally many batches; use data-parallel processes or device_map='auto'"
             )
 
-    def _input_length(self, request: Request) -> int:
-        """Tokens of a request that enter the model, cut as lm-eval cuts them."""
-        _, context, continuation = request
-        return min(len(context) + len(continuation) - 1, self.max_length)
-
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """As lm-eval's, remembered: encoding takes longer than a small model's forward pass."""
         pair = (context, continuation)
@@ -253,76 +244,39 @@ class SAPatchLM(HFLM):
             found = self._encoded[pair] = super()._encode_pair(context, continuation)
         return found
 
-    def _loglikelihood_tokens(
-        self,
-        requests: Sequence[Request],
-        disable_tqdm: bool = False,
-        override_bs: int | None = None,
-        **kwargs: Any,
-    ) -> list[tuple[float, bool]]:
-        self._meter_requests(requests)
-        padding_is_harmless = self._unstable is None and not self.meter.observed_layers
-        if not requests or (padding_is_harmless and self._batch_tokens is None):
-            return self._run(requests, disable_tqdm, override_bs, **kwargs)
-        by_length: dict[int, list[int]] = {}
-        for index, request in enumerate(requests):
-            by_length.setdefault(self._input_length(request), []).append(index)
-        lengths = sorted(by_length, reverse=True)
-        if self.batch_size == "auto" and override_bs is None:
-            longest = [requests[by_length[lengths[0]][0]]]
-            override_bs = self._detect_batch_size(longest, 0)
-        answers: dict[int, tuple[float, bool]] = {}
-        for together in _similar(lengths) if padding_is_harmless else [[n] for n in lengths]:
-            members = [index for length in together for index in by_length[length]]
-            with self._at_most_tokens(together[0]):
-                part = self._run([requests[i] for i in members], True, override_bs, **kwargs)
-            answers.update(zip(members, part, strict=True))
-        return [answers[index] for index in range(len(requests))]
+    @property
+    def padding_is_harmless(self) -> bool:
+        return self._unstable is None and not self.meter.observed_layers
+
+    def loglikelihood(self, *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
+        with self._telling_once():
+            answers: list[tuple[float, bool]] = super().loglikelihood(*arguments, **named)
+        return answers
+
+    def generate_until(self, *arguments: Any, **named: Any) -> list[str]:
+        with self._telling_once():
+            answers: list[str] = super().generate_until(*arguments, **named)
+        return answers
 
     @contextmanager
-    def _at_most_tokens(self, length: int) -> Iterator[None]:
-        """Have batches of sequences of `length` tokens hold no more than `batch_tokens`."""
-        if self._batch_tokens is None or self.batch_size == "auto":
+    def _telling_once(self) -> Iterator[None]:
+        if not self.verbose:
             yield
             return
-        before = int(self.batch_size)
-        self.batch_size_per_gpu = max(1, min(before, self._batch_tokens // length))
-        try:
+        with counting_backends() as calls:
             yield
-        finally:
-            self.batch_size_per_gpu = before
-
-    def _run(
-        self,
-        requests: Sequence[Request],
-        disable_tqdm: bool,
-        override_bs: int | None,
-        **kwargs: Any,
-    ) -> list[tuple[float, bool]]:
-        result: list[tuple[float, bool]] = super()._loglikelihood_tokens(
-            list(requests), disable_tqdm=disable_tqdm, override_bs=override_bs, **kwargs
+        self.verbose = False
+        spent = self.meter.summary()
+        rate = f" at {spent['tokens'] / spent['model_seconds']:,.0f} a second"
+        print(
+            f"{served_by(calls)}; prompts of {spent['tokens']:,} tokens"
+            f"{rate if spent['model_seconds'] else ''}",
+            file=sys.stderr,
         )
-        return result
 
-    def _meter_requests(self, requests: Sequence[Request]) -> None:
-        """Count the prefills that lm-eval will run: one for all requests of one input."""
-        if not self.logits_cache:
-            self.meter.add(self._input_length(request) for request in requests)
-            return
-        inputs = {(*request[1], *request[2][:-1]) for request in requests}
-        self.meter.add(min(len(tokens), self.max_length) for tokens in inputs)
-
-    def token_loglikelihoods(self, requests: Sequence[Instance]) -> list[list[float]]:
-        """Every token's log-likelihood; see `sa_patch.evaluation.token_scores`."""
-        return token_loglikelihoods(self, requests)
-
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
-    ) -> Tensor:
-        mask = generation_kwargs.get("attention_mask")
-        self.meter.add([context.shape[1]] * len(context) if mask is None else padding_lengths(mask))
-        with self.meter.clock.running():
-            return super()._model_generate(context, max_length, stop, **generation_kwargs)
+    @property
+    def generates_in_full(self) -> bool:
+        return self._generates_in_full
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval's description of the model, with the pattern in it."""
@@ -330,30 +284,22 @@ class SAPatchLM(HFLM):
         return info | {"sa_patch_pattern": self._identity}
 
 
-def _similar(lengths: Iterable[int]) -> list[list[int]]:
-    """Falling lengths in groups whose shortest is not much shorter than their longest."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        if groups and length >= _SHORTEST_OF_BATCH * groups[-1][0]:
-            groups[-1].append(length)
-        else:
-            groups.append([length])
-    return groups
-
-
 def _read_pattern(
     pattern: Pattern | str | None, method: str | None, params: dict[str, Any]
 ) -> Pattern:
     given = [name for name, value in params.items() if value is not None]
-    if pattern is None:
-        if method is None:
-            method = "sa" if given else "full"
-        return make_pattern(method, **params)
-    if method is not None or given not in ([], ["seed"]):
+    if pattern is not None and method is not None:
         raise UserError(
-            "give either pattern= or method= with its parameters, not both "
-            f"(got pattern={str(pattern)!r} and {', '.join(given) or 'method'}); within pattern= "
-            "parameters are separated by semicolons, and only seed= may stand beside it"
+            f"pattern= and method= mean the same; give one of them (got {str(pattern)!r} and "
+            f"{method!r})"
         )
-    chosen = parse_pattern(pattern) if isinstance(pattern, str) else pattern
+    chosen = pattern or method or ("sa" if given else "full")
+    if isinstance(chosen, str) and not set(":+") & set(chosen):
+        return make_pattern(chosen, **params)
+    if given not in ([], ["seed"]):
+        raise UserError(
+            f"{str(chosen)!r} has its parameters already: only seed= may stand beside it (got "
+            f"{', '.join(given)}); within a text form parameters are separated by semicolons"
+        )
+    chosen = parse_pattern(chosen) if isinstance(chosen, str) else chosen
     return with_seed(chosen, params["seed"]) if given else chosen

@@ -7,7 +7,6 @@ request, `token_loglikelihoods`, whose arguments are a text and a number of toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -20,14 +19,8 @@ REQUEST_TYPE = "token_loglikelihoods"
 ROWS_AT_ONCE = 256
 
 
-class Meter(Protocol):
-    def add(self, lengths: Iterable[int], /) -> None: ...
-
-
 class CausalLM(Protocol):
     """What is needed of an lm-eval model (`lm_eval.models.huggingface.HFLM` has it all)."""
-
-    meter: Meter
 
     @property
     def max_length(self) -> int: ...
@@ -50,25 +43,13 @@ class Request(Protocol):
     def args(self) -> tuple[str, int]: ...
 
 
-def token_loglikelihoods(lm: CausalLM, requests: Sequence[Request]) -> list[list[float]]:
-    """For each request, the natural-log likelihood of the first `tokens` tokens of `text`.
-
-    The model reads its prefix token and the first `tokens - 1` tokens, as in lm-eval's rolling
-    log-likelihood: entry i is predicted by the query at position i, which has i + 1 keys before
-    or at it. The windows are read one by one, without padding.
+def window_of(lm: CausalLM, request: Request) -> list[int]:
+    """The first `tokens` tokens of a request's `text`.
 
     Raises:
-        UserError: if a window is longer than the model's context, or its text is too short.
+        UserError: if they are more than the model's context, or the text is too short.
     """
-    windows = [_window(lm, *request.args) for request in requests]
-    scores = []
-    for window in windows:
-        lm.meter.add([len(window)])
-        scores.append(_score(lm, window))
-    return scores
-
-
-def _window(lm: CausalLM, text: str, tokens: int) -> list[int]:
+    text, tokens = request.args
     if tokens > lm.max_length:
         raise UserError(
             f"a window of {tokens} tokens is longer than the model's context of {lm.max_length}; "
@@ -86,7 +67,13 @@ def _window(lm: CausalLM, text: str, tokens: int) -> list[int]:
     return window[:tokens]
 
 
-def _score(lm: CausalLM, window: list[int]) -> list[float]:
+def score_window(lm: CausalLM, window: list[int]) -> list[float]:
+    """The natural-log likelihood of every token of a window, from one prefill without padding.
+
+    The model reads its prefix token and all tokens but the last, as in lm-eval's rolling
+    log-likelihood: entry i is predicted by the query at position i, which has i + 1 keys before
+    or at it.
+    """
     tokens = torch.tensor([[lm.prefix_token_id, *window]], device=lm.device)
     logits = lm._model_call(tokens[:, :-1])[0]
     targets = tokens[0, 1:].to(logits.device)

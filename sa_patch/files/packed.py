@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_whole
@@ -23,7 +24,7 @@ def packed_path(folder: Path) -> Path:
 
 def stored_files(folder: Path) -> list[Path]:
     """Paths of the JSON files of a folder, packed ones as if they were there, by name."""
-    names = {path.name for path in folder.glob("*.json")} | set(_lines(folder))
+    names = {path.name for path in folder.glob("*.json")} | set(_packed(folder).contents)
     return [folder / name for name in sorted(names)]
 
 
@@ -37,10 +38,18 @@ def stored_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        line = _lines(path.parent).get(path.name)
-        if line is None:
+        content = _packed(path.parent).contents.get(path.name)
+        if content is None:
             raise
-        return line
+        return content
+
+
+def torn_lines(folder: Path) -> tuple[int, ...]:
+    """Numbers, from 1, of the lines of the packed file that tell no file's name and content.
+
+    What such a line held counts as missing, since its name cannot be trusted either.
+    """
+    return _packed(folder).torn
 
 
 def pack(folder: Path) -> Path:
@@ -71,23 +80,33 @@ def pack(folder: Path) -> Path:
     return target
 
 
-def _lines(folder: Path) -> Mapping[str, str]:
+class _Packed(NamedTuple):
+    """Contents by file name, and the numbers of the torn lines."""
+
+    contents: Mapping[str, str]
+    torn: tuple[int, ...]
+
+
+def _packed(folder: Path) -> _Packed:
     path = packed_path(folder)
     try:
         about = path.stat()
     except OSError:
-        return {}
+        return _Packed({}, ())
     return _read(path, about.st_mtime_ns, about.st_size)
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, changed: int, size: int) -> Mapping[str, str]:
-    """Content by name; a line that is torn is left out, as if its file were missing."""
-    found = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def _read(path: Path, changed: int, size: int) -> _Packed:
+    contents, torn = {}, []
+    # Not splitlines(), which cuts at characters that JSON text may hold, such as U+2028.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
-            found[str(entry["name"])] = json.dumps(entry["content"])
+            contents[str(entry["name"])] = json.dumps(entry["content"])
         except (ValueError, KeyError, TypeError):
-            continue
-    return found
+            torn.append(number)
+    return _Packed(contents, tuple(torn))

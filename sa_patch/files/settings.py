@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
@@ -20,20 +20,31 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from sa_patch.errors import UserError, not_allowed, suggest
+from sa_patch.errors import UserError, choice, not_allowed, suggest
 
 STDIN = Path("-")
 
 
-def _as_list(value: Any) -> Any:
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """A list's values, one value alone as a list of one, nothing as an empty list."""
     if value is None:
         return ()
-    return value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-# In front of a tuple's type: one value alone stands for a list of one, nothing for an empty list.
+# In front of a tuple's type, since YAML has lists only, which strict validation would refuse.
 # ``windows: Annotated[tuple[int, ...], LISTED] = ()``
-LISTED = BeforeValidator(_as_list)
+LISTED = BeforeValidator(as_tuple)
+
+
+def text_is(key: str) -> BeforeValidator:
+    """In front of settings: a text alone stands for the mapping that has only this key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def one_of(what: str, allowed: Iterable[str]) -> AfterValidator:
+    """Behind text: it must be one of these, and the nearest one is named if it is not."""
+    return AfterValidator(lambda value: choice(value, what, allowed))
 
 
 def _not_empty(text: str) -> str:
@@ -65,10 +76,26 @@ class Settings(BaseModel):
         if not isinstance(raw, Mapping):
             raise UserError(f"{what} must be a mapping of keys to values, got {raw!r}")
         try:
-            # Lists stand for tuples in YAML, which strict validation would refuse.
-            return cls.model_validate(_tuples(raw))
+            return cls.model_validate(raw)
         except ValidationError as error:
             raise UserError(_sentence(cls, what, error.errors()[0])) from error
+
+    def completed(self, defaults: Mapping[str, Any]) -> Self:
+        """A copy that takes from `defaults` what was not given to these settings.
+
+        Settings and mappings in them are completed in their turn, key by key. Defaults of other
+        names are passed over.
+        """
+        found: dict[str, Any] = {}
+        for key in type(self).model_fields.keys() & defaults.keys():
+            own, default = getattr(self, key), defaults[key]
+            if key not in self.model_fields_set:
+                found[key] = default
+            elif isinstance(own, Settings):
+                found[key] = own.completed(dict(default))
+            elif isinstance(own, dict):
+                found[key] = {**default, **own}
+        return self.model_copy(update=found)
 
 
 def read_yaml(path: Path) -> Any:
@@ -89,12 +116,6 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{name} cannot be read: {error.strerror}") from error
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _tuples(each) for key, each in value.items()}
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
-
-
 # What pydantic's kinds of errors demand, in words; the rest is left in its own.
 _DEMANDS = {
     "int_type": "a whole number",
@@ -104,6 +125,7 @@ _DEMANDS = {
     "string_type": "text",
     "bool_type": "true or false",
     "tuple_type": "a list",
+    "too_short": "a list of at least {min_length}",
     "dict_type": "a mapping of keys to values",
     "mapping_type": "a mapping of keys to values",
     "model_type": "a mapping of keys to values",
@@ -122,7 +144,8 @@ def _sentence(settings: type[BaseModel], what: str, error: ErrorDetails) -> str:
     if kind == "missing":
         return f"{where} lacks the key {key!r}"
     if kind in ("extra_forbidden", "invalid_key"):
-        known = list(_model_at(settings, place).model_fields)
+        fields = _model_at(settings, place).model_fields
+        known = [field.alias or name for name, field in fields.items()]
         return f"unknown key {key!r} in {where}{suggest(str(key), known)} known: {', '.join(known)}"
     name = _name(error["loc"]) or what
     if kind == "value_error":
@@ -144,7 +167,8 @@ def _name(place: Sequence[int | str]) -> str:
 def _model_at(settings: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel]:
     """The settings that stand at a place in others; list positions are passed over."""
     for step in place:
-        field = settings.model_fields.get(str(step))
+        fields = {field.alias or name: field for name, field in settings.model_fields.items()}
+        field = fields.get(str(step))
         settings = (field and _settings_in(field.annotation)) or settings
     return settings
 

@@ -25,6 +25,14 @@ def counting_backends() -> Iterator[Counter[str]]:
         BACKENDS.update(before)
 
 
+def served_by(calls: Counter[str]) -> str:
+    """Such as ``attention by triton (36 calls)``."""
+    if not calls:
+        return "no attention call of a pattern"
+    names = (f"{name} ({count:,} calls)" for name, count in calls.most_common())
+    return f"attention by {', '.join(names)}"
+
+
 def _counted(backend: Backend, calls: Counter[str]) -> Backend:
     def attend(*args: Any, **kwargs: Any) -> Any:
         calls[backend.name] += 1

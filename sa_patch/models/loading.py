@@ -1,4 +1,4 @@
-"""A model and its tokenizer, loaded without the loader's noise."""
+"""A model and its tokenizer, loaded without the loader's own output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from sa_patch.errors import UserError, one_line
 from sa_patch.models.embedded import DEFAULT_MODEL, ModelSource, resolve_model
-from sa_patch.models.gguf_once import reading_gguf_once
+from sa_patch.models.gguf import reading_gguf_once
 from sa_patch.models.quiet_output import silenced
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")

@@ -12,7 +12,7 @@ LOGGERS = ("lm_eval", "lm-eval", "transformers", "datasets", "evaluate", "accele
 KEPT_LINES = 400
 
 
-class Noise(io.TextIOBase):
+class CapturedOutput(io.TextIOBase):
     """A text stream that keeps its last lines; a redrawn progress bar counts as one line."""
 
     def __init__(self) -> None:
@@ -34,10 +34,10 @@ class Noise(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def silenced() -> Iterator[Noise]:
-    """Send what is printed, logged or warned in here to the `Noise` that is yielded."""
-    noise = Noise()
-    handler = logging.StreamHandler(noise)
+def silenced() -> Iterator[CapturedOutput]:
+    """Send what is printed, logged or warned in here to the `CapturedOutput` that is yielded."""
+    output = CapturedOutput()
+    handler = logging.StreamHandler(output)
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
     before = []
     for name in LOGGERS:
@@ -45,8 +45,8 @@ def silenced() -> Iterator[Noise]:
         before.append((logger, logger.handlers[:], logger.propagate))
         logger.handlers, logger.propagate = [handler], False
     try:
-        with contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
-            yield noise
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            yield output
     finally:
         for logger, handlers, propagate in before:
             logger.handlers, logger.propagate = handlers, propagate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, whole_number
 from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, expected_choices
 from sa_patch.patterns.block_selection.tree import best_blocks, scored_nodes
+
+Positions = TypeVar("Positions", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,22 @@ class BlockTopK(Pattern):
             beam = -(-topk // branch)
         return cls(block_size, topk, sinks, local, branch, beam, grouped)
 
-    def own_block(self, positions: Tensor) -> Tensor:
+    def own_block(self, positions: Positions) -> Positions:
         """The block of each position, counted from token `sinks`; negative in the sinks."""
-        return torch.div(positions - self.sinks, self.block_size, rounding_mode="floor")
+        return (positions - self.sinks) // self.block_size
+
+    def _first_unchosen(self, positions: Positions) -> Positions:
+        """The block that the neighbourhood of each query begins with, negative if there is none."""
+        begins = positions // self.segment * self.segment if self.segment else positions
+        return self.own_block(begins) - self.local // self.block_size
 
     def eligible(self, positions: Tensor) -> Tensor:
         """How many blocks each query may choose from: those before its neighbourhood."""
-        if self.segment:
-            first_block = self.own_block(positions // self.segment * self.segment)
-        else:
-            first_block = self.own_block(positions)
-        return (first_block - self.local // self.block_size).clamp(min=0)
+        return self._first_unchosen(positions).clamp(min=0)
+
+    def eligible_at(self, position: int) -> int:
+        """`eligible` for one query, without a tensor."""
+        return max(0, self._first_unchosen(position))
 
     def own_choices(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
         """The blocks that every query chooses for itself.
@@ -241,7 +248,7 @@ class BlockTopK(Pattern):
         return (positions + 1 - (eligible - chosen) * self.block_size).double()
 
     def saturated(self, seq_len: int) -> bool:
-        return int(self.eligible(torch.tensor(seq_len - 1))) <= self.topk
+        return self.eligible_at(seq_len - 1) <= self.topk
 
     @property
     def effective_window(self) -> int | None:

@@ -24,7 +24,7 @@ def block_means(k: Tensor, block_size: int) -> Tensor:
     """
     complete = k.shape[-2] // block_size
     blocks = k[..., : complete * block_size, :].unflatten(-2, (complete, block_size))
-    return blocks.float().mean(-2)
+    return blocks.mean(-2, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,7 @@ class Union(Pattern):
         return certain + (before - certain) * chance
 
     def saturated(self, seq_len: int) -> bool:
-        sinks, window, _ = self.profile(seq_len)
-        return sinks + window >= seq_len or any(part.saturated(seq_len) for part in self.parts)
+        return _saturated(self, seq_len)
 
     @property
     def effective_window(self) -> int | None:
@@ -222,6 +221,13 @@ def seed_of(pattern: Pattern) -> int | None:
     """The seed of a pattern, of a union that of its first random part; None without one."""
     seeds = [part.seed for part in parts_of(pattern) if hasattr(part, "seed")]
     return seeds[0] if seeds else None
+
+
+# Asked several times in every call, and a profile takes time that grows with the sequence.
+@lru_cache(maxsize=1024)
+def _saturated(union: Union, seq_len: int) -> bool:
+    sinks, window, _ = union.profile(seq_len)
+    return sinks + window >= seq_len or any(part.saturated(seq_len) for part in union.parts)
 
 
 # Asked several times in every call.

@@ -92,7 +92,9 @@ def axis_note(comparison: Comparison, x: str, apart: bool = True) -> str:
     if x == "seconds":
         return (
             "Seconds: time in the model per sequence, the decoding of generated tokens included; "
-            "comparable within one machine and batch size, if nothing else ran there."
+            "comparable within one machine and batch size, if nothing else ran there. Sequences "
+            "that were not run, because full attention had answered them, are left out: they are "
+            "the short ones, so that only a sweep with --no-reuse compares all points."
         )
     return (
         "FLOPs: attention in the prefill of all layers, measured against full attention on the "

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError, one_line
+from sa_patch.evaluation.full_answers import FullAnswers
 from sa_patch.evaluation.tasks import Catalogue
-from sa_patch.files.provenance import hardware, now
+from sa_patch.files.provenance import hardware, now, versions
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.free_memory import free_memory
 from sa_patch.models.layer_check import check_layers
-from sa_patch.models.quiet_output import Noise, silenced
+from sa_patch.models.quiet_output import CapturedOutput, silenced
 from sa_patch.sweep.cells import SCHEMA
 from sa_patch.sweep.config import ModelSpec, SweepConfig
 from sa_patch.sweep.plan import PlannedCell
@@ -33,10 +34,12 @@ class Computed:
 
 
 class CellRunner:
-    """Loads a model once and computes cells of it; writes no files and shows nothing.
+    """Loads a model once and computes cells of it; shows nothing.
 
     Args:
         benchmarks: folder of local data sets, or None for the hub's.
+        answers: folder in which cells leave what full attention answered for others to reuse (in
+            memory alone where it does not exist); None to compute everything.
 
     Raises:
         UserError: if the model cannot be loaded.
@@ -49,12 +52,27 @@ class CellRunner:
         catalogue: Catalogue,
         benchmarks: Path | None,
         run_code: bool,
+        answers: Path | None = None,
     ) -> None:
         self._config, self._run_code = config, run_code
         self._catalogue, self._benchmarks = catalogue, benchmarks
         self._lm = load_model(model, config.batch_size, config.batch_tokens)
         self._hardware = hardware()
+        if answers is not None:
+            self._lm.full_answers = FullAnswers(self._identity(model), answers)
         self._loaded: dict[tuple[str, str], Mapping[str, Any]] = {}
+
+    def _identity(self, model: ModelSpec) -> dict[str, Any]:
+        """What determines full attention's answers beside the tokens."""
+        source = resolve_model(model.pretrained, model.gguf_file, model.revision)
+        return {
+            "model": source.identity,
+            "dtype": str(self._lm.model.dtype),
+            "max_length": self._lm.max_length,
+            "backend": self._config.backend,
+            "hardware": [self._lm.device.type, *self._hardware["gpus"]],
+            "versions": {name: versions().get(name) for name in ("torch", "transformers")},
+        }
 
     def try_patterns(self, cells: Iterable[PlannedCell]) -> None:
         """Patch the model as each of the cells asks, computing nothing.
@@ -67,13 +85,13 @@ class CellRunner:
 
     def compute(self, cell: PlannedCell) -> Computed:
         """Evaluate a cell; an exception makes it a failed one, with its reason."""
-        with silenced() as noise:
-            content = self._attempt(cell, noise)
+        with silenced() as output:
+            content = self._attempt(cell, output)
         if content["status"] == "failed":
             free_memory()
-        return Computed(content, noise.text())
+        return Computed(content, output.text())
 
-    def _attempt(self, cell: PlannedCell, noise: Noise) -> dict[str, Any]:
+    def _attempt(self, cell: PlannedCell, output: CapturedOutput) -> dict[str, Any]:
         from sa_patch.evaluation import scoring
         from sa_patch.kernels.counting import counting_backends
         from sa_patch.kernels.self_check import failures
@@ -84,6 +102,8 @@ class CellRunner:
             loaded = self._data(cell)
             self._use(cell)
             self._lm.meter.reset()
+            if self._lm.full_answers is not None:
+                self._lm.full_answers.refresh()
             with counting_backends() as calls:
                 results = scoring.score(self._lm, loaded, cell.task.limit, self._run_code)
             scores = scoring.plain_scores(results, cell.info.name)
@@ -96,11 +116,13 @@ class CellRunner:
             }
             if left_out := failures():
                 content["measured"]["left_out"] = left_out
+            if self._lm.full_answers is not None:
+                self._lm.full_answers.save(cell.id)
             content["status"] = "done"
         except Exception as error:
             content.update(scores=None, primary=None, samples=None, items=None, measured=None)
             content["error"] = one_line(error)
-            noise.write(f"\n{traceback.format_exc()}")
+            output.write(f"\n{traceback.format_exc()}")
         content["seconds"] = round(time.perf_counter() - start, 3)
         return content
 
@@ -175,7 +197,7 @@ def load_model(spec: ModelSpec, batch_size: int, batch_tokens: int | None = None
         "revision": spec.revision,
         "device_map": spec.device_map,
     }
-    with silenced() as noise:
+    with silenced() as output:
         try:
             return SAPatchLM(
                 pretrained=spec.pretrained,
@@ -190,7 +212,7 @@ def load_model(spec: ModelSpec, batch_size: int, batch_tokens: int | None = None
         except UserError:
             raise
         except Exception as error:
-            noise.write(f"\n{traceback.format_exc()}")
+            output.write(f"\n{traceback.format_exc()}")
             raise UserError(
                 f"the model {spec.pretrained!r} could not be loaded: {one_line(error)}"
             ) from error

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from sa_patch.errors import UserError, choice, suggest
-from sa_patch.evaluation.calibration.schedule_file import read_layers
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+
+from sa_patch.errors import UserError, suggest
 from sa_patch.files.packaged import configs_dir
-from sa_patch.files.settings import STDIN, read_yaml
-from sa_patch.files.yaml_values import any_mapping, known_mapping, listed, text, unique
+from sa_patch.files.settings import (
+    LISTED,
+    STDIN,
+    Positive,
+    Settings,
+    Text,
+    as_tuple,
+    one_of,
+    read_yaml,
+    text_is,
+)
 from sa_patch.kernels import check_backend
 from sa_patch.models.embedded import DEFAULT_MODEL
 from sa_patch.models.loading import DTYPES
@@ -20,56 +28,96 @@ from sa_patch.patching import Schedule
 from sa_patch.patching.patch import DECODE_MODES
 from sa_patch.patterns import Full, Pattern
 from sa_patch.patterns.base import whole_number
-from sa_patch.sweep.grid import MethodSpec, read_methods
-from sa_patch.sweep.worker_resources import WorkerResources, read_resources
+from sa_patch.sweep.grid import Layers, MethodSpec, Windows, read_methods, same_word
+from sa_patch.sweep.worker_resources import WorkerResources
 
-TOP_KEYS = (
-    *("name", "model", "dtype", "windows", "methods", "tasks", "limit", "num_fewshot"),
-    *("gen_kwargs", "batch_size", "batch_tokens", "decode", "layers", "backend", "resources"),
-)
+Dtype = Annotated[str, one_of("dtype", DTYPES)]
+Entry = TypeVar("Entry")
+Shots = Annotated[int, Field(ge=0)]
+Keywords = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 
 
-@dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(Settings):
     """Which weights to load, and how; `resources` are those of a cluster's worker."""
 
-    pretrained: str = DEFAULT_MODEL
-    dtype: str = "auto"
-    revision: str | None = None
-    gguf_file: str | None = None
-    device: str | None = None
-    device_map: str | None = None
+    pretrained: Text
+    dtype: Dtype = "auto"
+    revision: Text | None = None
+    gguf_file: Text | None = None
+    device: Text | None = None
+    device_map: Text | None = None
     resources: WorkerResources = WorkerResources()
 
 
-@dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(Settings):
     """One lm-eval task or group, with the settings that change its result."""
 
-    task: str
-    limit: int | None = None
-    num_fewshot: int | None = None
-    gen_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    task: Text
+    limit: Positive | None = None
+    num_fewshot: Shots | None = None
+    gen_kwargs: Keywords = {}
 
 
-@dataclass(frozen=True)
-class SweepConfig:
-    """A whole sweep: every model with every pattern on every task."""
+class SweepConfig(Settings):
+    """A whole sweep: every model with every pattern on every task.
 
-    name: str
-    models: tuple[ModelSpec, ...]
-    methods: tuple[MethodSpec, ...]
-    tasks: tuple[TaskSpec, ...]
-    batch_size: int = 1
-    batch_tokens: int | None = None
-    decode: str = "full"
-    layers: Schedule = Schedule()
-    backend: str = "auto"
+    Args:
+        name: of the run and its figures; the file's name by default.
+        dtype, resources: of each model that has none of its own.
+        limit, num_fewshot, gen_kwargs: of each task that has none of its own.
+        windows: of each method that has none of its own.
+        models: "model" in the file, a list or a single one.
+        layers: that take a method's pattern where the method has none of its own.
+        batch_size: sequences of a forward pass at most, and `batch_tokens` their tokens.
+        decode, backend: see `patch_model`.
+    """
+
+    # What follows is completed by what stands before it.
+    name: Text = "sweep"
+    dtype: Dtype = "auto"
+    resources: WorkerResources = WorkerResources()
+    limit: Positive | None = None
+    num_fewshot: Shots | None = None
+    gen_kwargs: Keywords = {}
+    windows: Windows = ()
+    models: Annotated[tuple[Annotated[ModelSpec, text_is("pretrained")], ...], LISTED] = Field(
+        default=(ModelSpec(pretrained=DEFAULT_MODEL),), alias="model", validate_default=True
+    )
+    methods: tuple[MethodSpec, ...] = Field(default=(), validate_default=True)
+    tasks: Annotated[tuple[Annotated[TaskSpec, text_is("task")], ...], LISTED] = Field(
+        default=(), validate_default=True
+    )
+    batch_size: Positive = 1
+    batch_tokens: Positive | None = None
+    decode: Annotated[str, one_of("decode", DECODE_MODES)] = "full"
+    layers: Layers = Schedule()
+    backend: Annotated[Text, AfterValidator(check_backend)] = "auto"
+
+    @field_validator("models")
+    @classmethod
+    def _complete_models(
+        cls, models: tuple[ModelSpec, ...], info: ValidationInfo
+    ) -> tuple[ModelSpec, ...]:
+        models = models or (ModelSpec(pretrained=DEFAULT_MODEL),)
+        return _unique(model.completed(info.data) for model in models)
+
+    @field_validator("methods", mode="plain")
+    @classmethod
+    def _read_methods(cls, entries: Any, info: ValidationInfo) -> tuple[MethodSpec, ...]:
+        methods = read_methods(as_tuple(entries), info.data.get("windows", ()))
+        return _not_empty(methods, "methods")
+
+    @field_validator("tasks")
+    @classmethod
+    def _complete_tasks(
+        cls, tasks: tuple[TaskSpec, ...], info: ValidationInfo
+    ) -> tuple[TaskSpec, ...]:
+        return _not_empty(_unique(task.completed(info.data) for task in tasks), "tasks")
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
         """The patterns, each once, whichever layers take them."""
-        return unique(method.pattern for method in self.methods)
+        return _unique(method.pattern for method in self.methods)
 
     def layers_of(self, method: MethodSpec) -> Schedule:
         """The layers that take a method's pattern.
@@ -86,16 +134,32 @@ class SweepConfig:
         if limit is None:
             return self
         whole_number(limit, "--limit", 1)
-        tasks = tuple(dataclasses.replace(task, limit=limit) for task in self.tasks)
-        return dataclasses.replace(self, tasks=tasks)
+        tasks = tuple(task.model_copy(update={"limit": limit}) for task in self.tasks)
+        return self.model_copy(update={"tasks": tasks})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the manifest, patterns in their text form."""
-        plain = dataclasses.asdict(dataclasses.replace(self, methods=(), layers=Schedule()))
-        del plain["methods"]
-        plain["patterns"] = [method.to_plain() for method in self.methods]
-        plain["layers"] = self.layers.to_plain()
-        return plain
+        as_they_are = {"name", "models", "tasks", "batch_size", "batch_tokens", "decode", "backend"}
+        return {
+            **self.model_dump(include=as_they_are),
+            "patterns": [method.to_plain() for method in self.methods],
+            "layers": self.layers.to_plain(),
+        }
+
+
+def _not_empty(entries: tuple[Entry, ...], what: str) -> tuple[Entry, ...]:
+    if not entries:
+        raise UserError(f"the grid is empty: {what!r} lists nothing to run")
+    return entries
+
+
+def _unique(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """The entries in their order, equal ones once."""
+    kept: list[Entry] = []
+    for entry in entries:
+        if entry not in kept:
+            kept.append(entry)
+    return tuple(kept)
 
 
 def find_config(name: str) -> Path:
@@ -140,67 +204,6 @@ def parse_config(raw: Any, default_name: str = "sweep") -> SweepConfig:
     Raises:
         UserError: for anything unknown, missing or not allowed, and for an empty grid.
     """
-    top = known_mapping(raw, "the sweep file", TOP_KEYS)
-    dtype = choice(top.get("dtype", "auto"), "dtype", DTYPES)
-    windows = tuple(
-        whole_number(window, "every window", 1) for window in listed(top.get("windows"), "windows")
-    )
-    methods = read_methods(listed(top.get("methods"), "methods"), windows)
-    tasks = unique(_task(entry, top) for entry in listed(top.get("tasks"), "tasks"))
-    batch_tokens = top.get("batch_tokens")
-    if batch_tokens is not None:
-        whole_number(batch_tokens, "batch_tokens", 1)
-    resources = read_resources(top.get("resources"), WorkerResources())
-    models = unique(_model(entry, dtype, resources) for entry in listed(top.get("model"), "model"))
-    for what, found in (("methods", methods), ("tasks", tasks)):
-        if not found:
-            raise UserError(f"the grid is empty: {what!r} lists nothing to run")
-    return SweepConfig(
-        name=text(top.get("name", default_name), "name"),
-        models=models or (ModelSpec(dtype=dtype, resources=resources),),
-        methods=methods,
-        tasks=tuple(tasks),
-        batch_size=whole_number(top.get("batch_size", 1), "batch_size", 1),
-        batch_tokens=batch_tokens,
-        decode=choice(top.get("decode", "full"), "decode", DECODE_MODES),
-        layers=read_layers(top.get("layers")),
-        backend=check_backend(text(top.get("backend", "auto"), "backend")),
-    )
-
-
-def _task(entry: Any, top: Mapping[str, Any]) -> TaskSpec:
-    if isinstance(entry, str):
-        entry = {"task": entry}
-    own = known_mapping(
-        entry, "an entry of 'tasks'", ["task", "limit", "num_fewshot", "gen_kwargs"]
-    )
-    if "task" not in own:
-        raise UserError(f"an entry of 'tasks' is a name or has a 'task' key, got {entry!r}")
-    name = own["task"]
-    limit = own.get("limit", top.get("limit"))
-    fewshot = own.get("num_fewshot", top.get("num_fewshot"))
-    gen_kwargs = {
-        **any_mapping(top.get("gen_kwargs"), "gen_kwargs"),
-        **any_mapping(own.get("gen_kwargs"), f"gen_kwargs of {name}"),
-    }
-    return TaskSpec(
-        task=text(name, "task"),
-        limit=None if limit is None else whole_number(limit, f"limit of {name}", 1),
-        num_fewshot=None if fewshot is None else whole_number(fewshot, f"num_fewshot of {name}", 0),
-        gen_kwargs=gen_kwargs,
-    )
-
-
-def _model(entry: Any, dtype: str, resources: WorkerResources) -> ModelSpec:
-    if isinstance(entry, str):
-        return ModelSpec(text(entry, "model"), dtype, resources=resources)
-    known = [item.name for item in dataclasses.fields(ModelSpec)]
-    own = {"dtype": dtype, **known_mapping(entry, "'model'", known)}
-    if "pretrained" not in own:
-        raise UserError("'model' needs 'pretrained': a hub id, a folder or smollm2-135m")
-    needs = read_resources(own.pop("resources", None), resources)
-    choice(own["dtype"], "dtype", DTYPES)
-    for key, value in own.items():
-        if value is not None:
-            text(value, f"model {key}")
-    return ModelSpec(**own, resources=needs)
+    if isinstance(raw, Mapping):
+        raw = {"name": default_name, **same_word(raw, "patterns", "methods")}
+    return SweepConfig.read(raw, "the sweep file")

@@ -24,7 +24,7 @@ class Starts:
 
 
 @dataclass(frozen=True)
-class Remark:
+class Message:
     """Something that a user should know of, and that ends nothing."""
 
     sentence: str
@@ -38,7 +38,7 @@ class Finished:
     computed: Computed
 
 
-Event = Starts | Remark | Finished
+Event = Starts | Message | Finished
 
 
 class Executor(Protocol):
@@ -68,7 +68,9 @@ class LocalExecutor:
             own = list(group)
             check_model(model, own)
             yield Starts(f"loading {model.pretrained}")
-            runner = CellRunner(config, model, plan.catalogue, plan.benchmarks, run_code)
+            runner = CellRunner(
+                config, model, plan.catalogue, plan.benchmarks, run_code, plan.answers
+            )
             # What the model cannot take at all is the user's to mend: no cell runs.
             runner.try_patterns(own)
             for cell in own:

@@ -8,11 +8,13 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainValidator
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
-from sa_patch.files.yaml_values import known_mapping, listed, text
+from sa_patch.files.settings import LISTED, Positive, Settings, Text
 from sa_patch.patching import Schedule
 from sa_patch.patterns import (
     Full,
@@ -24,13 +26,10 @@ from sa_patch.patterns import (
     split_budget,
     with_seed,
 )
-from sa_patch.patterns.base import whole_number
 from sa_patch.patterns.registry import parameters, pattern_class
 
-SPLIT = "split"
-_SPLIT_KEYS = ("total", "sinks", "local", "rest", "seeds")
-BUDGET = "budget"
-_BUDGET_KEYS = ("families", "n", "shares", "group", "seeds")
+Layers = Annotated[Schedule, PlainValidator(read_layers)]
+Windows = Annotated[tuple[Positive, ...], LISTED]
 
 
 @dataclass(frozen=True)
@@ -51,88 +50,68 @@ class MethodSpec:
         return {"pattern": str(self.pattern), "layers": self.layers.to_plain()}
 
 
-def read_methods(entries: Iterable[Any], windows: Sequence[int]) -> tuple[MethodSpec, ...]:
-    """Every pattern of every entry, equal ones once.
+class _Entry(Settings):
+    """What every entry of ``methods`` may have.
 
-    An entry is a text form, a method's name, or a mapping with a ``method`` (a name, a text form,
-    "split" or "budget"), its parameters, and optionally ``windows``, ``seeds`` and ``layers``.
-
-    Raises:
-        UserError: for anything unknown or not allowed.
+    Args:
+        method: a method's name, a text form, "split" or "budget".
+        seeds: each pattern is taken with each of them.
+        layers: that take the patterns, in place of the sweep's own.
     """
-    found = {spec: None for entry in entries for spec in _read_entry(entry, windows)}
-    return tuple(found)
+
+    method: Text
+    seeds: Annotated[tuple[int, ...], LISTED] = ()
+    layers: Layers | None = None
+
+    def patterns(self, windows: Sequence[int]) -> list[Pattern]:
+        """All that the entry stands for; `windows` are the sweep's."""
+        raise NotImplementedError
 
 
-def _read_entry(entry: Any, windows: Sequence[int]) -> list[MethodSpec]:
-    if isinstance(entry, str):
-        entry = {"method": entry}
-    if not isinstance(entry, Mapping) or "method" not in entry:
-        raise UserError(f"an entry of 'methods' is a name or has a 'method' key, got {entry!r}")
-    params = dict(entry)
-    method = params.pop("method")
-    layers = params.pop("layers", None)
-    schedule = None if layers is None else read_layers(layers)
-    if isinstance(method, str) and set(":+") & set(method):
-        patterns = _from_text(method, params)
-    elif method == SPLIT:
-        patterns = _from_split(params)
-    elif method == BUDGET:
-        patterns = _from_budget(params)
-    else:
-        patterns = _from_name(method, params, windows)
-    if schedule is not None and any(isinstance(pattern, Full) for pattern in patterns):
-        raise UserError(
-            "full attention has no layers to choose; name the sparse method, and give it "
-            "layers: {0-3: full}"
-        )
-    return [MethodSpec(pattern, schedule) for pattern in patterns]
+class _TextEntry(_Entry):
+    """A pattern in its text form."""
+
+    def patterns(self, windows: Sequence[int]) -> list[Pattern]:
+        return _seeded([parse_pattern(self.method)], self.seeds, self.method)
 
 
-def _from_text(method: str, params: Mapping[str, Any]) -> list[Pattern]:
-    given = known_mapping(params, f"the entry of {method!r}", ["seeds"])
-    return _seeded([parse_pattern(method)], given.get("seeds"), method)
+class _NamedEntry(_Entry, extra="allow"):
+    """A method's name; all other keys are the method's parameters."""
+
+    windows: Windows = ()
+
+    def patterns(self, windows: Sequence[int]) -> list[Pattern]:
+        parameters_given = self.model_extra or {}
+        takes = parameters(pattern_class(self.method))
+        grid: list[dict[str, Any]] = [{}]
+        if "window" in takes and _open_to_windows(self.method, parameters_given):
+            windows = self.windows or windows
+            if not windows and _needs_window(self.method):
+                raise UserError(
+                    f"the grid is empty: method {self.method!r} needs 'windows', for example [64]"
+                )
+            grid = [{"window": window} for window in windows] or [{}]
+        found = [make_pattern(self.method, **parameters_given, **each) for each in grid]
+        return _seeded(found, self.seeds, self.method)
 
 
-def _from_split(params: Mapping[str, Any]) -> list[Pattern]:
-    given = known_mapping(params, "the entry of 'split'", _SPLIT_KEYS)
-    totals = listed(given.pop("total", None), "total")
-    if not totals:
-        raise UserError("method 'split' needs 'total', the keys to share out, for example [64]")
-    seeds = given.pop("seeds", None)
-    if "rest" in given:
-        text(given["rest"], "rest")
-    return _seeded([split_budget(total, **given) for total in totals], seeds, SPLIT)
+class _SplitEntry(_Entry):
+    """Numbers of keys that sinks, a sliding window and another method share; see `split_budget`."""
+
+    total: Annotated[tuple[Positive, ...], LISTED, Field(min_length=1)]
+    sinks: int = 4
+    local: float = 0.5
+    rest: Text = "sa"
+
+    def patterns(self, windows: Sequence[int]) -> list[Pattern]:
+        found = [
+            split_budget(total, sinks=self.sinks, local=self.local, rest=self.rest)
+            for total in self.total
+        ]
+        return _seeded(found, self.seeds, self.method)
 
 
-def _from_budget(params: Mapping[str, Any]) -> list[Pattern]:
-    """Of every family the largest pattern within every share of full attention's FLOPs.
-
-    Families may mix: the random ones take the seeds, the others stand once.
-    """
-    given = known_mapping(params, "the entry of 'budget'", _BUDGET_KEYS)
-    families, lengths = listed(given.get("families"), "families"), listed(given.get("n"), "n")
-    shares = [_share(value) for value in listed(given.get("shares"), "shares")]
-    for key, values, example in (
-        ("families", families, '["swa:{}", "sinks:4+psa:{}"]'),
-        ("n", lengths, "[4096]"),
-        ("shares", shares, "[1/16, 1/8]"),
-    ):
-        if not values:
-            raise UserError(f"method 'budget' needs {key!r}, for example {example}")
-    group = whole_number(given.get("group", 1), "group", 1)
-    found = [
-        fit_budget(family, length, share, group)
-        for length, family, share in itertools.product(lengths, families, shares)
-    ]
-    seeds = listed(given.get("seeds"), "seeds")
-    drawn = [pattern for pattern in found if seed_of(pattern) is not None]
-    if seeds and not drawn:
-        raise UserError("none of the families draws anything at random, so leave 'seeds' out")
-    return [pattern for pattern in found if pattern not in drawn] + _seeded(drawn, seeds, BUDGET)
-
-
-def _share(value: Any) -> Any:
+def _fraction(value: Any) -> Any:
     """The value of a fraction in text, since YAML has none; all else as it is, to be checked."""
     if not isinstance(value, str):
         return value
@@ -142,18 +121,82 @@ def _share(value: Any) -> Any:
         raise UserError(f"shares are written 1/8 or 0.125, got {value!r}") from None
 
 
-def _from_name(method: Any, params: dict[str, Any], windows: Sequence[int]) -> list[Pattern]:
-    takes = parameters(pattern_class(method))
-    own = listed(params.pop("windows", None), "windows") or list(windows)
-    seeds = params.pop("seeds", None)
-    grid: list[dict[str, Any]] = [{}]
-    if "window" in takes and _open_to_windows(method, params):
-        if not own and _needs_window(method):
-            raise UserError(
-                f"the grid is empty: method {method!r} needs 'windows', for example [64]"
-            )
-        grid = [{"window": window} for window in own] or [{}]
-    return _seeded([make_pattern(method, **params, **each) for each in grid], seeds, method)
+class _BudgetEntry(_Entry):
+    """Of every family the largest pattern within every share of full attention's FLOPs.
+
+    Families may mix: the random ones take the seeds, the others stand once. See `fit_budget`.
+    """
+
+    families: Annotated[tuple[Text, ...], LISTED, Field(min_length=1)]
+    n: Annotated[tuple[Positive, ...], LISTED, Field(min_length=1)]
+    shares: Annotated[
+        tuple[Annotated[float, BeforeValidator(_fraction)], ...], LISTED, Field(min_length=1)
+    ]
+    group: Positive = 1
+
+    def patterns(self, windows: Sequence[int]) -> list[Pattern]:
+        found = [
+            fit_budget(family, length, share, self.group)
+            for length, family, share in itertools.product(self.n, self.families, self.shares)
+        ]
+        drawn = [pattern for pattern in found if seed_of(pattern) is not None]
+        if self.seeds and not drawn:
+            raise UserError("none of the families draws anything at random, so leave 'seeds' out")
+        alone = [pattern for pattern in found if pattern not in drawn]
+        return alone + _seeded(drawn, self.seeds, self.method)
+
+
+def read_methods(entries: Iterable[Any], windows: Sequence[int]) -> tuple[MethodSpec, ...]:
+    """Every pattern of every entry, equal ones once.
+
+    An entry is a text form, a pattern's name, or a mapping with a ``pattern`` (a name, a text form,
+    "split" or "budget"; ``method`` means the same), its parameters, and optionally ``windows``,
+    ``seeds`` and ``layers``.
+
+    Raises:
+        UserError: for anything unknown or not allowed.
+    """
+    found = {spec: None for entry in entries for spec in _read_entry(entry, windows)}
+    return tuple(found)
+
+
+def _read_entry(raw: Any, windows: Sequence[int]) -> list[MethodSpec]:
+    if isinstance(raw, str):
+        raw = {"method": raw}
+    if isinstance(raw, Mapping):
+        raw = same_word(raw, "pattern", "method")
+    if not isinstance(raw, Mapping) or "method" not in raw:
+        raise UserError(f"an entry of 'patterns' is a name or has a 'pattern' key, got {raw!r}")
+    method = raw["method"]
+    entry = _kind_of(method).read(raw, f"the entry of {method!r}")
+    patterns = entry.patterns(windows)
+    if entry.layers is not None and any(isinstance(pattern, Full) for pattern in patterns):
+        raise UserError(
+            "full attention has no layers to choose; name the sparse method, and give it "
+            "layers: {0-3: full}"
+        )
+    return [MethodSpec(pattern, entry.layers) for pattern in patterns]
+
+
+def same_word(raw: Mapping[Any, Any], word: str, older: str) -> Mapping[Any, Any]:
+    """A mapping with the key `older` where it has `word`, which means the same.
+
+    Raises:
+        UserError: if it has both.
+    """
+    if word not in raw:
+        return raw
+    if older in raw:
+        raise UserError(f"{word!r} and {older!r} mean the same; give one of them")
+    return {older if key == word else key: value for key, value in raw.items()}
+
+
+def _kind_of(method: Any) -> type[_Entry]:
+    if isinstance(method, str) and set(":+") & set(method):
+        return _TextEntry
+    if method == "split":
+        return _SplitEntry
+    return _BudgetEntry if method == "budget" else _NamedEntry
 
 
 def _open_to_windows(method: str, params: Mapping[str, Any]) -> bool:
@@ -169,15 +212,11 @@ def _needs_window(method: str) -> bool:
     return any(field.default is dataclasses.MISSING for field in fields)
 
 
-def _seeded(patterns: Sequence[Pattern], seeds: Any, method: str) -> list[Pattern]:
+def _seeded(patterns: Sequence[Pattern], seeds: Sequence[int], method: str) -> list[Pattern]:
     """The patterns with every one of the seeds."""
-    chosen = listed(seeds, "seeds")
-    if not chosen:
+    if not seeds:
         return list(patterns)
-    for seed in chosen:
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise UserError(f"seeds must be whole numbers, got {seed!r}")
     for pattern in patterns:
         if seed_of(pattern) is None:
             raise UserError(f"method {method!r} draws nothing at random, so it takes no 'seeds'")
-    return [with_seed(pattern, seed) for seed, pattern in itertools.product(chosen, patterns)]
+    return [with_seed(pattern, seed) for seed, pattern in itertools.product(seeds, patterns)]

@@ -37,11 +37,15 @@ class PlannedCell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a sweep: by model, then task by task, full attention and first seeds first."""
+    """All cells of a sweep: by model, then task by task, full attention and first seeds first.
+
+    `answers` is the folder of what full attention answered, which cells reuse; None if not.
+    """
 
     cells: tuple[PlannedCell, ...]
     catalogue: Catalogue
     benchmarks: Path | None
+    answers: Path | None = None
 
 
 def make_plan(

@@ -19,11 +19,11 @@ from sa_patch.errors import UserError, one_line
 from sa_patch.models.quiet_output import silenced
 from sa_patch.sweep.cell_runner import CellRunner, Computed, check_model, failed_content
 from sa_patch.sweep.config import SweepConfig
-from sa_patch.sweep.executor import Event, Finished, Remark, Starts
+from sa_patch.sweep.executor import Event, Finished, Message, Starts
 from sa_patch.sweep.plan import Plan, PlannedCell
 
 # Seconds that a process is given to end.
-PATIENCE = 5.0
+EXIT_SECONDS = 5.0
 
 
 @dataclass(eq=False)
@@ -61,47 +61,49 @@ class ProcessExecutor:
         check_model(model, cells)
         waiting, workers = deque(cells), self._workers
         # Indexing lm-eval's tasks takes longer than handing the index on.
-        shared = (config, model, plan.catalogue, plan.benchmarks, run_code)
-        parcel = pickle.dumps((shared, list(cells)))
+        shared = (config, model, plan.catalogue, plan.benchmarks, run_code, plan.answers)
+        payload = pickle.dumps((shared, list(cells)))
         yield Starts(f"loading {model.pretrained}", self._jobs)
         try:
             for worker in workers:
-                worker.connection.send_bytes(parcel)
+                worker.connection.send_bytes(payload)
             while workers:
                 ready = wait([worker.connection for worker in workers], self._left())
                 if not ready:
-                    yield Remark(f"time is up; {_count(waiting, workers)} cells are left")
+                    yield Message(f"time is up; {_count(waiting, workers)} cells are left")
                     return
                 for worker in [each for each in workers if each.connection in ready]:
-                    yield from self._hear(worker, waiting)
+                    yield from self._receive(worker, waiting)
                     if worker.cell is None:
                         workers.remove(worker)
-                        _dismiss([worker])
+                        _stop([worker])
             if waiting:
                 raise UserError("all processes have ended before the cells were done")
         finally:
-            _dismiss(workers)
+            _stop(workers)
 
     def _left(self) -> float | None:
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
-    def _hear(self, worker: _Worker, waiting: deque[PlannedCell]) -> Generator[Event, None, None]:
-        """Take what a worker says and give it a cell; it has none afterwards if it is to end."""
+    def _receive(
+        self, worker: _Worker, waiting: deque[PlannedCell]
+    ) -> Generator[Event, None, None]:
+        """Take a worker's answer and give it a cell; it has none afterwards if it is to end."""
         done, worker.cell = worker.cell, None
         try:
-            said = worker.connection.recv()
+            answer = worker.connection.recv()
         except (EOFError, OSError):
-            worker.process.join(PATIENCE)
+            worker.process.join(EXIT_SECONDS)
             reason = f"its process died (exit status {worker.process.exitcode})"
             if done is None:
-                yield Remark(f"a process has none of the cells: {reason}")
+                yield Message(f"a process has none of the cells: {reason}")
             else:
                 yield Finished(done, Computed(failed_content(done, reason), ""))
             return
-        if isinstance(said, Computed) and done is not None:
-            yield Finished(done, said)
-        elif said is not None:
-            raise UserError(str(said))
+        if isinstance(answer, Computed) and done is not None:
+            yield Finished(done, answer)
+        elif answer is not None:
+            raise UserError(str(answer))
         if not waiting:
             return
         # A task that it has loaded, if one is near, so that not every process loads all of them.
@@ -121,19 +123,19 @@ def _count(waiting: Sequence[PlannedCell] | deque[PlannedCell], workers: list[_W
 def _start() -> _Worker:
     # A forked process could not use a GPU that this one has touched.
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there,), daemon=True)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs,), daemon=True)
     process.start()
-    there.close()
-    return _Worker(process, here, set())
+    theirs.close()
+    return _Worker(process, ours, set())
 
 
-def _dismiss(workers: list[_Worker]) -> None:
+def _stop(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.connection.close()
         worker.process.terminate()
     for worker in workers:
-        worker.process.join(PATIENCE)
+        worker.process.join(EXIT_SECONDS)
         if worker.process.is_alive():
             worker.process.kill()
 

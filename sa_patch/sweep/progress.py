@@ -43,7 +43,7 @@ class TimeLeft:
         return alone / self.at_once
 
 
-def spoken(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A duration for people: ``3.2 s``, ``12 s``, ``4 min``, ``3 h 20 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -119,9 +119,9 @@ class SweepProgress:
         self._done += 1
         self._left.finished(task, seconds)
         left = self._left.seconds()
-        remains = f"about {spoken(left)} left" if left and self._done < self._total else ""
+        remains = f"about {duration_text(left)} left" if left and self._done < self._total else ""
         place = f"[{self._done}/{self._total}]"
-        parts = [place, label, outcome, spoken(seconds), remains]
+        parts = [place, label, outcome, duration_text(seconds), remains]
         self.say("  ".join(part for part in parts if part), style)
         self._bar.update(self._row, completed=self._done, left=remains)
 

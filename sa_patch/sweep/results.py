@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
-from sa_patch.files.packed import stored_files, stored_text
+from sa_patch.files.packed import packed_path, stored_files, stored_text, torn_lines
 from sa_patch.sweep.cells import SCHEMA, cell_id
 
 # Keys in a block, of those sizes that visited keys are counted for.
@@ -36,7 +36,8 @@ class Cell:
     ``visited_share`` is what tiles of queries read in blocks of 16 keys, of what they read under
     full attention.
     ``seconds`` is the time of the whole evaluation, ``model_seconds`` that of the model's calls
-    per sequence (the decoding of generated tokens included).
+    per sequence that was run (the decoding of generated tokens included; see `reused_fraction`
+    of `sa_patch.evaluation.metering.pattern_meter`).
     ``scores`` holds all of the task's metrics, by name with filter. Measured figures are ``None``
     where the file has none.
     """
@@ -72,7 +73,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class SetAside:
-    """A file in ``cells/`` that no figure uses, and the reason."""
+    """A file in ``cells/``, or a line of those packed, that no figure uses, and the reason."""
 
     path: Path
     reason: str
@@ -116,6 +117,11 @@ def load_run(path: Path | str) -> Run:
             cells.append(outcome)
         else:
             set_aside.append(outcome)
+    done = {cell.id for cell in cells}
+    missing = tuple(identifier for identifier in planned or () if identifier not in done)
+    if missing or planned is None:
+        # Else what torn lines held has been done again.
+        set_aside += _torn_lines(folder / "cells")
     if not cells:
         detail = (
             f"{len(set_aside)} cell files were set aside, {set_aside[0].path.name}: "
@@ -130,8 +136,6 @@ def load_run(path: Path | str) -> Run:
     if planned is not None:
         place = {identifier: index for index, identifier in enumerate(planned)}
         cells.sort(key=lambda cell: place[cell.id])
-    done = {cell.id for cell in cells}
-    missing = tuple(identifier for identifier in planned or () if identifier not in done)
     return Run(folder, manifest, tuple(cells), tuple(set_aside), planned, missing)
 
 
@@ -178,6 +182,13 @@ def _planned(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(str(identifier) for identifier in planned)
 
 
+def _torn_lines(folder: Path) -> list[SetAside]:
+    return [
+        SetAside(packed_path(folder), f"torn: line {number} is not a complete JSON object")
+        for number in torn_lines(folder)
+    ]
+
+
 def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cell | SetAside:
     try:
         data = json.loads(stored_text(file))
@@ -214,9 +225,16 @@ def _read_cell(file: Path, folder: Path, planned: tuple[str, ...] | None) -> Cel
         visited_share=_visited_share(measured),
         saturated_fraction=_number(measured.get("saturated_fraction")),
         seconds=_number(data.get("seconds")),
-        model_seconds=per_sequence("model_seconds"),
+        model_seconds=_seconds_per_run_sequence(measured),
         scores={key: _number(score) for key, score in (data.get("scores") or {}).items()},
     )
+
+
+def _seconds_per_run_sequence(measured: Mapping[str, Any]) -> float | None:
+    """None where all answers were reused, too."""
+    total, sequences = _number(measured.get("model_seconds")), _number(measured.get("sequences"))
+    run = round((sequences or 0) * (1 - (_number(measured.get("reused_fraction")) or 0)))
+    return None if total is None or not run else total / run
 
 
 def _visited_share(measured: Mapping[str, Any]) -> float | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sa_patch.files.packed import packed_path, torn_lines
 from sa_patch.sweep.config import SweepConfig
-from sa_patch.sweep.executor import Event, Executor, Finished, LocalExecutor, Remark, Starts
+from sa_patch.sweep.executor import Event, Executor, Finished, LocalExecutor, Message, Starts
 from sa_patch.sweep.plan import Plan, PlannedCell
 from sa_patch.sweep.progress import SweepProgress, outcome_text
 from sa_patch.sweep.run_folder import RunFolder
@@ -39,8 +40,12 @@ def run_sweep(
     command: Sequence[str] = (),
     run_code: bool = False,
     executor: Executor | None = None,
+    reuse: bool = True,
 ) -> Outcome:
     """Compute every cell of `plan` that `out` does not hold yet.
+
+    With `reuse`, prompts of which a pattern hides nothing are answered by full attention once, for
+    all cells (``out/answers``).
 
     A cell that fails is recorded with its reason and the rest goes on. Ctrl-C ends the run with
     what is finished; running it again does the rest.
@@ -53,6 +58,9 @@ def run_sweep(
     with folder.locked():
         # The manifest comes first: cells without it would have no provenance.
         planned = [cell.id for cell in plan.cells]
+        if reuse:
+            folder.answers.mkdir(exist_ok=True)
+            plan = replace(plan, answers=folder.answers)
         warning = folder.begin(config.name, config.to_dict(), planned, command)
         waiting, untrusted = unfinished(folder, plan)
         outcome = Outcome(len(plan.cells), found=len(plan.cells) - len(waiting))
@@ -65,7 +73,7 @@ def run_sweep(
             try:
                 with contextlib.closing(place.run(config, plan, waiting, run_code)) as events:
                     for event in events:
-                        _note(event, folder, progress, outcome)
+                        _handle(event, folder, progress, outcome)
             except KeyboardInterrupt:
                 outcome.interrupted = True
                 progress.say("interrupted; the same command goes on where this stopped", "yellow")
@@ -75,7 +83,7 @@ def run_sweep(
 
 
 def unfinished(folder: RunFolder, plan: Plan) -> tuple[list[PlannedCell], list[str]]:
-    """The cells without a trusted result, and a sentence for each file that is not trusted."""
+    """The cells without a trusted result, and a sentence for each file or line not trusted."""
     waiting, sentences = [], []
     for cell in plan.cells:
         found = folder.find(cell.id, cell.cell)
@@ -83,15 +91,22 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[list[PlannedCell], list[s
             waiting.append(cell)
         if found.reason:
             sentences.append(f"cells/{cell.id}.json {found.reason}; the cell is done again")
+    if waiting:
+        # Else what torn lines held has been done again.
+        sentences += [
+            f"line {number} of {packed_path(folder.cells).name} is torn: not a complete JSON "
+            "object; the cell that it held is done again, unless it has a file of its own"
+            for number in torn_lines(folder.cells)
+        ]
     return waiting, sentences
 
 
-def _note(event: Event, folder: RunFolder, progress: SweepProgress, outcome: Outcome) -> None:
+def _handle(event: Event, folder: RunFolder, progress: SweepProgress, outcome: Outcome) -> None:
     """Show what an executor tells, and keep the results it brings."""
     match event:
         case Starts(label, at_once):
             progress.starts(label, at_once)
-        case Remark(sentence):
+        case Message(sentence):
             progress.say(sentence, "yellow")
         case Finished(cell, computed):
             content = computed.content

@@ -16,12 +16,14 @@ from sa_patch.sweep.cells import SCHEMA, Found, read_cell
 
 
 class RunFolder:
-    """``RUN/manifest.json``, ``RUN/cells/<id>.json`` and, for cells that failed, ``RUN/logs/``."""
+    """``RUN/manifest.json``, ``RUN/cells/<id>.json``, ``RUN/answers/`` that full attention gave,
+    and, for cells that failed, ``RUN/logs/``."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).expanduser().absolute()
         self.cells = self.path / "cells"
         self.logs = self.path / "logs"
+        self.answers = self.path / "answers"
 
     def find(self, identifier: str, cell: Mapping[str, Any]) -> Found:
         """What is already there for a cell; see `sa_patch.sweep.cells.read_cell`."""
@@ -66,6 +68,7 @@ class RunFolder:
             lock.flush()
             remove_leftovers(self.path)
             remove_leftovers(self.cells)
+            remove_leftovers(self.answers)
             yield
 
     def begin(

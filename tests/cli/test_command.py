@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,10 +88,10 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     ("changes", "sentence"),
     [
         ({"methods": ["saa"]}, "unknown method 'saa'; did you mean 'sa'?"),
-        ({"windows": [0]}, "must be a whole number of at least 1, got 0"),
-        ({"windows": [-1]}, "must be a whole number of at least 1, got -1"),
-        ({"windows": [1.5]}, "must be a whole number of at least 1, got 1.5"),
-        ({"windows": ["x"]}, "must be a whole number of at least 1, got 'x'"),
+        ({"windows": [0]}, "windows[0] must be at least 1, got 0"),
+        ({"windows": [-1]}, "windows[0] must be at least 1, got -1"),
+        ({"windows": [1.5]}, "windows[0] must be a whole number, got 1.5"),
+        ({"windows": ["x"]}, "windows[0] must be a whole number, got 'x'"),
         ({"methods": [{"method": "moba", "topk": 0}]}, "topk must be a whole number of at least 1"),
         ({"layers": [9]}, "layers [9] are not attention layers of this model; it has 0-2"),
         ({"model": "./nowhere"}, "no model at nowhere"),
@@ -197,10 +198,21 @@ def test_sweep_then_report(
 def test_generate_streams_the_continuation(
     checkpoint: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--method", "swa", "--window", "4", "--max-new-tokens", "8"]
+    options = ["--pattern", "swa", "--window", "4", "--max-new-tokens", "8"]
     assert main(["generate", str(checkpoint), "The old man", *options]) == 0
-    shown = capfd.readouterr().out
-    assert shown.startswith("The old man") and len(shown) > len("The old man\n")
+    shown = capfd.readouterr()
+    assert shown.out.startswith("The old man") and len(shown.out) > len("The old man\n")
+    assert "attention by" not in shown.err
+    assert main(["generate", str(checkpoint), "The old man", *options, "--verbose"]) == 0
+    again = capfd.readouterr()
+    assert again.out == shown.out
+    (said,) = (line for line in again.err.splitlines() if "attention by" in line)
+    assert re.fullmatch(
+        r"attention by (banded|reference) \(\d+ calls\).*; "
+        r"prompt of \d+ tokens at [\d,]+ a second; "
+        r"new tokens at [\d,.]+ a second",
+        said,
+    )
 
 
 def test_generate_takes_a_composed_pattern_and_a_schedule_file(
@@ -267,10 +279,13 @@ def test_lm_evals_own_command_has_our_model_and_tasks(checkpoint: Path, tmp_path
     done = command(
         *["lm-eval", "--model", "sa-patch", "--tasks", "needle_128", "--limit", "2"],
         *["--model_args", f"pretrained={checkpoint},method=sa,window=16,seed=1,dtype=float32"],
-        *["--device", "cpu", "--output_path", str(tmp_path)],
+        *["--device", "cpu", "--output_path", str(tmp_path), "--verbose"],
     )
     assert done.returncode == 0, done.stderr
     assert "needle_128" in done.stdout
+    assert re.search(
+        r"attention by \w+ \([\d,]+ calls\).*; prompts of [\d,]+ tokens at", done.stderr
+    )
     assert list(tmp_path.rglob("results_*.json"))
 
 

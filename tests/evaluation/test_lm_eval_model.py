@@ -169,6 +169,8 @@ def test_a_seed_beside_a_pattern_is_that_of_all_its_random_parts(checkpoint: Pat
 MODEL_ARGS: dict[str, Pattern] = {
     "pattern=sinks:4+swa:6+psa:8,seed=2": Sinks(4) | SWA(6) | PSA(8, seed=2),
     "pattern=swa:6+moba:block_size=4;topk=3": SWA(6) | MoBA(4, 3),
+    "method=sinks:4+swa:6": Sinks(4) | SWA(6),
+    "pattern=moba,block_size=4,topk=3": MoBA(4, 3),
     "pattern=sa:window=4;seed=1;circular=false": SA(4, seed=1, circular=False),
     "method=block_topk,topk=3,block_size=2,sinks=1,local=4,branch=4,beam=5,grouped=true": BlockTopK(
         2, 3, 1, 4, 4, 5, True
@@ -198,12 +200,35 @@ def test_layers_are_text_a_mapping_or_a_file(checkpoint: Path, tmp_path: Path) -
         assert lm.meter.summary()["mean_keys_per_query"] == pytest.approx((34 + 2 * 55) / 30)
 
 
-def test_one_layer_with_a_drawn_pattern_keeps_padding_out_of_all_batches(
+def test_one_layer_with_a_drawn_pattern_has_padding_masked_in_all_batches(
     single: SAPatchLM, eights: SAPatchLM
 ) -> None:
     for lm in (single, eights):
         lm.use_pattern(SWA(4), layers={1: SA(3)})
     assert close(answers(single, "loglikelihood"), answers(eights, "loglikelihood"))
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["told apart", "differ in zeros alone"])
+def test_rows_of_any_length_share_a_batch_of_a_drawn_pattern(
+    single: SAPatchLM, eights: SAPatchLM, monkeypatch: pytest.MonkeyPatch, zeros: bool
+) -> None:
+    """A token 0 at an input's end looks like padding; the last token of a request never enters."""
+    requests: list[Any] = [(None, [5, 6, 7, 0], [8]), (None, [5, 6, 7, 0, 0, 9], [8, 0])]
+    requests += [(None, list(range(9, 9 + n)), [3, 4]) for n in (3, 11, 12, 20)]
+    requests += [(None, [5, 6, 7], [8])] if zeros else []
+    for lm in (single, eights):
+        lm.use_pattern(SA(3))
+    expected = single._loglikelihood_tokens(requests, disable_tqdm=True)
+    batches: list[int] = []
+    forward = eights.model.forward
+
+    def watched(tokens: Tensor, **named: Any) -> Any:
+        batches.append(len(tokens))
+        return forward(tokens, **named)
+
+    monkeypatch.setattr(eights.model, "forward", watched)
+    assert close(eights._loglikelihood_tokens(requests, disable_tqdm=True), expected)
+    assert batches == ([1, 1, 1, 1, 2, 1] if zeros else [6])
 
 
 def test_keys_are_counted_where_they_are_chosen(single: SAPatchLM) -> None:
@@ -238,7 +263,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not random": ({"pattern": "sinks:4+swa:4", "seed": 1}, "draws nothing at random"),
     "no file": ({"window": 4, "layers": "no.yaml"}, "no schedule file"),
     "separators": ({"pattern": "moba:block_size=4", "topk": 3}, "separated by semicolons"),
-    "both": ({"pattern": "sa:window=4", "window": 4}, "not both"),
+    "parameters twice": ({"pattern": "sa:window=4", "window": 4}, "has its parameters already"),
+    "both words": ({"pattern": "sa:window=4", "method": "sa"}, "give one of them"),
     "backend": ({"window": 4, "backend": "bandd"}, "did you mean 'banded'"),
     "layers": ({"window": 4, "layers": "one"}, "numbers and ranges"),
     "decode": ({"window": 4, "decode": "no"}, "decode must be"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sa_patch.errors import UserError
-from sa_patch.files.packed import pack, packed_path, stored_files, stored_text
+from sa_patch.files.packed import pack, packed_path, stored_files, stored_text, torn_lines
 
 
 def folder_of(tmp_path: Path, **contents: object) -> Path:
@@ -20,7 +20,7 @@ def folder_of(tmp_path: Path, **contents: object) -> Path:
 
 
 def test_packed_files_are_read_as_before(tmp_path: Path) -> None:
-    contents = {"b": {"value": 0.1 + 0.2, "text": "naïve\n"}, "a": [1, None]}
+    contents = {"b": {"value": 0.1 + 0.2, "text": "naïve\n\u2028\x85"}, "a": [1, None]}
     folder = folder_of(tmp_path, **contents)
     names = stored_files(folder)
     assert pack(folder) == packed_path(folder) == tmp_path / "cells.jsonl"
@@ -48,8 +48,10 @@ def test_what_is_torn_is_not_packed_and_not_trusted(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.json"]
     (folder / "b.json").unlink()
     pack(folder)
+    assert torn_lines(folder) == ()
     packed_path(folder).write_text(packed_path(folder).read_text() + '{"name": "c.json", "cont')
     assert stored_files(folder) == [folder / "a.json"]
+    assert torn_lines(folder) == (2,)
     with pytest.raises(FileNotFoundError):
         stored_text(folder / "c.json")
     with pytest.raises(UserError, match="no JSON files"):

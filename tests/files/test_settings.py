@@ -87,3 +87,11 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, content: bytes) -> None
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.yaml cannot be read: No such file"):
         read_yaml(tmp_path / "gone.yaml")
+
+
+def test_what_was_left_out_is_completed_key_by_key() -> None:
+    given = Bicycle.read({"name": "x", "extras": {"bell": 1}, "kind": "road"}, "the file")
+    defaults = {"kind": "city bike", "speeds": 1, "extras": {"bell": 2, "lock": 3}, "color": "red"}
+    assert given.completed(defaults) == Bicycle(
+        name="x", kind="road", speeds=1, extras={"bell": 1, "lock": 3}
+    )

@@ -30,7 +30,7 @@ def test_queries_see_what_their_tile_chose_so_far(
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(-1, 6, (2, queries, topk), generator=generator)
     so_far = chosen_so_far(picks, shared)
-    blocks, first_row = tile_choices(picks, shared)
+    blocks, first_row, counts = tile_choices(picks, shared)
     assert so_far.shape == (2, queries, shared * topk)
     for chooser in range(2):
         for query in range(queries):
@@ -44,6 +44,7 @@ def test_queries_see_what_their_tile_chose_so_far(
             assert {int(b) for b in listed if b >= 0} == expected
     # What there is stands in front.
     assert ((blocks[..., 1:] < 0) | (blocks[..., :-1] >= 0)).all()
+    assert counts.equal((blocks >= 0).sum(-1, dtype=torch.int32))
 
 
 def test_expected_choices_are_the_mean_of_random_ones() -> None:

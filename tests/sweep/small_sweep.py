@@ -1,6 +1,12 @@
 """A sweep of seconds, for tests of the engines that run it."""
 
+import json
+from pathlib import Path
 from typing import Any
+
+from sa_patch.sweep.config import SweepConfig, parse_config
+from sa_patch.sweep.plan import Plan, make_plan
+from sa_patch.sweep.run import Outcome, run_sweep
 
 SETTINGS: dict[str, Any] = {
     "windows": [16],
@@ -10,3 +16,25 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 4,
     "dtype": "float32",
 }
+
+
+def sweep_of(checkpoint: Path, **changes: Any) -> SweepConfig:
+    return parse_config({**SETTINGS, "model": str(checkpoint), **changes})
+
+
+def run(config: SweepConfig, out: Path, plan: Plan | None = None) -> Outcome:
+    return run_sweep(config, plan or make_plan(config), out, command=["sa-patch", "sweep"])
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    """All cell files by name, without what belongs to the machine and the hour."""
+    found = {}
+    for path in sorted((folder / "cells").iterdir()):
+        content = json.loads(path.read_text())
+        for key in ("started", "seconds", "hardware"):
+            content.pop(key)
+        if content["measured"]:
+            content["measured"].pop("model_seconds")
+            content["measured"].pop("reused_fraction")
+        found[path.name] = content
+    return found

@@ -9,7 +9,7 @@ import yaml
 from sa_patch.errors import UserError
 from sa_patch.files.packaged import configs_dir
 from sa_patch.patching import Schedule
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
+from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Sinks
 from sa_patch.sweep.config import load_config, parse_config
 from sa_patch.sweep.worker_resources import WorkerResources
 
@@ -58,25 +58,6 @@ def test_methods_can_have_windows_and_parameters_of_their_own() -> None:
         SA(window=64, circular=False),
         MoBA(block_size=8, topk=3),
     )
-
-
-def test_unions_take_seeds_in_every_random_part() -> None:
-    methods = [{"method": "sinks:4+swa:6+sa:8+psa:9", "seeds": [1, 2]}, "sinks:4+swa:6"]
-    config = parse_config({**GRID, "methods": methods})
-    assert config.patterns == (
-        *(Sinks(4) | SWA(6) | SA(8, seed=s) | PSA(9, seed=s) for s in (1, 2)),
-        Sinks(4) | SWA(6),
-    )
-
-
-def test_a_budget_is_split_for_every_total_and_seed() -> None:
-    split = {"method": "split", "total": [24, 44], "sinks": 4, "local": 0.5, "rest": "psa"}
-    config = parse_config({**GRID, "methods": [{**split, "seeds": [0, 1]}]})
-    assert set(config.patterns) == {
-        Sinks(4) | SWA(near) | PSA(near, seed=seed) for near in (10, 20) for seed in (0, 1)
-    }
-    bare = parse_config({**GRID, "methods": [{"method": "split", "total": 20, "rest": "moba"}]})
-    assert bare.patterns == (Sinks(4) | SWA(8) | MoBA.from_window(8),)
 
 
 def test_windows_complete_only_the_parameters_that_leave_room_for_them() -> None:
@@ -161,6 +142,28 @@ def test_a_model_can_have_resources_of_its_own() -> None:
     assert config.to_dict()["models"][1]["resources"] == {"cpus": 8, "gpus": 4}
 
 
+def test_what_a_task_or_model_leaves_out_comes_from_the_file() -> None:
+    tasks = [{"task": "a", "limit": None, "gen_kwargs": {"until": ["x"]}}, "b"]
+    models = [{"pretrained": "x", "resources": {"gpus": 4}}, {"pretrained": "y", "dtype": "auto"}]
+    config = parse_config(
+        {
+            **{"methods": "full", "tasks": tasks, "model": models, "dtype": "float32"},
+            **{"limit": 5, "num_fewshot": 2, "gen_kwargs": {"max_gen_toks": 8}},
+            "resources": {"cpus": 8, "gpus": 0.5},
+        }
+    )
+    assert [task.model_dump() for task in config.tasks] == [
+        # A list stays one: a cell that is read again is compared with it.
+        {
+            **{"task": "a", "limit": None, "num_fewshot": 2},
+            "gen_kwargs": {"max_gen_toks": 8, "until": ["x"]},
+        },
+        {"task": "b", "limit": 5, "num_fewshot": 2, "gen_kwargs": {"max_gen_toks": 8}},
+    ]
+    assert [model.dtype for model in config.models] == ["float32", "auto"]
+    assert config.models[0].resources == WorkerResources(cpus=8, gpus=4)
+
+
 def test_limit_of_the_command_line_is_over_the_files() -> None:
     assert {task.limit for task in parse_config(GRID).with_limit(3).tasks} == {3}
     assert parse_config(GRID).with_limit(None) == parse_config(GRID)
@@ -172,11 +175,11 @@ def test_limit_of_the_command_line_is_over_the_files() -> None:
     ("change", "sentence"),
     [
         ({"windws": [1]}, "unknown key 'windws' in the sweep file; did you mean 'windows'"),
-        ({"windows": [0]}, "window must be a whole number of at least 1, got 0"),
+        ({"windows": [64, 0]}, r"^windows\[1\] must be at least 1, got 0"),
         ({"windows": [-1]}, "at least 1, got -1"),
-        ({"windows": [1.5]}, "at least 1, got 1.5"),
-        ({"windows": ["x"]}, "at least 1, got 'x'"),
-        ({"windows": [True]}, "at least 1, got True"),
+        ({"windows": [1.5]}, r"^windows\[0\] must be a whole number, got 1.5"),
+        ({"windows": "x"}, "must be a whole number, got 'x'"),
+        ({"windows": [True]}, "must be a whole number, got True"),
         ({"windows": []}, "the grid is empty: method 'sa' needs 'windows'"),
         ({"methods": []}, "the grid is empty: 'methods'"),
         ({"methods": None}, "the grid is empty: 'methods'"),
@@ -188,40 +191,58 @@ def test_limit_of_the_command_line_is_over_the_files() -> None:
         ({"methods": [{"method": "swa", "seeds": [1]}]}, "takes no 'seeds'"),
         ({"methods": [{"method": "sinks:4+swa:6", "seeds": [1]}]}, "takes no 'seeds'"),
         ({"methods": [{"method": "swa:6", "window": 4}]}, "unknown key 'window'"),
-        ({"methods": [{"method": "sa", "seeds": ["x"]}]}, "seeds must be whole numbers, got 'x'"),
-        ({"methods": [{"method": "sa", "seeds": [True]}]}, "seeds must be whole numbers, got True"),
-        ({"methods": [{"method": "split"}]}, "needs 'total'"),
+        (
+            {"methods": [{"method": "sa", "seeds": ["x"]}]},
+            r"seeds\[0\] must be a whole number, got 'x'",
+        ),
+        ({"methods": [{"method": "sa", "seeds": [True]}]}, "must be a whole number, got True"),
+        ({"methods": [{"method": "split"}]}, "the entry of 'split' lacks the key 'total'"),
         ({"methods": [{"method": "split", "total": 64, "locl": 1}]}, "did you mean 'local'"),
-        ({"methods": [{"method": "split", "total": 64, "rest": 5}]}, "rest must be a non-empty"),
+        ({"methods": [{"method": "split", "total": 64, "rest": 5}]}, "rest must be text, got 5"),
         ({"methods": [{"method": "swa", "layers": "x"}]}, "numbers and ranges"),
         ({"methods": [{"method": "full", "layers": [1]}]}, "full attention has no layers"),
         ({"layers": {"0-3": "full", 3: "swa:4"}}, "names layer 3 twice"),
         ({"layers": {"0-3": 5}}, "must be given a pattern"),
         ({"layers": "none.yaml"}, "no schedule file none.yaml"),
-        ({"methods": [7]}, "an entry of 'methods'"),
-        ({"methods": [{"name": "sa"}]}, "has a 'method' key"),
-        ({"tasks": [{"limit": 3}]}, "has a 'task' key"),
+        ({"methods": [7]}, "an entry of 'patterns'"),
+        ({"methods": [{"name": "sa"}]}, "has a 'pattern' key"),
+        ({"methods": ["full"], "patterns": ["sa"]}, "'patterns' and 'methods' mean the same"),
+        ({"methods": [{"method": "sa", "pattern": "sa"}]}, "give one of them"),
+        ({"tasks": [{"limit": 3}]}, r"'tasks\[0\]' lacks the key 'task'"),
         ({"tasks": [{"task": "boolq", "limt": 3}]}, "unknown key 'limt'.*did you mean 'limit'"),
-        ({"limit": 0}, "limit of needle_128 must be a whole number"),
-        ({"model": {"dtype": "float32"}}, "'model' needs 'pretrained'"),
+        ({"limit": 0}, "^limit must be at least 1, got 0"),
+        (
+            {"tasks": ["a", {"task": "b", "limit": 0}]},
+            r"^tasks\[1\].limit must be at least 1, got 0",
+        ),
+        ({"tasks": {"task": "b", "num_fewshot": -1}}, "num_fewshot must be at least 0, got -1"),
+        ({"tasks": {"task": "b", "gen_kwargs": 3}}, "gen_kwargs must be a mapping"),
+        ({"model": {"dtype": "float32"}}, r"'model\[0\]' lacks the key 'pretrained'"),
         ({"model": {"pretrained": "x", "revison": "y"}}, "did you mean 'revision'"),
+        ({"modle": "x"}, "unknown key 'modle' in the sweep file; did you mean 'model'"),
+        ({"models": "x"}, "unknown key 'models' in the sweep file; did you mean 'model'"),
+        ({"model": {"pretrained": "x", "dtype": "int8"}}, "unknown dtype 'int8'"),
+        ({"name": " "}, "name must be text that is not empty, got ' '"),
         ({"dtype": "bfloat"}, "unknown dtype 'bfloat'; did you mean 'bfloat16'"),
         ({"decode": "sparse"}, "unknown decode 'sparse'"),
         ({"backend": "bandit"}, "unknown backend 'bandit'; did you mean 'banded'"),
         ({"layers": "4-x"}, "layers are written as numbers and ranges"),
         ({"layers": []}, "layers is empty"),
-        ({"batch_size": 0}, "batch_size must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"gen_kwargs": 3}, "gen_kwargs must be a mapping"),
         ({"resources": {"gpu": 1}}, "unknown key 'gpu' in 'resources'; did you mean 'gpus'"),
-        ({"resources": 4}, "'resources' must be a mapping"),
-        ({"resources": {"cpus": 0}}, "cpus of 'resources' must be a whole number of at least 1"),
-        ({"resources": {"cpus": 0.5}}, "cpus of 'resources' must be a whole number"),
+        ({"resources": 4}, "resources must be a mapping of keys to values, got 4"),
+        ({"resources": {"cpus": 0}}, "resources.cpus must be at least 1, got 0"),
+        ({"resources": {"cpus": 0.5}}, "resources.cpus must be a whole number, got 0.5"),
         ({"resources": {"gpus": -1}}, "whole number, or a fraction below 1, got -1"),
         ({"resources": {"gpus": 1.5}}, "a fraction below 1, got 1.5"),
-        ({"resources": {"gpus": True}}, "a fraction below 1, got True"),
-        ({"resources": {"gpus": float("nan")}}, "a fraction below 1, got nan"),
-        ({"resources": {"gpus": "two"}}, "a fraction below 1, got 'two'"),
-        ({"model": {"pretrained": "x", "resources": {"gpus": 3.5}}}, "below 1, got 3.5"),
+        ({"resources": {"gpus": True}}, "resources.gpus must be a number, got True"),
+        ({"resources": {"gpus": float("nan")}}, "resources.gpus must be a finite number, got nan"),
+        ({"resources": {"gpus": "two"}}, "resources.gpus must be a number, got 'two'"),
+        (
+            {"model": {"pretrained": "x", "resources": {"gpus": 3.5}}},
+            r"^model\[0\].resources.gpus must be .*below 1, got 3.5",
+        ),
     ],
 )
 def test_mistakes_are_named_in_one_sentence(change: dict[str, Any], sentence: str) -> None:
@@ -270,3 +291,14 @@ def test_the_papers_grid(name: str) -> None:
     assert sorted(task.task for task in config.tasks) == sorted(
         ["hellaswag", "mmlu", "arc_easy", "arc_challenge", "boolq", "lambada_openai", "humaneval"]
     )
+
+
+def test_patterns_and_methods_are_one_word() -> None:
+    shared = {"windows": [16], "tasks": ["needle_128"]}
+    older, newer = (
+        parse_config(
+            {**shared, f"{word}s": ["full", {word: "sa", "seeds": [0, 1]}, {word: "swa:8"}]}
+        )
+        for word in ("method", "pattern")
+    )
+    assert newer == older

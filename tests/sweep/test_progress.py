@@ -7,8 +7,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from sa_patch.models.quiet_output import KEPT_LINES, Noise, silenced
-from sa_patch.sweep.progress import SweepProgress, TimeLeft, outcome_text, spoken
+from sa_patch.models.quiet_output import KEPT_LINES, CapturedOutput, silenced
+from sa_patch.sweep.progress import SweepProgress, TimeLeft, duration_text, outcome_text
 
 
 def test_time_left_goes_task_by_task() -> None:
@@ -24,7 +24,7 @@ def test_time_left_goes_task_by_task() -> None:
     ("seconds", "text"), [(3.2, "3.2 s"), (12.3, "12 s"), (240.0, "4 min"), (12000.0, "3 h 20 min")]
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
-    assert spoken(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_without_a_terminal_there_is_one_plain_line_per_cell() -> None:
@@ -66,8 +66,8 @@ def test_a_score_with_and_without_its_error() -> None:
     assert outcome_text({**primary, "stderr": None}) == "acc_norm 0.3625"
 
 
-def test_noise_is_kept_and_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
-    with silenced() as noise:
+def test_output_is_kept_and_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with silenced() as output:
         print("printed")
         print("bar 1%\rbar 100%", file=sys.stderr)
         logging.getLogger("transformers.models").warning("logged")
@@ -75,8 +75,8 @@ def test_noise_is_kept_and_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("", "")
     for word in ("printed", "bar 100%", "logged", "evaluated"):
-        assert word in noise.text()
-    assert "bar 1%" not in noise.text()
+        assert word in output.text()
+    assert "bar 1%" not in output.text()
 
 
 def test_logging_is_as_before_afterwards() -> None:
@@ -87,8 +87,8 @@ def test_logging_is_as_before_afterwards() -> None:
     assert (logger.handlers, logger.propagate) == before
 
 
-def test_endless_noise_takes_little_memory() -> None:
-    noise = Noise()
+def test_endless_output_takes_little_memory() -> None:
+    output = CapturedOutput()
     for index in range(10 * KEPT_LINES):
-        noise.write(f"line {index}\n")
-    assert len(noise.text().splitlines()) == KEPT_LINES
+        output.write(f"line {index}\n")
+    assert len(output.text().splitlines()) == KEPT_LINES

@@ -1,4 +1,4 @@
-"""What ``--ray`` asks of a cluster before there is one: addresses, room, the package itself."""
+"""What ``--ray`` asks of a cluster before there is one: address, resources, the package."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 from sa_patch.cli.command import main
 from sa_patch.errors import UserError
 from sa_patch.sweep.ray import executor as ray_executor
-from sa_patch.sweep.ray.cluster import Room, check_reachable, cluster
+from sa_patch.sweep.ray.cluster import ClusterResources, check_reachable, cluster
 from sa_patch.sweep.ray.executor import RayExecutor
 from sa_patch.sweep.worker_resources import WorkerResources
 
 
 class Nodes:
-    """What `Room` asks of Ray."""
+    """What `ClusterResources` asks of Ray."""
 
     def __init__(self, *resources: dict[str, float], dead: int = 0) -> None:
         self._resources, self._dead = resources, dead
@@ -44,11 +44,11 @@ class Nodes:
 )
 def test_workers_fit_into_single_machines(needs: WorkerResources, workers: int) -> None:
     nodes = Nodes({"CPU": 64, "GPU": 8}, {"CPU": 16, "GPU": 4}, {"CPU": 8, "GPU": 1}, dead=1)
-    assert Room(nodes).workers(needs) == workers
+    assert ClusterResources(nodes).max_workers(needs) == workers
 
 
 def test_without_gpus_a_worker_is_given_none() -> None:
-    assert Room(Nodes({"CPU": 3})).workers(WorkerResources()) == 3
+    assert ClusterResources(Nodes({"CPU": 3})).max_workers(WorkerResources()) == 3
 
 
 @pytest.mark.parametrize("address", ["demo", "ray://", "10.0.0.1", "host:port", "a b:1"])

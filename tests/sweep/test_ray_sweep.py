@@ -30,7 +30,7 @@ from sa_patch.sweep.ray import executor as ray_executor
 from sa_patch.sweep.ray.executor import RayExecutor
 from sa_patch.sweep.ray.worker import Job, SweepWorker
 from sa_patch.sweep.run import Outcome, run_sweep
-from tests.sweep.small_sweep import SETTINGS
+from tests.sweep.small_sweep import SETTINGS, results
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -88,19 +88,6 @@ def grid(models: Sequence[str], **changes: Any) -> SweepConfig:
 
 def sweep(config: SweepConfig, out: Path, executor: RayExecutor | None = None) -> Outcome:
     return run_sweep(config, make_plan(config), out, executor=executor)
-
-
-def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """All cell files by name, without what belongs to the machine and the hour."""
-    found = {}
-    for path in sorted((folder / "cells").iterdir()):
-        content = json.loads(path.read_text())
-        for key in ("started", "seconds", "hardware"):
-            content.pop(key)
-        if content["measured"]:
-            content["measured"].pop("model_seconds")
-        found[path.name] = content
-    return found
 
 
 class KillableWorker(SweepWorker):
@@ -294,7 +281,7 @@ def test_other_weights_or_data_than_planned_are_refused(models: list[str], tmp_p
 
     def prepared(model: str, data: str | None) -> str | None:
         changed = dataclasses.replace(cell, cell={**cell.cell, "model": model, "data": data})
-        job = Job(config, config.models[0], (changed,), tmp_path, run_code=False)
+        job = Job(config, config.models[0], (changed,), tmp_path, False, None)
         return SweepWorker(gpus=1).prepare(job)
 
     model = cell.cell["model"]

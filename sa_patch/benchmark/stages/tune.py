@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -13,11 +14,18 @@ from sa_patch.benchmark.tables import Say, number
 from sa_patch.benchmark.tuning import TUNED, candidates, card, compile_beforehand, entry_of, tune
 from sa_patch.errors import UserError, one_line
 from sa_patch.kernels.launch_files import Table, cached_folder, file_name, read_table, write_table
-from sa_patch.kernels.triton.launch_table import CHOICE, MOBA, use_key
+from sa_patch.kernels.triton.launch_table import CHOICE, MOBA, RING, WINDOW, Config, use_key
 from sa_patch.patterns import parse_pattern
 
-SMALL = {MOBA: "moba:16,2", CHOICE: "block_topk:4,2,4,branch=0,shared=16,segment=16"}
-JOBS = 8
+SMALL = {
+    RING: "sa:16",
+    WINDOW: "swa:16",
+    MOBA: "moba:16,2",
+    CHOICE: "block_topk:4,2,4,branch=0,shared=16,segment=16",
+}
+# What compiling a candidate takes of one core, and timing it, on the machine of the H200.
+COMPILE_SECONDS, TIME_SECONDS = 2.2, 0.15
+JOBS = min(16, os.cpu_count() or 1)
 
 
 def tune_kernels(visit: Visit) -> Found:
@@ -57,21 +65,19 @@ def tune_into(folder: Path, visit: Visit, *, anew: bool = False) -> Found:
     rows = [(use, "kept from an earlier call") for use in TUNED if use not in waiting]
     wrong: list[str] = []
     missing = 0
+    patterns = {use: parse_pattern((SMALL if visit.small else TUNED)[use]) for use in waiting}
+    possible = {use: candidates(patterns[use], q, q.shape[2]) for use in waiting}
     for index, use in enumerate(waiting):
-        left = visit.deadline - time.monotonic()
-        if left <= 0:
+        pattern, left = patterns[use], visit.deadline - time.monotonic()
+        share = left * len(possible[use]) / sum(len(possible[each]) for each in waiting[index:])
+        configs = possible[use][:2] if visit.small else _fitting(possible[use], share)
+        if left <= 0 or not configs:
             missing += 1
             continue
-        until = time.monotonic() + left / (len(waiting) - index)
-        pattern = parse_pattern(SMALL.get(use, TUNED[use]) if visit.small else TUNED[use])
-        if visit.small and use not in SMALL:
-            pattern = parse_pattern(TUNED[use].replace("256", "16"))
-        configs = candidates(pattern, q, q.shape[2])
+        until = time.monotonic() + share
         try:
-            if visit.small:
-                configs = configs[:2]
-            else:
-                compile_beforehand(pattern, q, k, JOBS)
+            if not visit.small:
+                compile_beforehand(pattern, q, k, JOBS, configs)
             with quiet_process(None):
                 timings = tune(
                     pattern, q, k, v, configs=configs, until=until, interpreted=visit.small
@@ -86,10 +92,16 @@ def tune_into(folder: Path, visit: Visit, *, anew: bool = False) -> Found:
             wrong.append(f"failed: {use}: {best.failure}")
         else:
             write_table(folder, name, capability, entry_of(use, q, best.config))
-            tried = f"fastest of {len(timings)} of {len(configs)}"
+            tried = f"fastest of {len(timings)} of {len(possible[use])}"
             rows.append((f"{use} ({pattern})", f"{number(best.median_ms)} ms, {tried}"))
             visit.say(f"{use}: {number(best.median_ms)} ms with {best.config}")
     return Found(rows, wrong, missing)
+
+
+def _fitting(configs: list[Config], seconds: float) -> list[Config]:
+    """As many as can be compiled and timed in so many seconds, from all over the list."""
+    count = min(len(configs), int(seconds / (COMPILE_SECONDS / JOBS + TIME_SECONDS)))
+    return [configs[index * len(configs) // count] for index in range(max(0, count))]
 
 
 def _inputs(visit: Visit) -> tuple[torch.Tensor, ...]:

@@ -169,13 +169,14 @@ def _tiles(
             width = whole_vectors(max(1, ranges.widths[tiles.stop - 1]))
             range_keys = keys[:, own, :width]
             queries = ranges.queries[:, tiles] - start
-            part, lse = out.attend(
+            result, lse = out.attend(
                 _tiles_of(q, queries, heads),
                 _tiles_of(k, range_keys, heads),
                 _tiles_of(v, range_keys, heads),
                 bias.of(tiles, range_keys, columns[:, own, ..., :width]),
             )
-            by_row = part.transpose(1, 2).reshape(batch, -1, heads, part.shape[3]).transpose(1, 2)
+            by_row = result.transpose(1, 2).reshape(batch, -1, heads, result.shape[3])
+            by_row = by_row.transpose(1, 2)
             if lse is not None:
                 lse = lse.transpose(1, 2).reshape(batch, -1, heads).transpose(1, 2)
             out.scatter((by_row, lse), queries.flatten(1))

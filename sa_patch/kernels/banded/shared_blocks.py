@@ -46,7 +46,7 @@ def attend_shared_blocks(
         scores ``[q_heads, nq]``, -inf there.
     """
     queries = q.shape[1]
-    blocks, first_row = tile_choices(own_choices, shared)
+    blocks, first_row, _ = tile_choices(own_choices, shared)
     choosers, tiles, _ = blocks.shape
     # Query heads of a chooser share its tiles' keys: [choosers, tiles, heads, shared, head_dim].
     padded = torch.nn.functional.pad(q, (0, 0, 0, tiles * shared - queries))

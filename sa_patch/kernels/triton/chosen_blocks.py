@@ -1,9 +1,8 @@
-"""Triton kernels of blocks chosen by content: choose them, and attend to whole blocks.
+"""Triton kernel of large blocks chosen by content: attention to whole blocks.
 
-`choose_kernel` ranks the eligible blocks of each query by its fp32 dot product with their means.
-Choices are then sorted by block, so that `chosen_kernel` meets the keys of one block with tiles of
-queries that chose it, whichever of its KV head's query heads they belong to. The near kernel takes
-the partial results in.
+Choices (`block_choice`) are sorted by block, so that `chosen_kernel` meets the keys of one block
+with tiles of queries that chose it, whichever of its KV head's query heads they belong to. The
+local window's kernel takes the partial results in.
 """
 
 from __future__ import annotations
@@ -15,98 +14,10 @@ from sa_patch.kernels.triton.exclusion import shown_by_other_part
 from sa_patch.kernels.triton.softmax import (
     finish_softmax,
     load_rows,
-    query_tile,
     softmax_step,
     start_softmax,
     store_rows,
 )
-
-# A rank is an int64: the score as an ordered integer above, the block counted down below. These
-# lie below and above every real one.
-NO_RANK = tl.constexpr(-(2**63))
-TOP_RANK = tl.constexpr(2**63 - 1)
-
-
-@triton.jit
-def rank(scores: tl.tensor, blocks: tl.tensor) -> tl.tensor:
-    """int64 that orders (score, then earlier block); a NaN counts as the largest score."""
-    # A sum that begins at zero is never -0, which would rank below 0.
-    bits = scores.to(tl.int32, bitcast=True)
-    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    ordered = tl.where(scores != scores, 0x7FFFFFFF, ordered)
-    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - blocks).to(tl.int64)
-
-
-@triton.jit(do_not_specialize=["query_len", "blocks", "count"])
-def choose_kernel(
-    q: tl.tensor,
-    means: tl.tensor,
-    picks: tl.tensor,
-    table: tl.tensor,
-    eligible: tl.tensor,
-    query_len: tl.tensor,
-    blocks: tl.tensor,
-    count: tl.tensor,
-    q_batch: tl.tensor,
-    q_head: tl.tensor,
-    q_row: tl.tensor,
-    HEADS: tl.constexpr,
-    KV_GROUP: tl.constexpr,
-    PACK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    PICKS: tl.constexpr,
-) -> None:
-    """Write the best `count` eligible blocks of each query, in any order, -1 beyond them.
-
-    Each sweep over the blocks finds PICKS of them, those that come after the picks before.
-
-    Args:
-        means: fp32 ``[batch, kv_heads, blocks, HEAD_DIM]``.
-        picks: int32 ``[batch, HEADS, query_len, count]``.
-        eligible: int32, by position how many of the first blocks a query may choose from; never
-            falling.
-    """
-    batch, head, members, rows, positions, real, first, last = query_tile(
-        table, HEADS, query_len, PACK, BLOCK_M
-    )
-    q_tile = load_rows(q + batch * q_batch, members * q_head + rows * q_row, HEAD_DIM, BLOCK_D)
-    q_tile = q_tile.to(tl.float32)
-    kv_head = batch * (HEADS // KV_GROUP) + head // KV_GROUP
-    means += kv_head * blocks * HEAD_DIM
-    own = tl.load(eligible + positions)
-    places = ((batch * HEADS + members) * query_len + rows) * count
-    listed = tl.arange(0, PICKS)
-    columns = tl.arange(0, BLOCK_N)
-    limit = tl.full([BLOCK_M], TOP_RANK, tl.int64)
-    for done in range(0, count, PICKS):
-        # Surplus places hold the top rank, which nothing displaces.
-        wanted = listed < count - done
-        empty = tl.where(wanted, listed.to(tl.int64) + NO_RANK, TOP_RANK)
-        best = tl.zeros([BLOCK_M, PICKS], tl.int64) + empty[None, :]
-        for begin in range(0, tl.load(eligible + last), BLOCK_N):
-            block = begin + columns
-            near = tl.minimum(block, blocks - 1).to(tl.int64)
-            mean = load_rows(means, near * HEAD_DIM, HEAD_DIM, BLOCK_D)
-            scores = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            # Three tensor-core products of split numbers: as exact as fp32, and 10 times as fast as
-            # fp32 outside the tensor cores (measured on an H200).
-            scores = tl.dot(q_tile, tl.trans(mean), scores, input_precision="tf32x3")
-            ranks = rank(scores, block[None, :])
-            allowed = (block[None, :] < own[:, None]) & (ranks < limit[:, None])
-            ranks = tl.where(allowed, ranks, NO_RANK)
-            for _ in tl.static_range(PICKS):
-                found = tl.max(ranks, 1)
-                worst = tl.min(best, 1)
-                enters = (best == worst[:, None]) & (found > worst)[:, None]
-                best = tl.where(enters, found[:, None], best)
-                ranks = tl.where(ranks == found[:, None], NO_RANK, ranks)
-        limit = tl.min(best, 1)
-        pick = tl.where(best < NO_RANK + PICKS, -1, 0x7FFFFFFF - best.to(tl.int32))
-        here = places[:, None] + done + listed[None, :]
-        tl.store(picks + here, pick, mask=real[:, None] & wanted[None, :])
 
 
 @triton.jit(
@@ -129,7 +40,7 @@ def chosen_kernel(
     partial_lse: tl.tensor,
     order: tl.tensor,
     group_first: tl.tensor,
-    tile_first: tl.tensor,
+    tile_end: tl.tensor,
     tile_group: tl.tensor,
     about: tl.tensor,
     lows: tl.tensor,
@@ -174,27 +85,32 @@ def chosen_kernel(
         partial, partial_lse: fp32 ``[choices, HEAD_DIM]`` and ``[choices]`` (base 2); choices are
             numbered by batch row, query, head and pick.
         order: int64 ``[choices]``: numbers of the choices, sorted by group.
-        group_first, tile_first: int64 ``[groups + 1]``, of sorted choices and of tiles. A group is
-            a batch row, KV head and block.
+        group_first: int64 ``[groups + 1]``, of sorted choices. A group is a batch row, KV head and
+            block, or before its blocks the lack of one.
+        tile_end: int64 ``[groups]``, the tile after the last of each group.
         tile_group: int64, the group of each tile, `groups` for tiles that do not exist.
-        about, lows, sinks: of `row_table` and `local_window_kernel`; LIMITED leaves near keys out.
+        about, lows, sinks: of `row_table` and `local_window_kernel`; LIMITED leaves out the
+            keys of the local window.
         origin: first token of block 0.
         rings ... SPANS: of `shown_by_other_part`; read where LIMITED.
     """
     tile = tl.program_id(0)
     group = tl.load(tile_group + tile)
-    if group < groups:
-        begin = tl.load(group_first + group) + (tile - tl.load(tile_first + group)) * BLOCK_M
+    block = group % (blocks + 1) - 1
+    if (group < groups) & (block >= 0):
+        # Before a block there is always another group.
+        earlier = tile - tl.load(tile_end + group - 1)
+        begin = tl.load(group_first + group) + earlier * BLOCK_M
         number = begin + tl.arange(0, BLOCK_M)
         real = number < tl.load(group_first + group + 1)
         choice = tl.load(order + number, mask=real, other=0)
         head = choice // count % HEADS
         row = choice // count // HEADS % query_len
-        batch = group // blocks // (HEADS // KV_GROUP)
-        kv_head = group // blocks % (HEADS // KV_GROUP)
+        batch = group // (blocks + 1) // (HEADS // KV_GROUP)
+        kv_head = group // (blocks + 1) % (HEADS // KV_GROUP)
         # Rows that are no choice read choice 0, which may be another head's; they write nothing.
         q_tile = load_rows(q + batch * q_batch, head * q_head + row * q_row, HEAD_DIM, BLOCK_D)
-        key = origin + group % blocks * block_size
+        key = origin + block * block_size
         k_base = k + batch * k_batch + kv_head * k_head + key * k_row
         v_base = v + batch * v_batch + kv_head * v_head + key * v_row
         columns = tl.arange(0, BLOCK_N)
@@ -204,10 +120,10 @@ def chosen_kernel(
         acc, top, total = start_softmax(BLOCK_M, BLOCK_D)
         for first in range(0, block_size, BLOCK_N):
             inside = first + columns < block_size
-            near = columns if EVEN else tl.where(inside, columns, 0)
+            clamped = columns if EVEN else tl.where(inside, columns, 0)
             visible = inside[None, :]
             if LIMITED:
-                keys = (key + first + near).to(tl.int32)[None, :]
+                keys = (key + first + clamped).to(tl.int32)[None, :]
                 visible = visible & (keys >= sinks) & (keys < low[:, None])
                 if RINGS + SPANS:
                     shown = shown_by_other_part(
@@ -229,8 +145,8 @@ def chosen_kernel(
                     )
                     visible = visible & (shown == 0)
             place = tl.cast(first, tl.int64)
-            k_tile = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
-            v_tile = load_rows(v_base + place * v_row, near * v_row, HEAD_DIM, BLOCK_D)
+            k_tile = load_rows(k_base + place * k_row, clamped * k_row, HEAD_DIM, BLOCK_D)
+            v_tile = load_rows(v_base + place * v_row, clamped * v_row, HEAD_DIM, BLOCK_D)
             acc, top, total = softmax_step(
                 acc,
                 top,

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels of blocks chosen by content: choose, sort, attend."""
+"""Launches of the Triton kernels of blocks chosen by content: sort choices, attend to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.triton import launch_table
-from sa_patch.kernels.triton.chosen_blocks import choose_kernel, chosen_kernel
+from sa_patch.kernels.triton.block_choice.launch import (
+    choose,
+    origin_of,
+    own_choices,
+)
+from sa_patch.kernels.triton.chosen_blocks import chosen_kernel
 from sa_patch.kernels.triton.launch import (
     LOG2_E,
     Call,
@@ -22,7 +27,6 @@ from sa_patch.kernels.triton.launch_table import (
     Launch,
     MobaConfig,
     SmallBlocksConfig,
-    next_power_of_2,
     packed_heads,
     shared_launch,
 )
@@ -31,102 +35,21 @@ from sa_patch.kernels.triton.small_blocks import shared_blocks_kernel, small_blo
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.kernels.triton.tiles import row_table
 from sa_patch.patterns import BlockTopK, MoBA
-from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, tile_choices
-from sa_patch.patterns.moba import block_means
+from sa_patch.patterns.block_selection.shared_choice import tile_choices
 
-# Picks that one sweep of the choice holds in registers.
-_PICKS = 4
 # Partial results held at once; KV heads are served in turns beyond.
 PARTIAL_BYTES = 1 << 30
 # First key of a block that is not there: beyond every position, whatever is added to it.
 _NO_KEY = 1 << 30
 
 
-def origin_of(pattern: MoBA | BlockTopK) -> int:
-    """The first token of block 0."""
-    return pattern.sinks if isinstance(pattern, BlockTopK) else 0
-
-
-def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
-    """The blocks that each query chooses, in any order.
-
-    Args:
-        launch: of the choice of mixture of block attention.
-
-    Returns:
-        int32 ``[batch, q_heads, nq, count]``, -1 where fewer can be chosen and at padding.
-    """
-    if isinstance(pattern, MoBA):
-        count = min(pattern.topk - 1, call.k.shape[2] // pattern.block_size)
-        return _ranked(call, pattern, count, launch)
-    own = own_choices(call, pattern, launch)
-    if pattern.shared > 1:
-        each_row = [chosen_so_far(picks, pattern.shared) for picks in own]
-        own = torch.stack(each_row)
-    return own.repeat_interleave(call.q.shape[1] // own.shape[1], 1)
-
-
-def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
-    """The blocks that each query chooses for itself: int32 ``[batch, choosers, nq, topk]``."""
-    if not pattern.branch:
-        return _ranked(call, pattern, pattern.topk, launch)
-    q, k = call.q, call.k
-    choosers = k.shape[1] if pattern.grouped else q.shape[1]
-    picks_shape = (len(q), choosers, q.shape[2], pattern.topk)
-    picks = torch.full(picks_shape, -1, dtype=torch.int32, device=q.device)
-    for row in call.rows:
-        end = min(call.query_len, row.length - row.start)
-        positions = torch.arange(row.start, row.start + end, device=q.device)
-        picks[row.batch, :, :end] = pattern.own_choices(
-            q[row.batch, :, :end], k[row.batch, :, : row.length], positions
-        )
-    return picks
-
-
-def _ranked(call: Call, pattern: MoBA | BlockTopK, count: int, launch: Launch) -> Tensor:
-    """The best of all eligible blocks: int32 ``[batch, choosers, nq, count]``."""
-    q, k = call.q, call.k
-    if isinstance(pattern, BlockTopK) and pattern.grouped:
-        q = q.unflatten(1, (k.shape[1], -1)).float().sum(2)
-    picks = torch.full((*q.shape[:3], count), -1, dtype=torch.int32, device=q.device)
-    means = block_means(k[:, :, origin_of(pattern) :], pattern.block_size).contiguous()
-    pack = packed_heads(q.shape[1] // k.shape[1], launch.block_m)
-    table = call.table(launch.block_m // pack)
-    if len(table) and count and means.shape[2]:
-        longest = max(row.length for row in call.rows)
-        choose_kernel[(len(table) * (q.shape[1] // pack),)](
-            q,
-            means,
-            picks,
-            table,
-            _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream),
-            q.shape[2],
-            means.shape[2],
-            count,
-            *strides(q),
-            PACK=pack,
-            PICKS=min(_PICKS, next_power_of_2(count)),
-            **shape(q, k, launch),
-        )
-    return picks
-
-
-@lru_cache(maxsize=64)
-def _eligible(pattern: MoBA | BlockTopK, size: int, device: torch.device, stream: int) -> Tensor:
-    """By position how many blocks a query may choose from: int32; filled on a stream."""
-    positions = torch.arange(size, device=device)
-    if isinstance(pattern, BlockTopK):
-        return pattern.eligible(positions).to(torch.int32)
-    return (positions // pattern.block_size).to(torch.int32)
-
-
-def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Launch) -> None:
+def launch_shared(
+    call: Call, pattern: BlockTopK, local_window: LocalWindow, choose: Launch
+) -> None:
     """All that a pattern shows whose tiles of queries share their choices."""
     own = own_choices(call, pattern, choose)
-    blocks, first_row = (
-        torch.stack(each).to(torch.int32)
-        for each in zip(*(tile_choices(picks, pattern.shared) for picks in own), strict=True)
-    )
+    choices = tile_choices(own.flatten(0, 1), pattern.shared)
+    blocks, first_row, counts = (x.to(torch.int32).unflatten(0, own.shape[:2]) for x in choices)
     part = launch_table.device_class(call.q.device, interpreted=INTERPRETED)
     together = call.group if pattern.grouped else 1
     launch, pack = shared_launch(call.q, pattern.shared, together, part)
@@ -138,14 +61,14 @@ def launch_shared(call: Call, pattern: BlockTopK, near: LocalWindow, choose: Lau
         call.out,
         call.lse,
         table,
-        call.lows(near),
+        call.lows(local_window),
         blocks,
         first_row,
-        (blocks >= 0).sum(-1, dtype=torch.int32),
+        counts,
         call.query_len,
         pattern.block_size,
         pattern.sinks,
-        near.sinks,
+        local_window.sinks,
         blocks.shape[2],
         blocks.shape[3],
         call.scale * LOG2_E,
@@ -165,40 +88,64 @@ def first_keys(pattern: MoBA | BlockTopK, picks: Tensor) -> Tensor:
     return keys.masked_fill_(picks < 0, _NO_KEY)
 
 
+@lru_cache(maxsize=64)
+def _numbers(
+    batch: int,
+    kv_heads: int,
+    heads: int,
+    blocks: int,
+    tiles: int,
+    device: torch.device,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers that hang on shapes alone; filled on a stream.
+
+    Returns:
+        of each batch row and query head, int32 ``[batch * heads]``, the group of its block 0, which
+        comes after that of choices that lack a block; and all groups and one more, int32, and all
+        tiles, int64.
+    """
+    problem = torch.arange(batch * heads, dtype=torch.int32, device=device)
+    groups = batch * kv_heads * (blocks + 1)
+    return (
+        problem // (heads // kv_heads) * (blocks + 1) + 1,
+        torch.arange(groups + 1, dtype=torch.int32, device=device),
+        torch.arange(tiles, device=device),
+    )
+
+
 def attend_choices(
     call: Call,
     pattern: MoBA | BlockTopK,
     picks: Tensor,
-    near: LocalWindow | None,
+    local_window: LocalWindow | None,
     shown: ExcludedKeys,
     launch: Launch,
 ) -> Choices:
     """Attention of every query over each of its picks alone.
 
     Args:
-        picks: int32 ``[batch, q_heads, nq, count]``, `count` at least 1.
-        near: keys to leave out; None where no chosen block has any of them.
+        picks: of `choose`, at least one to a query.
+        local_window: keys to leave out; None where no chosen block has any of them.
         shown: keys to leave out as well.
     """
     q, k = call.q, call.k
-    batch, heads, queries, count = picks.shape
-    kv_heads = k.shape[1]
+    (batch, heads, queries, _), (_, choosers, _, count) = q.shape, picks.shape
     blocks = max(0, k.shape[2] - origin_of(pattern)) // pattern.block_size
-    groups, size = batch * kv_heads * blocks, launch.block_m
+    groups, size = batch * k.shape[1] * (blocks + 1), launch.block_m
+    choices = batch * heads * queries * count
+    # Each group fills whole tiles and at most one in part: no need to ask the device how many.
+    tiles = choices // size + min(groups, choices)
+    first_block, group_numbers, tile_numbers = _numbers(
+        batch, k.shape[1], heads, blocks, tiles, q.device, call.stream
+    )
     # By query before head: a choice's place in its tile then hangs on no later query, and neither
     # does the rounding of its products.
-    problem = torch.arange(batch * heads, dtype=torch.int32, device=q.device)
-    offset = (problem // (heads // kv_heads) * blocks).view(batch, heads, 1, 1)
-    group = torch.where(picks < 0, groups, picks + offset).transpose(1, 2).flatten()
-    ordered, order = group.sort(stable=True)
-    numbers = torch.arange(groups + 1, dtype=torch.int32, device=q.device)
-    group_first = torch.searchsorted(ordered, numbers)
-    tile_first = torch.zeros_like(group_first)
-    torch.cumsum((group_first.diff() + size - 1) // size, 0, out=tile_first[1:])
-    # Each group fills whole tiles and at most one in part: no need to ask the device how many.
-    tiles = group.numel() // size + min(groups, group.numel())
-    tile_numbers = torch.arange(tiles, device=q.device)
-    tile_group = torch.searchsorted(tile_first[1:], tile_numbers, right=True)
+    group = picks[:, :, None] + first_block.view(batch, choosers, -1, 1, 1)
+    ordered, order = group.flatten(1, 2).transpose(1, 2).flatten().sort(stable=True)
+    group_first = torch.searchsorted(ordered, group_numbers)
+    tile_end = ((group_first.diff() + (size - 1)) // size).cumsum(0)
+    tile_group = torch.searchsorted(tile_end, tile_numbers, right=True)
     order_shape = (batch, queries, heads, count)
     partial = torch.empty(*order_shape, q.shape[3], dtype=torch.float32, device=q.device)
     partial_lse = torch.empty(order_shape, dtype=torch.float32, device=q.device)
@@ -211,21 +158,21 @@ def attend_choices(
             partial_lse,
             order,
             group_first,
-            tile_first,
+            tile_end,
             tile_group,
             row_table(call.rows, batch, q.device, call.stream),
-            None if near is None else call.lows(near),
+            None if local_window is None else call.lows(local_window),
             groups,
             queries,
             origin_of(pattern),
             pattern.block_size,
             blocks,
             count,
-            0 if near is None else near.sinks,
+            0 if local_window is None else local_window.sinks,
             call.scale * LOG2_E,
             *strides(q, k, call.v),
             EVEN=pattern.block_size % launch.block_n == 0,
-            LIMITED=near is not None,
+            LIMITED=local_window is not None,
             WIDEN=INTERPRETED,
             **shown.arguments(),
             **shape(q, k, launch),
@@ -237,16 +184,16 @@ def launch_sorted(
     call: Call,
     pattern: MoBA | BlockTopK,
     picks: Tensor | None,
-    near: LocalWindow,
+    local_window: LocalWindow,
     hidden: LocalWindow | None,
     shown: ExcludedKeys,
     config: MobaConfig,
 ) -> None:
-    """Chosen blocks by sorting, and the near keys in the same launch.
+    """Chosen blocks by sorting, and the local window in the same launch.
 
     Args:
         picks: of `choose`; made here where they are not given.
-        near: keys to attend to beside the blocks.
+        local_window: keys to attend to beside the blocks.
         hidden, shown: keys to leave out of the blocks, as `attend_choices` takes them.
     """
     batch, heads, queries, head_dim = call.q.shape
@@ -262,13 +209,17 @@ def launch_sorted(
             out=call.out[:, own],
             lse=None if call.lse is None else call.lse[:, own].contiguous(),
         )
-        found = choose(part, pattern, config.choose) if picks is None else picks[:, own]
+        if picks is None:
+            found = choose(part, pattern, config.choose)
+        else:
+            choosers = picks.shape[1] // kv_heads
+            found = picks[:, first * choosers : (first + step) * choosers]
         choices = None
         if found.shape[3]:
             choices = attend_choices(
                 part, pattern, found.contiguous(), hidden, shown.of_heads(own), config.chosen
             )
-        launch_local_window(part, near, config.own, choices)
+        launch_local_window(part, local_window, config.own, choices)
         if call.lse is not None and part.lse is not None:
             call.lse[:, own] = part.lse
 
@@ -297,14 +248,16 @@ def launch_gathered(
         call.lse,
         table,
         call.lows(hidden),
-        first_keys(pattern, picks),
+        picks.contiguous(),
         call.query_len,
         pattern.block_size,
+        origin_of(pattern),
         picks.shape[3],
         hidden.sinks,
         call.scale * LOG2_E,
         *call.strides(),
         PACK=pack,
+        CHOOSERS=picks.shape[1],
         WIDEN=INTERPRETED,
         **shown.arguments(),
         **call.results(),

@@ -1,6 +1,6 @@
 """What the Triton kernels of a union's pieces leave out: keys that another piece shows already.
 
-The first keys and the near ones are told by position. Keys within reach on an earlier ring, and
+The keys of the local window are told by position. Keys within reach on an earlier ring, and
 keys of blocks that an earlier part chose, are told pair by pair here.
 """
 

@@ -1,4 +1,4 @@
-"""A call taken apart into launches: near keys, rings, chosen blocks, each joined to those before.
+"""A call in launches: local window, rings, chosen blocks, each joined to those before.
 
 Imports the kernels, so it is imported at the first call.
 """
@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 
 from sa_patch.kernels.triton import launch_table
+from sa_patch.kernels.triton.block_choice.launch import choose, of_query_heads
 from sa_patch.kernels.triton.chosen_blocks_launch import (
-    choose,
     first_keys,
     launch_gathered,
     launch_shared,
@@ -86,10 +86,10 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
     alone = parts.chosen[0] if len(parts.chosen) == 1 else None
     if isinstance(alone, BlockTopK) and shares_tiles(alone) and disjoint_parts(alone) == parts:
         config = configs.moba(alone.block_size, compared=False, shared=True)
-        launch_shared(part, alone, parts.near, config.choose)
+        launch_shared(part, alone, parts.local_window, config.choose)
         return
     fused = any(map(sorts_choices, parts.chosen))
-    launches = len(parts.rings) + len(parts.chosen) + (parts.near.everywhere and not fused)
+    launches = len(parts.rings) + len(parts.chosen) + (parts.local_window.everywhere and not fused)
     if launches == 1:
         _serve_sparse(parts, part, configs, fused)
         return
@@ -98,7 +98,7 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
     lse = torch.full(call.q.shape[:3], -torch.inf, dtype=torch.float32, device=call.q.device)
     _serve_sparse(parts, part._replace(out=out, lse=lse, join=True), configs, fused)
     for served in [row.batch for row in sparse] if dense else [slice(None)]:
-        call.out[served] = out[served].to(call.out.dtype)
+        call.out[served] = out[served]
         if call.lse is not None:
             call.lse[served] = lse[served]
 
@@ -107,34 +107,40 @@ def _serve_sparse(parts: DisjointParts, call: Call, configs: Configs, fused: boo
     """Rows that the pattern does not saturate.
 
     Args:
-        fused: the near keys are served with the first chosen blocks.
+        fused: the local window is served with the first chosen blocks.
     """
-    near, rings = parts.near, parts.rings
-    if near.everywhere and not fused:
-        launch_local_window(call, near, configs.band(joining=call.join).launch)
-    elif near.dense and not fused:
-        early = [row._replace(length=min(row.length, near.dense)) for row in call.rows]
+    local_window, rings = parts.local_window, parts.rings
+    if local_window.everywhere and not fused:
+        launch_local_window(call, local_window, configs.band(joining=call.join).launch)
+    elif local_window.dense and not fused:
+        early = [row._replace(length=min(row.length, local_window.dense)) for row in call.rows]
         rows = tuple(row for row in early if row.start < row.length)
         if rows:
             launch = configs.band(joining=call.join).launch
-            launch_local_window(call._replace(rows=rows), near, launch)
+            launch_local_window(call._replace(rows=rows), local_window, launch)
     for number, ring in enumerate(rings):
-        config = configs.band(compared=number > 0, joining=call.join, ring=True)
-        launch_ring(call, ring, near, rings[:number], config)
+        launch_ring(
+            call,
+            ring,
+            local_window,
+            rings[:number],
+            configs.band(compared=number > 0, joining=call.join, ring=True),
+        )
     shown = excluded_keys(call, rings if parts.chosen else ())
-    # What stands near goes with the first of them.
+    # The local window goes with the first of them.
     chosen = sorted(parts.chosen, key=sorts_choices, reverse=True)
-    # What a pattern itself keeps near is never among the blocks that it chooses.
+    # What a pattern keeps in its local window is never among the blocks that it chooses.
     alone = len(chosen) == 1 and disjoint_parts(chosen[0]) == parts
     for number, pattern in enumerate(chosen):
-        blocks = configs.moba(pattern.block_size, compared=not alone)
-        picks = None if alone else choose(call, pattern, blocks.choose)
+        config = configs.moba(pattern.block_size, compared=not alone)
+        picks = None if alone else choose(call, pattern, config.choose)
         if sorts_choices(pattern):
-            own = near if number == 0 else NOTHING
-            hidden = None if alone else near
-            launch_sorted(call, pattern, picks, own, hidden, shown, blocks)
+            own = local_window if number == 0 else NOTHING
+            hidden = None if alone else local_window
+            launch_sorted(call, pattern, picks, own, hidden, shown, config)
         else:
-            picks = choose(call, pattern, blocks.choose) if picks is None else picks
-            launch_gathered(call, pattern, picks, near, shown, configs.small_blocks())
+            picks = choose(call, pattern, config.choose) if picks is None else picks
+            launch_gathered(call, pattern, picks, local_window, shown, configs.small_blocks())
         if number + 1 < len(chosen) and picks is not None:
-            shown = shown.with_spans(first_keys(pattern, picks), pattern.block_size)
+            starts = of_query_heads(first_keys(pattern, picks), call.q.shape[1])
+            shown = shown.with_spans(starts, pattern.block_size)

@@ -1,4 +1,4 @@
-"""Launches of the Triton kernels of near keys and of rings: from tensors to grids and arguments.
+"""Launches of the kernels of local windows and of rings: from tensors to grids and arguments.
 
 Kernels are decorated when this module is imported, so it is imported at the first call.
 """
@@ -18,8 +18,8 @@ from sa_patch.kernels.triton.launch_table import (
 )
 from sa_patch.kernels.triton.local_window import local_window_kernel
 from sa_patch.kernels.triton.parts import LocalWindow
-from sa_patch.kernels.triton.ring import ring_kernel
-from sa_patch.kernels.triton.ring_tiles import ring_plan, ring_table
+from sa_patch.kernels.triton.rings.kernel import ring_kernel
+from sa_patch.kernels.triton.rings.plan import ring_plan, ring_table
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.kernels.triton.tiles import (
     Row,
@@ -72,8 +72,8 @@ class Call(NamedTuple):
     def stream(self) -> int:
         return current_stream(self.q.device)
 
-    def lows(self, near: LocalWindow) -> Tensor:
-        return near.lows(max(row.length for row in self.rows), self.q.device, self.stream)
+    def lows(self, local_window: LocalWindow) -> Tensor:
+        return local_window.lows(max(row.length for row in self.rows), self.q.device, self.stream)
 
     def table(self, slots: int) -> Tensor:
         return band_table(self.rows, self.query_len, slots, self.q.device, self.stream)
@@ -87,7 +87,7 @@ class Call(NamedTuple):
 
 
 class ExcludedKeys(NamedTuple):
-    """Keys beside near ones that a piece leaves out, as `shown_by_other_part` takes them."""
+    """Keys beside the local window that a part leaves out, as `shown_by_other_part` takes them."""
 
     rings: Tensor | None = None
     sizes: Tensor | None = None
@@ -158,7 +158,7 @@ class Choices(NamedTuple):
     """Chosen blocks, and the attention of each query over each of them alone.
 
     Args:
-        picks: int32 ``[batch, q_heads, nq, count]``, -1 for none.
+        picks: int32 ``[batch, choosers, nq, count]``, -1 for none.
         partial, partial_lse: fp32 ``[batch, nq, q_heads, count, head_dim]`` and, in base 2,
             ``[batch, nq, q_heads, count]``; anything where there is no pick.
     """
@@ -169,9 +169,9 @@ class Choices(NamedTuple):
 
 
 def launch_local_window(
-    call: Call, near: LocalWindow, launch: Launch, choices: Choices | None = None
+    call: Call, local_window: LocalWindow, launch: Launch, choices: Choices | None = None
 ) -> None:
-    """Attention over the near keys, and over chosen blocks where their results are given."""
+    """Attention over the local window, and over chosen blocks where their results are given."""
     pack = packed_heads(call.group, launch.block_m)
     table = call.table(launch.block_m // pack)
     if not len(table):
@@ -183,16 +183,17 @@ def launch_local_window(
         call.out,
         call.lse,
         table,
-        call.lows(near),
+        call.lows(local_window),
         None if choices is None else choices.partial,
         None if choices is None else choices.partial_lse,
         None if choices is None else choices.picks,
         call.query_len,
-        near.sinks,
+        local_window.sinks,
         0 if choices is None else choices.picks.shape[3],
         call.scale * LOG2_E,
         *call.strides(),
         PACK=pack,
+        CHOOSERS=1 if choices is None else choices.picks.shape[1],
         CHOSEN=choices is not None,
         WIDEN=INTERPRETED,
         **call.results(),
@@ -203,13 +204,13 @@ def launch_local_window(
 def launch_ring(
     call: Call,
     pattern: SA | PSA,
-    near: LocalWindow,
+    local_window: LocalWindow,
     before: tuple[SA | PSA, ...],
     config: BandConfig,
 ) -> None:
-    """Attention over the keys of a ring that neither `near` nor the rings `before` show.
+    """Attention over the keys of a ring that neither `local_window` nor the rings `before` show.
 
-    Of PSA those of `near.dense` on; of SA whole sequences, none of which it saturates.
+    Of PSA those of `local_window.dense` on; of SA whole sequences, none of which it saturates.
     """
     q, k, v, launch = call.q, call.k, call.v, config.launch
     pack = 1 if pattern.per_head else packed_heads(call.group, launch.block_m)
@@ -223,7 +224,7 @@ def launch_ring(
         pattern,
         call.rows,
         call.query_len,
-        near,
+        local_window,
         layer=call.layer,
         heads=heads,
         block=block,

@@ -41,7 +41,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class BandConfig:
-    """What stands near, and tokens on a ring.
+    """A local window, and tokens on a ring.
 
     Args:
         tiles: tiles in a block of neighbours on a ring. More of them waste fewer keys in the
@@ -62,7 +62,7 @@ class MobaConfig:
     Args:
         choose: of the choice; read for mixture of block attention.
         chosen: of the chosen blocks.
-        own: of what stands near, where the results of chosen blocks are taken in.
+        own: of the local window, where the results of chosen blocks are taken in.
     """
 
     choose: Launch
@@ -210,7 +210,7 @@ def band_config(
     joining: bool = False,
     ring: bool = False,
 ) -> BandConfig:
-    """The table's entry for what stands near and for rings.
+    """The table's entry for local windows and for rings.
 
     Args:
         compared: the keys of a ring are compared with other rings, which takes registers.
@@ -288,6 +288,20 @@ def shared_launch(q: Tensor, shared: int, group: int, device: str) -> tuple[Laun
     narrow = wide or q.shape[3] > (64 if device == "ampere" else 128)
     warps = 8 if wide or block_m >= 128 else 4
     return Launch(block_m, 32 if narrow else 64, warps, stages=2), pack
+
+
+def tree_launch(candidates: int, seq_len: int, device: str) -> Launch:
+    """The launch of the search of a tree: queries of a tile, and the candidates of each.
+
+    Args:
+        candidates: of a query on a level, at most.
+    """
+    width = max(16, next_power_of_2(candidates))
+    if device == "interpreter":
+        # A step of no more elements than Triton takes.
+        return Launch(64 if seq_len <= _INTERPRETED_SHORT else (1 << 16) // width, width)
+    # A step reads 16 columns of every candidate: 64 registers a thread.
+    return Launch(max(1, min(64, 512 // width)), width, warps=4 if width < 512 else 8, stages=1)
 
 
 def next_power_of_2(n: int) -> int:

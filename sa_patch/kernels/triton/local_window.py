@@ -1,4 +1,4 @@
-"""Triton kernel of what stands near: the first tokens, and the keys from some position on.
+"""Triton kernel of the local window: the first tokens, and the keys from some position on.
 
 That is full attention, sliding windows, sinks, the own block of block choices, and unions of these.
 One program serves a tile of neighbouring queries for the query heads that share a KV head. Partial
@@ -76,10 +76,10 @@ def local_window_walk(
         # As unsigned numbers those behind zero are the largest.
         behind = (positions[:, None] - keys).to(tl.uint32, bitcast=True)
         visible = (behind < reach.to(tl.uint32, bitcast=True)[:, None]) | (keys < limits[:, None])
-        near = tl.minimum(columns, last - key)
+        clamped = tl.minimum(columns, last - key)
         place = tl.cast(key, tl.int64)
-        k = load_rows(k_base + place * k_row, near * k_row, HEAD_DIM, BLOCK_D)
-        v = load_rows(v_base + place * v_row, near * v_row, HEAD_DIM, BLOCK_D)
+        k = load_rows(k_base + place * k_row, clamped * k_row, HEAD_DIM, BLOCK_D)
+        v = load_rows(v_base + place * v_row, clamped * v_row, HEAD_DIM, BLOCK_D)
         acc, top, total = softmax_step(acc, top, total, q, k, v, visible, scale, True, WIDEN)
     return acc, top, total
 
@@ -148,6 +148,7 @@ def local_window_kernel(
     HEADS: tl.constexpr,
     KV_GROUP: tl.constexpr,
     PACK: tl.constexpr,
+    CHOOSERS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -163,7 +164,7 @@ def local_window_kernel(
         q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.
         table: of `band_table`.
         lows: int32, by position; query i sees ``lows[i] <= j <= i`` and ``j < sinks``.
-        partial, partial_lse, picks: of the chosen kernel, `count` to a query; read with CHOSEN.
+        partial, partial_lse, picks: of `Choices`, `count` to a query; read with CHOSEN.
         scale: at least 0, with log2(e) in it.
     """
     batch, head, members, rows, positions, real, first, last = query_tile(
@@ -198,13 +199,14 @@ def local_window_kernel(
     )
     places = (batch * HEADS + members) * query_len + rows
     if CHOSEN:
+        chooser = batch * CHOOSERS + members // (HEADS // CHOOSERS)
         parts = ((batch * query_len + rows) * HEADS + members) * count
         state = join_choices(
             state,
             partial,
             partial_lse,
             picks,
-            places * count,
+            (chooser * query_len + rows) * count,
             parts,
             count,
             real,

@@ -1,7 +1,7 @@
 """Patterns as the pieces that the Triton kernels serve, no key of a query in two of them.
 
-What stands near comes first, then rings, then chosen blocks; each leaves out what those before it
-show. The first two tell that by position, from one table of where the near keys begin.
+The local window comes first, then rings, then chosen blocks; each leaves out what those before it
+show. The first two tell that by position, from one table of where its keys begin.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ NOTHING = LocalWindow()
 
 
 @lru_cache(maxsize=64)
-def _lows(near: LocalWindow, size: int, device: torch.device, stream: int) -> Tensor:
+def _lows(local_window: LocalWindow, size: int, device: torch.device, stream: int) -> Tensor:
     i = torch.arange(size, device=device)
     low = i + 1
-    for origin, block, behind in near.edges:
+    for origin, block, behind in local_window.edges:
         # A block that holds all, however large, is as good as another.
         block, behind = min(block, UNLIMITED), min(behind, UNLIMITED)
         own = torch.div(i - origin, block, rounding_mode="floor")
         low = torch.minimum(low, origin + (own - behind).clamp(min=0) * block)
-    return low.masked_fill(i < near.dense, 0).to(torch.int32)
+    return low.masked_fill(i < local_window.dense, 0).to(torch.int32)
 
 
 class DisjointParts(NamedTuple):
     """A pattern, taken apart."""
 
-    near: LocalWindow
+    local_window: LocalWindow
     rings: tuple[SA | PSA, ...]
     chosen: tuple[MoBA | BlockTopK, ...]
 
@@ -117,5 +117,5 @@ def disjoint_parts(pattern: Pattern) -> DisjointParts | None:
                 edges.append((part.sinks, part.block_size, part.local // part.block_size))
         else:
             return None
-    near = LocalWindow(min(sinks, UNLIMITED), tuple(sorted(edges)), min(dense, UNLIMITED))
-    return DisjointParts(near, tuple(rings), tuple(chosen))
+    local_window = LocalWindow(min(sinks, UNLIMITED), tuple(sorted(edges)), min(dense, UNLIMITED))
+    return DisjointParts(local_window, tuple(rings), tuple(chosen))

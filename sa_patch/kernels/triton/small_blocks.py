@@ -38,7 +38,7 @@ def load_gathered(
     return loaded.to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["query_len", "block_size", "count", "sinks", "padded_len"])
+@triton.jit(do_not_specialize=["query_len", "block_size", "origin", "count", "sinks", "padded_len"])
 def small_blocks_kernel(
     q: tl.tensor,
     k: tl.tensor,
@@ -47,9 +47,10 @@ def small_blocks_kernel(
     lse: tl.tensor,
     table: tl.tensor,
     lows: tl.tensor,
-    first_keys: tl.tensor,
+    picks: tl.tensor,
     query_len: tl.tensor,
     block_size: tl.tensor,
+    origin: tl.tensor,
     count: tl.tensor,
     sinks: tl.tensor,
     scale: tl.tensor,
@@ -73,6 +74,7 @@ def small_blocks_kernel(
     HEADS: tl.constexpr,
     KV_GROUP: tl.constexpr,
     PACK: tl.constexpr,
+    CHOOSERS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -89,8 +91,8 @@ def small_blocks_kernel(
     Args:
         q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.
         table, lows, sinks: of `local_window_kernel`, whose keys are left out.
-        first_keys: int32 ``[batch, HEADS, query_len, count]``: first key of each chosen block,
-            beyond every position where there is none.
+        picks: int32 ``[batch, CHOOSERS, query_len, count]``: the chosen blocks, -1 for none.
+        origin: the token that block 0 begins with.
         scale: at least 0, with log2(e) in it.
         rings ... SPANS: of `shown_by_other_part`.
     """
@@ -99,6 +101,7 @@ def small_blocks_kernel(
     )
     entry = table + tl.program_id(0) // (HEADS // PACK) * 5
     places = (batch * HEADS + members) * query_len + rows
+    listed = (batch * CHOOSERS + members // (HEADS // CHOOSERS)) * query_len + rows
     q_tile = load_rows(q + batch * q_batch, members * q_head + rows * q_row, HEAD_DIM, BLOCK_D)
     q_tile = q_tile.to(tl.float32)
     k_base = k + batch * k_batch + (head // KV_GROUP).to(tl.int64) * k_head
@@ -109,9 +112,9 @@ def small_blocks_kernel(
         number = begin + tl.arange(0, BLOCK_N)
         inside = (number < count * block_size)[None, :]
         chosen = tl.where(inside, (number // block_size)[None, :], 0)
-        keys = tl.load(first_keys + places[:, None] * count + chosen)
-        keys += (number % block_size)[None, :]
-        visible = inside & (keys >= sinks) & (keys < low[:, None])
+        block = tl.load(picks + listed[:, None] * count + chosen)
+        keys = block * block_size + origin + (number % block_size)[None, :]
+        visible = inside & (block >= 0) & (keys >= sinks) & (keys < low[:, None])
         keys = tl.where(visible, keys, 0)
         if RINGS + SPANS:
             shown = shown_by_other_part(
@@ -205,7 +208,7 @@ def shared_blocks_kernel(
     JOIN: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
-    """One tile of SHARED queries, of PACK query heads: sinks, near keys and the tile's blocks.
+    """One tile of SHARED queries, of PACK query heads: sinks, local window and the tile's blocks.
 
     Args:
         q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.

@@ -6,6 +6,7 @@ Everything is computed from plain integers or on the device, so that nothing wai
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from sa_patch.kernels.tensor_cache import TensorCache
 from sa_patch.kernels.triton.launch_table import UNLIMITED
 from sa_patch.patterns import PSA, SA
+from sa_patch.patterns.prefix_stable import RING_SIZE
 
 # A 36-layer model's plans at n = 32,768 and w = 256 take 70 MiB.
 CACHE_BYTES = 256 << 20
@@ -93,6 +95,22 @@ class Rings(NamedTuple):
     """int32 ``[lengths, rings]``"""
 
 
+# Layers whose tables or plans are made in one go: at most so many, and so many bytes. One takes
+# some 100 small operations, 1.7 ms of launching on an H200 against 0.3 ms of attention at
+# n = 8,192.
+_LAYERS_TOGETHER, _BYTES_TOGETHER = 24, 32 << 20
+
+
+def layers_together(layer: int, layer_bytes: int) -> range:
+    """The layers that are planned with this one, which are the same for each of them.
+
+    A model asks layer after layer.
+    """
+    count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // max(1, layer_bytes)))
+    first = layer // count * count
+    return range(first, first + count)
+
+
 def ring_tables(
     patterns: tuple[SA | PSA, ...],
     rows: tuple[Row, ...],
@@ -105,22 +123,42 @@ def ring_tables(
     lengths = tuple(lengths_of(rows))
     per_head = any(pattern.per_head for pattern in patterns)
     draws = heads if per_head else 1
+    shape = (len(lengths), len(patterns), 1 + draws, lengths[-1])
+    layers = layers_together(layer, 4 * prod(shape))
 
     def build() -> tuple[Tensor, ...]:
-        shape = (len(lengths), len(patterns), 1 + draws, lengths[-1])
-        tables = torch.zeros(shape, dtype=torch.int32, device=device)
+        tables = torch.zeros(len(layers), *shape, dtype=torch.int32, device=device)
         sizes = torch.zeros(shape[:2], dtype=torch.int32)
         for number, length in enumerate(lengths):
             for place, pattern in enumerate(patterns):
-                ring = pattern.ring(length, layer, heads, device)
-                tables[number, place, 0, :length] = ring.reach
-                tables[number, place, 1:, :length] = ring.points
+                ring = tables[:, number, place, :, :length]
+                ring[:, 0] = _reach(pattern, length, device)
+                ring[:, 1:] = points(pattern, length, layers, heads, device)
                 # On an open line nothing is nearer the other way around.
-                sizes[number, place] = UNLIMITED if ring.size is None else ring.size
+                size = RING_SIZE if isinstance(pattern, PSA) else length
+                open_line = isinstance(pattern, SA) and not pattern.circular
+                sizes[number, place] = UNLIMITED if open_line else size
         return tables, on_device(sizes, device)
 
-    key = ("rings", patterns, lengths, layer, draws, device, current_stream(device))
-    return Rings(*PLANS.get(key, build))
+    key = ("rings", patterns, lengths, layers, draws, device, current_stream(device))
+    tables, sizes = PLANS.get(key, build)
+    return Rings(tables[layer - layers.start], sizes)
+
+
+def _reach(pattern: SA | PSA, length: int, device: torch.device) -> Tensor | int:
+    return pattern.reach(length, device) if isinstance(pattern, PSA) else pattern.window - 1
+
+
+def points(
+    pattern: SA | PSA, length: int, layers: range, heads: int, device: torch.device
+) -> Tensor:
+    """Points of several layers: int64 ``[layers, heads or 1, length]``, remembered."""
+    if isinstance(pattern, SA):
+        # The slot of each position, where orders hold the position in each slot.
+        return pattern.orders(length, layers, heads, device).argsort(dim=-1)
+    draws = len(pattern.draws(heads))
+    key = ("points", pattern, length, layers, draws, device, current_stream(device))
+    return PLANS.get(key, lambda: (pattern.points(length, layers, heads, device),))[0]
 
 
 def slot_ordered(x: Tensor, pattern: SA, rows: tuple[Row, ...], layer: int) -> Tensor:

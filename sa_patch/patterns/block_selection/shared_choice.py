@@ -20,6 +20,8 @@ class TileChoices(NamedTuple):
     """int64 ``[choosers, tiles, m]``, in the order in which they were chosen; -1 for none."""
     first_row: Tensor
     """int64, like `blocks`: the first row of the tile, 0 to ``shared - 1``, that sees the block."""
+    counts: Tensor
+    """int32 ``[choosers, tiles]``: blocks that there are, which stand in front."""
 
 
 def tile_choices(picks: Tensor, shared: int) -> TileChoices:
@@ -34,17 +36,20 @@ def tile_choices(picks: Tensor, shared: int) -> TileChoices:
     """
     topk = picks.shape[2]
     missing = -picks.shape[1] % shared
-    entries = torch.nn.functional.pad(picks, (0, 0, 0, missing), value=-1)
-    entries = entries.unflatten(1, (-1, shared)).flatten(2)
+    if missing:
+        picks = torch.nn.functional.pad(picks, (0, 0, 0, missing), value=-1)
+    entries = picks.unflatten(1, (-1, shared)).flatten(2)
     # A stable sort leaves the earliest choice of a block in front.
     ordered, order = entries.sort(dim=-1, stable=True)
-    repeated = torch.zeros_like(ordered, dtype=torch.bool)
-    repeated[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    repeated = ordered[..., 1:] == ordered[..., :-1]
+    repeated = torch.nn.functional.pad(repeated, (1, 0), value=False)
     again = torch.empty_like(repeated).scatter_(-1, order, repeated)
     blocks = entries.masked_fill(again, -1)
     # What was chosen anew stands in front, in its order.
-    front = (blocks < 0).to(torch.uint8).argsort(dim=-1, stable=True)
-    return TileChoices(blocks.gather(-1, front), front // max(1, topk))
+    there = blocks >= 0
+    front = there.view(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+    counts = there.sum(-1, dtype=torch.int32)
+    return TileChoices(blocks.gather(-1, front), front // max(1, topk), counts)
 
 
 def chosen_so_far(picks: Tensor, shared: int) -> Tensor:

@@ -120,7 +120,7 @@ def _unreachable(address: str, reason: str) -> UserError:
     )
 
 
-class Room:
+class ClusterResources:
     """The CPUs and GPUs of a cluster's living nodes."""
 
     def __init__(self, ray: Any) -> None:
@@ -129,13 +129,13 @@ class Room:
         self.cpus = sum(cpus for cpus, _ in self._nodes)
         self.gpus = sum(gpus for _, gpus in self._nodes)
 
-    def gpus_of(self, needs: WorkerResources) -> float:
+    def gpus_per_worker(self, needs: WorkerResources) -> float:
         """The GPUs of one worker."""
         return float(self.gpus > 0) if needs.gpus is None else needs.gpus
 
-    def workers(self, needs: WorkerResources) -> int:
+    def max_workers(self, needs: WorkerResources) -> int:
         """How many workers fit, if nobody else used the cluster."""
-        each = self.gpus_of(needs)
+        each = self.gpus_per_worker(needs)
         return sum(
             int(min(cpus // needs.cpus, gpus // each if each else cpus))
             for cpus, gpus in self._nodes

@@ -36,6 +36,7 @@ class Job:
     cells: tuple[PlannedCell, ...]
     benchmarks: Path | None
     run_code: bool
+    answers: Path | None
     modules: tuple[str, ...] = ()
 
 
@@ -68,7 +69,7 @@ class SweepWorker:
             self._check_inputs(job)
             catalogue = Catalogue([task.task for task in job.config.tasks])
             self._runner = CellRunner(
-                job.config, job.model, catalogue, job.benchmarks, job.run_code
+                job.config, job.model, catalogue, job.benchmarks, job.run_code, job.answers
             )
             self._runner.try_patterns(job.cells)
         except UserError as error:

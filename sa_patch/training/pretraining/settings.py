@@ -115,7 +115,7 @@ class PretrainingSettings(Settings):
     checkpoint_every: Positive
     validate_every: Positive
     recall: RecallSettings = RecallSettings()
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], LISTED] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
     final_share: Share = 0.1

@@ -15,7 +15,7 @@ from sa_patch.kernels.triton import backend as triton_backend
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.kernels.triton.launch_table import packed_heads, padded_head_dim
 from sa_patch.kernels.triton.parts import NOTHING, LocalWindow
-from sa_patch.kernels.triton.ring_tiles import RingPlan, ring_plan, ring_table
+from sa_patch.kernels.triton.rings.plan import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row, band_table
 from sa_patch.patterns import SA, SWA, Full, MoBA
 from tests.kernels.triton.test_triton import run
@@ -123,7 +123,7 @@ def test_the_tables_hold_every_query_once() -> None:
 
 
 def test_plans_are_remembered_by_what_determines_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_plans, "PLANS", TensorCache(1 << 20))
+    monkeypatch.setattr(triton_plans, "PLANS", TensorCache(1 << 22))
     rows, five = (Row(0, 0, 50),), SA(5)
 
     def plan(

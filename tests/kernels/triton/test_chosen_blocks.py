@@ -24,7 +24,7 @@ NONE = -1
 
 def choose(case: Case, pattern: MoBA, count: int, start: int = 0) -> list[list[list[set[int]]]]:
     """The blocks that the kernel chooses, as sets ``[batch][head][query]``."""
-    from sa_patch.kernels.triton.chosen_blocks_launch import choose as choose_blocks
+    from sa_patch.kernels.triton.block_choice.launch import choose as choose_blocks
     from sa_patch.kernels.triton.launch import Call
 
     rows = tuple(Row(b, start, length) for b, length in enumerate(case.real_tokens()))

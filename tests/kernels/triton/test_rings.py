@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_patch.kernels.triton.launch_table import BandConfig
 from sa_patch.kernels.triton.parts import EVERYTHING, NOTHING, LocalWindow, disjoint_parts
-from sa_patch.kernels.triton.ring_tiles import RingPlan, ring_plan, ring_table
+from sa_patch.kernels.triton.rings.plan import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row, current_stream
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
 from tests.kernels.triton.test_triton import TINY, assert_matches
@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 CPU = torch.device("cpu")
 
 
-def near_mask(near: LocalWindow, n: int) -> Tensor:
+def window_mask(near: LocalWindow, n: int) -> Tensor:
     """What the kernel of near keys shows: bool ``[n, n]``."""
     low = near.lows(n, CPU, current_stream(CPU))[:n, None]
     keys = torch.arange(n)
@@ -46,17 +46,21 @@ def test_near_keys_equal_the_definitions(data: st.DataObject, n: int) -> None:
     for part in drawn[1:]:
         union = union | part
     found = disjoint_parts(union)
-    assert found is not None and torch.equal(near_mask(found.near, n), wanted)
-    low = found.near.lows(n, CPU, 0)
+    assert found is not None and torch.equal(window_mask(found.local_window, n), wanted)
+    low = found.local_window.lows(n, CPU, 0)
     assert (low.diff() >= 0).all(), "the kernel takes the first and the last query for all between"
 
 
 @pytest.mark.parametrize("pattern", [Full(), SWA(2**40), MoBA(2**40, 2), BlockTopK(2**35, 1)])
 def test_numbers_beyond_every_length_do_not_overflow(pattern: Pattern) -> None:
     found = disjoint_parts(pattern)
-    assert found is not None and near_mask(found.near, 50).equal(near_mask(EVERYTHING, 50))
+    assert found is not None and window_mask(found.local_window, 50).equal(
+        window_mask(EVERYTHING, 50)
+    )
     sinks = disjoint_parts(Sinks(2**40))
-    assert sinks is not None and near_mask(sinks.near, 50).equal(near_mask(EVERYTHING, 50))
+    assert sinks is not None and window_mask(sinks.local_window, 50).equal(
+        window_mask(EVERYTHING, 50)
+    )
 
 
 def shown_by(plan: RingPlan, row: list[int], draws: int, n: int) -> Tensor:
@@ -107,11 +111,25 @@ def test_a_plan_shows_each_pair_of_the_ring_once(
     table = ring_table(pattern, rows, count, block, draws, CPU, 0).tolist()
     shown = sum(shown_by(plan, row, draws, n) for row in table if row[0] == 0)
     ring = pattern.ring(n, layer, heads).visible(torch.arange(n))
-    wanted = ring & ~near_mask(near, n)
+    wanted = ring & ~window_mask(near, n)
     wanted[:, :start] = wanted[:, start + count :] = False
     if method == "psa":
         wanted[:, : pattern.window] = False
     assert torch.equal(torch.as_tensor(shown).expand_as(wanted), wanted.long())
+
+
+@pytest.mark.parametrize("start", [0, 1010])
+def test_bands_of_long_sequences_hold_all_keys(start: int) -> None:
+    """Where they are narrower than the ring; a wider one would be an error."""
+    n, pattern = 1300, PSA(20)
+    rows = (Row(0, start, n),)
+    plan = ring_plan(pattern, rows, n - start, NOTHING, layer=1, heads=1, block=32, device=CPU)
+    assert plan.keys.shape[1] < n
+    table = ring_table(pattern, rows, n - start, 32, 1, CPU, 0).tolist()
+    shown = torch.stack([shown_by(plan, row, 1, n) for row in table]).sum(0)
+    wanted = pattern.ring(n, 1).visible(torch.arange(n)).long()
+    wanted[:, : max(start, pattern.window)] = 0
+    assert torch.equal(shown, wanted)
 
 
 def test_late_queries_read_few_keys_beyond_their_own() -> None:

@@ -16,8 +16,8 @@ def legend(page: ReportPage) -> list[str]:
     return [text.strip() for text in page.page.locator("#legend li").all_inner_texts()]
 
 
-def test_everything_is_shown_at_first(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_everything_is_shown_at_first(first_page: ReportPage) -> None:
+    page = first_page
     assert page.titles() == TITLES
     assert page.page.title() == "Results: model-a"
     assert page.page.locator("h1").inner_text() == "Results: model-a"
@@ -26,8 +26,8 @@ def test_everything_is_shown_at_first(open_page: Open, one: Path) -> None:
     assert "the first 50 items" in page.page.locator("#warnings").inner_text()
 
 
-def test_tasks_are_chosen_in_charts_and_table(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_tasks_are_chosen_in_charts_and_table(first_page: ReportPage) -> None:
+    page = first_page
     page.box("tasks", "boolq").uncheck()
     assert page.titles() == [title for title in TITLES if title != "boolq"]
     assert "boolq" not in {row["task"] for row in page.table()}
@@ -41,8 +41,8 @@ def test_tasks_are_chosen_in_charts_and_table(open_page: Open, one: Path) -> Non
     assert page.page.locator("#empty").is_hidden()
 
 
-def test_methods_are_chosen_in_charts_legend_and_table(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_methods_are_chosen_in_charts_legend_and_table(first_page: ReportPage) -> None:
+    page = first_page
     page.box("series", "SWA").uncheck()
     assert page.names("boolq") == {"SA", "MoBA (topk=2)"}
     assert legend(page)[:3] == ["Full attention", "SA", "MoBA (topk=2)"]
@@ -54,8 +54,8 @@ def test_methods_are_chosen_in_charts_legend_and_table(open_page: Open, one: Pat
     assert page.names("boolq") == {"SA", "SWA", "MoBA (topk=2)"}
 
 
-def test_axes_are_chosen(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_axes_are_chosen(first_page: ReportPage) -> None:
+    page = first_page
     names = page.page.locator("#axis option").all_inner_texts()
     assert names == [
         "window (keys per query allowed)",
@@ -71,8 +71,8 @@ def test_axes_are_chosen(open_page: Open, one: Path) -> None:
         assert page.chart("boolq").locator(".xtitle").text_content() == name
 
 
-def test_reset_shows_everything_again(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_reset_shows_everything_again(first_page: ReportPage) -> None:
+    page = first_page
     page.choose("flops")
     page.radio("pareto")
     page.page.locator("#bands").uncheck()

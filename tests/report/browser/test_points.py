@@ -25,8 +25,8 @@ def mark_of(page: ReportPage, title: str, name: str, index: int) -> tuple[float,
     return place[0], place[1]
 
 
-def test_pointing_at_a_saturated_mark_explains_it(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_pointing_at_a_saturated_mark_explains_it(first_page: ReportPage) -> None:
+    page = first_page
     # Where all are full attention their marks lie on each other.
     for method in ("SWA", "MoBA (topk=2)"):
         page.box("series", method).uncheck()
@@ -40,8 +40,8 @@ def test_pointing_at_a_saturated_mark_explains_it(open_page: Open, one: Path) ->
         assert ("saturated: full attention in 100% of the sequences" in text) == explained
 
 
-def test_a_click_tells_all_of_a_point(open_page: Open, one: Path, runs: tuple[Path, Path]) -> None:
-    page = open_page(one)
+def test_a_click_tells_all_of_a_point(first_page: ReportPage, runs: tuple[Path, Path]) -> None:
+    page = first_page
     dialog = page.page.locator("#details")
     assert dialog.is_hidden()
     page.page.mouse.click(*mark_of(page, "boolq", "SA", 0))
@@ -66,8 +66,8 @@ def test_a_click_tells_all_of_a_point(open_page: Open, one: Path, runs: tuple[Pa
     assert dialog.is_hidden()
 
 
-def test_full_attention_can_be_clicked_anywhere_on_its_line(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_full_attention_can_be_clicked_anywhere_on_its_line(first_page: ReportPage) -> None:
+    page = first_page
     page.page.locator("#series button", has_text="none").click()
     page.box("series", "Full attention").check()
     page.draw_all()
@@ -85,8 +85,8 @@ def test_full_attention_can_be_clicked_anywhere_on_its_line(open_page: Open, one
     assert page.page.locator("#details-title").inner_text() == "boolq: Full attention"
 
 
-def test_commands_are_copied(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_commands_are_copied(first_page: ReportPage) -> None:
+    page = first_page
     page.page.mouse.click(*mark_of(page, "mmlu", "SWA", 1))
     page.page.locator("#details-copy").click()
     page.page.wait_for_selector("text=Copied")
@@ -152,8 +152,8 @@ def test_all_can_be_reached_and_used_with_tab_and_space(open_page: Open, one: Pa
     assert "boolq" in page.titles()
 
 
-def test_the_table_is_sorted_by_every_column(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_the_table_is_sorted_by_every_column(first_page: ReportPage) -> None:
+    page = first_page
     page.box("tasks", "stdlib_perplexity").uncheck()  # its scores are in another unit
     heads = page.page.locator("#table thead button")
     names = [text.strip() for text in heads.all_inner_texts()]
@@ -180,8 +180,8 @@ def test_the_table_is_sorted_by_every_column(open_page: Open, one: Path) -> None
             assert numbers == sorted(numbers, reverse=order == "descending")
 
 
-def test_a_saturated_score_is_marked_and_explained(open_page: Open, one: Path) -> None:
-    page = open_page(one)
+def test_a_saturated_score_is_marked_and_explained(first_page: ReportPage) -> None:
+    page = first_page
     rows = page.page.locator("#table tbody tr")
     marked = rows.filter(has_text="°")
     assert 0 < marked.count() < rows.count()

@@ -1,4 +1,4 @@
-"""Families of patterns at equal FLOPs in a sweep file."""
+"""Entries of a sweep file that stand for many patterns: unions, shared keys, equal FLOPs."""
 
 from typing import Any
 
@@ -8,7 +8,18 @@ import yaml
 from sa_patch.cli.help_texts import SWEEP_EXAMPLES
 from sa_patch.errors import UserError
 from sa_patch.patching import Schedule
-from sa_patch.patterns import Pattern, fit_budget, flops_share, seed_of, with_seed
+from sa_patch.patterns import (
+    PSA,
+    SA,
+    SWA,
+    MoBA,
+    Pattern,
+    Sinks,
+    fit_budget,
+    flops_share,
+    seed_of,
+    with_seed,
+)
 from sa_patch.sweep.config import parse_config
 
 LOCAL, MIXED = "sinks:4+swa:{}", "sinks:4+swa:12+psa:{}"
@@ -24,6 +35,27 @@ ENTRY: dict[str, Any] = {
 def patterns(**changes: Any) -> tuple[Pattern, ...]:
     entry = {key: value for key, value in {**ENTRY, **changes}.items() if value is not None}
     return parse_config({"methods": [entry], "tasks": ["needle_128"]}).patterns
+
+
+def test_unions_take_seeds_in_every_random_part() -> None:
+    methods = [{"method": "sinks:4+swa:6+sa:8+psa:9", "seeds": [1, 2]}, "sinks:4+swa:6"]
+    config = parse_config({"methods": methods, "tasks": ["needle_128"]})
+    assert config.patterns == (
+        *(Sinks(4) | SWA(6) | SA(8, seed=s) | PSA(9, seed=s) for s in (1, 2)),
+        Sinks(4) | SWA(6),
+    )
+
+
+def test_a_budget_is_split_for_every_total_and_seed() -> None:
+    split = {"method": "split", "total": [24, 44], "sinks": 4, "local": 0.5, "rest": "psa"}
+    config = parse_config({"methods": [{**split, "seeds": [0, 1]}], "tasks": ["needle_128"]})
+    assert set(config.patterns) == {
+        Sinks(4) | SWA(near) | PSA(near, seed=seed) for near in (10, 20) for seed in (0, 1)
+    }
+    bare = parse_config(
+        {"methods": [{"method": "split", "total": 20, "rest": "moba"}], "tasks": ["needle_128"]}
+    )
+    assert bare.patterns == (Sinks(4) | SWA(8) | MoBA.from_window(8),)
 
 
 def test_every_family_is_fitted_to_every_share_and_length() -> None:
@@ -76,25 +108,25 @@ def test_the_example_in_the_help_is_valid() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"families": None}, "method 'budget' needs 'families', for example"),
-        ({"families": []}, "method 'budget' needs 'families', for example"),
-        ({"n": None}, r"method 'budget' needs 'n', for example \[4096\]"),
-        ({"shares": None}, "method 'budget' needs 'shares', for example"),
+        ({"families": None}, "the entry of 'budget' lacks the key 'families'"),
+        ({"families": []}, r"families must be a list of at least 1, got \[\]"),
+        ({"n": None}, "the entry of 'budget' lacks the key 'n'"),
+        ({"shares": None}, "the entry of 'budget' lacks the key 'shares'"),
         ({"share": 0.5}, "unknown key 'share' in the entry of 'budget'; did you mean 'shares'"),
         ({"families": ["swa:64"]}, "a family has {} for the number that is sought"),
-        ({"families": [7]}, "a family has {} for the number that is sought"),
+        ({"families": [7]}, r"families\[0\] must be text, got 7"),
         ({"families": ["saa:{}"]}, "unknown method 'saa'; did you mean 'sa'"),
         ({"families": [LOCAL]}, "none of the families draws anything at random"),
         ({"families": ["sinks:4+swa:200+sa:{}"]}, "take a larger share, or another family"),
-        ({"n": [0]}, "n must be a whole number of at least 1, got 0"),
-        ({"n": ["4K"]}, "n must be a whole number of at least 1, got '4K'"),
+        ({"n": [0]}, r"n\[0\] must be at least 1, got 0"),
+        ({"n": ["4K"]}, r"n\[0\] must be a whole number, got '4K'"),
         ({"shares": [0]}, "above 0 and is at most 1, got 0"),
         ({"shares": ["3/2"]}, "above 0 and is at most 1, got 1.5"),
         ({"shares": ["1/0"]}, "shares are written 1/8 or 0.125, got '1/0'"),
         ({"shares": ["an eighth"]}, "shares are written 1/8 or 0.125, got 'an eighth'"),
-        ({"shares": [True]}, "above 0 and is at most 1, got True"),
-        ({"group": 0}, "group must be a whole number of at least 1, got 0"),
-        ({"seeds": ["x"]}, "seeds must be whole numbers, got 'x'"),
+        ({"shares": [True]}, r"shares\[0\] must be a number, got True"),
+        ({"group": 0}, "group must be at least 1, got 0"),
+        ({"seeds": ["x"]}, r"seeds\[0\] must be a whole number, got 'x'"),
     ],
 )
 def test_mistakes_are_named_in_one_sentence(change: dict[str, Any], sentence: str) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sa_patch.evaluation import model_clock
-from sa_patch.evaluation.model_clock import ModelClock
+from sa_patch.evaluation.metering import model_clock
+from sa_patch.evaluation.metering.model_clock import ModelClock
 
 
 @pytest.fixture

@@ -57,6 +57,14 @@ class Observed:
             sums.sequences += 1
             sums.last += n if tail else float(counts[-1])
 
+    def add_dense(self, layer: int, seq_len: int) -> None:
+        """Count a prefill of which the pattern hides nothing, and which need not be run."""
+        sums = self._sums[layer]
+        sums.tokens += seq_len
+        sums.visible += seq_len * (seq_len + 1) / 2
+        sums.sequences += 1
+        sums.last += seq_len
+
     def means(self, layer: int) -> tuple[float, float]:
         """Mean keys per query, and mean keys of the last query, of a layer's prefills.
 

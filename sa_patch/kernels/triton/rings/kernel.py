@@ -121,10 +121,10 @@ def ring_kernel(
         visible = near_enough & (key[None, :] < seen[:, None])
         if SLOT_ORDER:
             # A band may begin before slot 0 and end beyond the last.
-            near = ((first_slot + step + length) % length).to(tl.int64)
+            places = ((first_slot + step + length) % length).to(tl.int64)
         else:
             position = tl.load(keys + block * width + key, mask=inside, other=0)
-            near = position.to(tl.int64)
+            places = position.to(tl.int64)
             if RINGS:
                 shown = shown_by_other_part(
                     position[None, :],
@@ -144,8 +144,8 @@ def ring_kernel(
                     0,
                 )
                 visible = visible & (shown == 0)
-        k_tile = load_rows(k_base, near * k_row, HEAD_DIM, BLOCK_D)
-        v_tile = load_rows(v_base, near * v_row, HEAD_DIM, BLOCK_D)
+        k_tile = load_rows(k_base, places * k_row, HEAD_DIM, BLOCK_D)
+        v_tile = load_rows(v_base, places * v_row, HEAD_DIM, BLOCK_D)
         acc, top, total = softmax_step(
             acc, top, total, q_tile, k_tile, v_tile, visible, scale, True, WIDEN
         )

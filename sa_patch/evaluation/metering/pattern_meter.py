@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_patch.evaluation.model_clock import ModelClock
-from sa_patch.evaluation.observed_keys import Observed
-from sa_patch.evaluation.visited_meter import VisitedMeter
+from sa_patch.evaluation.metering.model_clock import ModelClock
+from sa_patch.evaluation.metering.observed_keys import Observed
+from sa_patch.evaluation.metering.visited_meter import VisitedMeter
 from sa_patch.kernels import Spans
 from sa_patch.patterns import Full, Pattern, seed_of
 
@@ -95,6 +95,7 @@ class PatternMeter:
         }
         self._shape = shape
         self._lengths: Counter[int] = Counter()
+        self._reused = 0
         self._observed = Observed()
         self._visited = self._visited_meter()
         self.clock = ModelClock()
@@ -120,6 +121,7 @@ class PatternMeter:
     def reset(self) -> None:
         """Forget all sequences counted so far."""
         self._lengths.clear()
+        self._reused = 0
         self._observed = Observed()
         self._visited = self._visited_meter()
         self.clock = ModelClock()
@@ -127,6 +129,19 @@ class PatternMeter:
     def add(self, lengths: Iterable[int]) -> None:
         """Count prefills of these numbers of real tokens."""
         self._lengths.update(int(n) for n in lengths if n > 0)
+
+    def add_reused(self, lengths: Iterable[int]) -> None:
+        """Count prefills that were not run: saturated ones, whose answers were known."""
+        reused = [int(n) for n in lengths]
+        self.add(reused)
+        self._reused += len(reused)
+        for layer in self.observed_layers:
+            for n in reused:
+                self._observed.add_dense(layer, n)
+
+    def saturated(self, seq_len: int) -> bool:
+        """Whether every layer is full attention for a sequence of this length."""
+        return all(pattern.saturated(seq_len) for _, pattern in self._each_pattern())
 
     def observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
         """Count what the queries of one prefill see in a layer that must be observed.
@@ -171,9 +186,10 @@ class PatternMeter:
             choosing, projections not counted; summed over sequences and layers), ``visited_keys``
             and ``full_visited_keys`` (keys that a tile of 128 rows reads in blocks of 16, 64 and
             128, of the pattern and of full attention; see `sa_patch.kernels.visited_keys`),
-            ``saturated_fraction`` (share of sequences in which every layer was in truth dense) and
-            ``model_seconds`` (wall-clock time of the model's calls under ``clock``, the decoding of
-            generated tokens included).
+            ``saturated_fraction`` (share of sequences in which every layer was in truth dense),
+            ``reused_fraction`` (share of sequences that were not run, their answers being those
+            that full attention had given) and ``model_seconds`` (wall-clock time of the model's
+            calls under ``clock``, the decoding of generated tokens included).
         """
         sequences = sum(self._lengths.values())
         tokens = sum(n * times for n, times in self._lengths.items())
@@ -189,13 +205,14 @@ class PatternMeter:
                 "visited_keys": None,
                 "full_visited_keys": None,
                 "saturated_fraction": None,
+                "reused_fraction": None,
                 "model_seconds": round(self.clock.seconds, 4),
             }
         spent, full, saturated = Spent(), 0.0, 0
         for n, times in sorted(self._lengths.items()):
             spent = spent.plus(self._spent(n), times)
             full += times * len(self._patterns) * n * (n + 1) / 2
-            saturated += times * all(each.saturated(n) for _, each in self._each_pattern())
+            saturated += times * self.saturated(n)
         for layer in self.observed_layers:
             keys, last = self._observed.means(layer)
             spent = spent.plus(Spent(tokens * keys, sequences * last))
@@ -214,6 +231,7 @@ class PatternMeter:
             "full_attention_flops": per_dot * 2 * full,
             **self._visited.summary(self._lengths),
             "saturated_fraction": saturated / sequences,
+            "reused_fraction": self._reused / sequences,
             "model_seconds": round(self.clock.seconds, 4),
         }
 

@@ -5,7 +5,7 @@ Everything is computed on the device, once for a pattern, layer and length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -16,9 +16,10 @@ from sa_patch.kernels.slot_tiles import tiles_of
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.kernels.triton.launch_table import UNLIMITED
 from sa_patch.kernels.triton.parts import LocalWindow
+from sa_patch.kernels.triton.rings import prefix_stable
+from sa_patch.kernels.triton.rings.prefix_stable import Blocks
 from sa_patch.kernels.triton.tiles import Row, current_stream, lengths_of, on_device
 from sa_patch.patterns import PSA, SA
-from sa_patch.patterns.prefix_stable import RING_SIZE
 
 
 class RingPlan(NamedTuple):
@@ -35,7 +36,7 @@ class RingPlan(NamedTuple):
         key_steps: int32, like `keys`. A query sees keys of
             ``0 <= key_step - query_step < window``,
         counts: int32, like `queries`: and of them those among so many leading keys of the band,
-            which near queries do not see otherwise,
+            which neighbouring queries do not see otherwise,
         skips: int32 ``[blocks]``: and after so many, which are sinks.
     """
 
@@ -60,20 +61,13 @@ def span_of(row: Row, query_len: int) -> Span:
     return Span(row.start, min(row.length, row.start + query_len), row.length)
 
 
-def _segments(pattern: PSA, span: Span) -> Iterator[tuple[int, int]]:
-    """Queries ``first .. last - 1`` that share a search among the keys below `last`: up to the
-    next power of two, so that reaches differ by a factor of two at most."""
-    first = max(span.start, pattern.window)
-    while first < span.end:
-        last = min(span.end, 1 << first.bit_length())
-        yield first, last
-        first = last
-
-
 def _block_count(pattern: SA | PSA, span: Span, block: int) -> int:
     if isinstance(pattern, SA):
         return -(-span.length // block)
-    return sum(-(-(last - first) // block) for first, last in _segments(pattern, span))
+    return sum(
+        -(-(last - first) // block)
+        for first, last in prefix_stable.segments(pattern, span.start, span.end, block)
+    )
 
 
 @lru_cache(maxsize=128)
@@ -124,7 +118,7 @@ def ring_plan(
     pattern: SA | PSA,
     rows: tuple[Row, ...],
     query_len: int,
-    near: LocalWindow,
+    local_window: LocalWindow,
     *,
     layer: int,
     heads: int,
@@ -134,25 +128,32 @@ def ring_plan(
     """The plans of all spans of `rows`, concatenated in the order of `ring_table`.
 
     Args:
-        near: keys that a query sees without the ring, which its plan leaves out.
+        local_window: keys that a query sees without the ring, which its plan leaves out.
         heads: query heads, each of which has a draw of its own where `pattern.per_head`.
         block: queries of a block.
     """
     spans = tuple(_spans(rows, query_len))
     draws = len(pattern.draws(heads))
     counts = [draws * _block_count(pattern, span, block) for span in spans]
-    # A model asks layer after layer, and several are planned in one go.
-    layers = _together(pattern, sum(counts), block, layer)
+    layers = _together(pattern, spans, sum(counts), block, layer)
     stream = current_stream(device)
 
     def of_span(span: Span) -> RingPlan:
         def build() -> RingPlan:
-            lows = near.lows(span.length, device, stream)
-            blocks = _sa_blocks if isinstance(pattern, SA) else _psa_blocks
-            parts = blocks(pattern, span, layers, heads, block, device)  # type: ignore[arg-type]
-            return _limited(parts, lows, near.sinks)
+            lows = local_window.lows(span.length, device, stream)
+            if isinstance(pattern, SA):
+                parts = _sa_blocks(pattern, span, layers, heads, block, device)
+            else:
+                parts = prefix_stable.blocks_of(
+                    *(pattern, span.start, span.end),
+                    layers=layers,
+                    heads=heads,
+                    block=block,
+                    device=device,
+                )
+            return _limited(parts, lows, local_window.sinks)
 
-        key = (pattern, span, near, layers, draws, block, device, stream)
+        key = (pattern, span, local_window, layers, draws, block, device, stream)
         return RingPlan(*triton_plans.PLANS.get(key, build))
 
     def of_all() -> RingPlan:
@@ -165,7 +166,7 @@ def ring_plan(
     if len(spans) == 1:
         together = of_span(spans[0])
     else:
-        key = ("joined", pattern, spans, near, layers, draws, block, device, stream)
+        key = ("joined", pattern, spans, local_window, layers, draws, block, device, stream)
         together = RingPlan(*triton_plans.PLANS.get(key, of_all))
     begin = (layer - layers.start) * sum(counts)
     return RingPlan(*(part[begin : begin + sum(counts)] for part in together))
@@ -185,11 +186,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     )
 
 
-# queries, query_steps, windows, keys and key_steps of a plan, with draws as first dimension.
-_Blocks = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _limited(parts: _Blocks, lows: Tensor, sinks: int) -> RingPlan:
+def _limited(parts: Blocks, lows: Tensor, sinks: int) -> RingPlan:
     queries, query_steps, windows, keys, key_steps = (part.flatten(0, 1) for part in parts)
     limits = lows[queries.clamp(max=len(lows) - 1)]
     counts = torch.searchsorted(keys, limits, out_int32=True)
@@ -197,85 +194,26 @@ def _limited(parts: _Blocks, lows: Tensor, sinks: int) -> RingPlan:
     return RingPlan(queries, query_steps, windows, keys, key_steps, counts, skips)
 
 
-# Layers whose plans are made in one go: at most so many, and so many bytes.
-# One layer alone takes some 100 small operations, 1.7 ms of launching on an H200 against 0.3 ms of
-# attention at n = 8,192.
-_LAYERS_TOGETHER, _BYTES_TOGETHER = 16, 32 << 20
-
-
-def _together(pattern: SA | PSA, blocks: int, block: int, layer: int) -> range:
+def _together(
+    pattern: SA | PSA, spans: Sequence[Span], blocks: int, block: int, layer: int
+) -> range:
     """The layers planned with this one, which are the same for each of them.
 
     Args:
         blocks: of a layer's plan.
     """
-    band = block + 2 * pattern.window
-    # Bands of PSA are as wide as the widest, about twice the usual one.
-    numbers = 4 * block + (2 if isinstance(pattern, SA) else 4) * band
-    count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // (4 * numbers * max(1, blocks))))
-    first = layer // count * count
-    return range(first, first + count)
+    if isinstance(pattern, SA):
+        band = block + 2 * pattern.window
+    else:
+        band = max(prefix_stable.band_width(pattern, *span[:2], block) for span in spans)
+    numbers = 4 * block + 2 * band
+    return triton_plans.layers_together(layer, 4 * numbers * blocks)
 
 
 def _sa_blocks(
     pattern: SA, span: Span, layers: range, heads: int, block: int, device: torch.device
-) -> _Blocks:
+) -> Blocks:
     orders = pattern.orders(span.length, layers, heads, device).flatten(0, 1)
     tiles = tiles_of(pattern, orders, block)
     windows = torch.full_like(tiles.queries, 2 * pattern.window - 1)
-    return tiles.queries, tiles.query_steps, windows, tiles.keys, tiles.key_steps
-
-
-def _psa_blocks(
-    pattern: PSA, span: Span, layers: range, heads: int, block: int, device: torch.device
-) -> _Blocks:
-    points = pattern.points(span.end, layers, heads, device).flatten(0, 1)
-    reach = pattern.reach(span.end, device)
-    parts = [
-        _segment(points, reach, first, last, block) for first, last in _segments(pattern, span)
-    ]
-    if not parts:
-        empty = torch.zeros(len(points), 0, block, dtype=torch.int32, device=device)
-        return empty, empty, empty, empty, empty
-    queries, query_steps, windows, keys, key_steps = map(_joined, zip(*parts, strict=True))
-    return queries, query_steps, windows, keys, key_steps
-
-
-def _segment(points: Tensor, reach: Tensor, first: int, last: int, block: int) -> _Blocks:
-    """Blocks of the queries ``first .. last - 1`` over the keys below `last`.
-
-    Args:
-        points: int64 ``[draws, n]``; reach: int64 ``[n]``, less than half the ring.
-    """
-    ordered, order = points[:, :last].sort(dim=1, stable=True)
-    # Once around to either side: a band never has a seam.
-    ordered = torch.cat([ordered - RING_SIZE, ordered, ordered + RING_SIZE], dim=1)
-    positions = order.repeat(1, 3)
-    queries = points[:, first:last].argsort(dim=1, stable=True) + first
-    blocks = -(-(last - first) // block)
-    missing = blocks * block - (last - first)
-    # The last query stands in for those that are missing, until the bands are known.
-    queries = torch.cat([queries, queries[:, -1:].expand(-1, missing)], dim=1)
-    reaches = reach[queries].unflatten(1, (blocks, block))
-    begins = points.gather(1, queries).unflatten(1, (blocks, block)) - reaches
-    low, high = begins.amin(-1), (begins + 2 * reaches).amax(-1)
-    from_key = torch.searchsorted(ordered, low)
-    key_count = torch.searchsorted(ordered, high, right=True) - from_key
-    columns = torch.arange(int(key_count.max()), device=points.device)
-    places = (from_key[..., None] + columns).clamp(max=ordered.shape[1] - 1).flatten(1)
-    shape = (*from_key.shape, len(columns))
-    keys = positions.gather(1, places).view(shape)
-    key_steps = ordered.gather(1, places).view(shape) - low[..., None]
-    keys, key_order = keys.masked_fill_(columns >= key_count[..., None], UNLIMITED).sort(
-        dim=-1, stable=True
-    )
-    if missing:
-        queries[:, -missing:] = UNLIMITED
-    queries, query_order = queries.unflatten(1, (blocks, block)).sort(dim=-1, stable=True)
-    return (
-        queries.to(torch.int32),
-        (begins - low[..., None]).gather(-1, query_order).to(torch.int32),
-        (2 * reaches + 1).gather(-1, query_order).to(torch.int32),
-        keys.to(torch.int32),
-        key_steps.gather(-1, key_order).to(torch.int32),
-    )
+    return Blocks(tiles.queries, tiles.query_steps, windows, tiles.keys, tiles.key_steps)

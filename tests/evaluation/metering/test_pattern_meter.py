@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks, Tail
-from sa_patch.evaluation.metering import HeadShape, PatternMeter
-from sa_patch.evaluation.observed_keys import SAMPLED_QUERIES, sampled_positions
+from sa_patch.evaluation.metering.observed_keys import SAMPLED_QUERIES, sampled_positions
+from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
 from sa_patch.kernels import Spans
 from sa_patch.patterns import Pattern
 from tests.small_models import tiny_config

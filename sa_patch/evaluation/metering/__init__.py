@@ -1,0 +1,1 @@
+"""What the prefills of a patched model see, read and cost."""

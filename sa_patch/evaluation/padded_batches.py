@@ -1,0 +1,154 @@
+"""Padding and batches of log-likelihood requests: scores must not depend on the batch size.
+
+lm-eval pads these batches on the right with zeros and passes no mask. Causality alone makes that
+harmless for prefix-stable patterns. For the others (SA draws its permutation for the sequence's own
+length), and where visible keys are counted as they are chosen, the rows' lengths are found from the
+requests, and the model is given the mask that lm-eval leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+# With a limit on a batch's tokens, requests that share one differ in length by this much at most,
+# so that little of it is padding.
+_SHORTEST_OF_BATCH = 0.8
+
+
+class PaddedBatchesLM(HFLM):
+    """lm-eval's `hf` model, which pads only where padding changes no score.
+
+    Attributes:
+        batch_tokens: most tokens of a batch, padding counted; None for no such limit.
+    """
+
+    batch_tokens: int | None = None
+    _lengths_by_row: dict[tuple[int, ...], int] | None = None
+
+    @property
+    def padding_is_harmless(self) -> bool:
+        """Whether sequences of different lengths may share a batch."""
+        raise NotImplementedError
+
+    def _input_length(self, request: Request) -> int:
+        """Tokens of a request that enter the model, cut as lm-eval cuts them."""
+        _, context, continuation = request
+        return min(len(context) + len(continuation) - 1, self.max_length)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        if not requests:
+            return []
+        inputs = {self._input(request) for request in requests}
+        lengths = None if self.padding_is_harmless else lengths_by_row(inputs)
+        by_length: dict[int, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_length.setdefault(self._input_length(request), []).append(index)
+        groups = [sorted(by_length, reverse=True)]
+        if self.batch_tokens is not None:
+            groups = similar_lengths(groups[0])
+        elif lengths is not None and len(lengths) < len(inputs):
+            # Inputs that differ in zeros at their end alone look the same once they are padded.
+            groups, lengths = [[length] for length in groups[0]], None
+        if len(groups) > 1 and self.batch_size == "auto" and override_bs is None:
+            longest = [requests[by_length[groups[0][0]][0]]]
+            override_bs = self._detect_batch_size(longest, 0)
+        answers: dict[int, tuple[float, bool]] = {}
+        self._lengths_by_row = lengths
+        try:
+            for together in groups:
+                members = [index for length in together for index in by_length[length]]
+                hidden = disable_tqdm or len(groups) > 1
+                with self._at_most_tokens(together[0]):
+                    part = self._run([requests[i] for i in members], hidden, override_bs, **kwargs)
+                answers.update(zip(members, part, strict=True))
+        finally:
+            self._lengths_by_row = None
+        return [answers[index] for index in range(len(requests))]
+
+    def _input(self, request: Request) -> tuple[int, ...]:
+        """The tokens of a request that enter the model, cut as lm-eval cuts them."""
+        _, context, continuation = request
+        return tuple([*context, *continuation][-(self.max_length + 1) :][:-1])
+
+    def _model_call(
+        self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        if self._lengths_by_row is None:
+            unmasked: Tensor = super()._model_call(inps, attn_mask, labels)
+            return unmasked
+        lengths = [self._lengths_by_row[without_zeros(row)] for row in inps.tolist()]
+        places = torch.arange(inps.shape[1], device=inps.device)
+        mask = (places < torch.tensor(lengths, device=inps.device)[:, None]).long()
+        precision = self.mixed_precision_dtype
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, dtype=precision, enabled=precision is not None),
+        ):
+            logits: Tensor = self.model(inps, attention_mask=mask).logits
+        return logits
+
+    @contextmanager
+    def _at_most_tokens(self, length: int) -> Iterator[None]:
+        """Have batches of sequences of `length` tokens hold no more than `batch_tokens`."""
+        if self.batch_tokens is None or self.batch_size == "auto":
+            yield
+            return
+        before = int(self.batch_size)
+        self.batch_size_per_gpu = max(1, min(before, self.batch_tokens // length))
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = before
+
+    def _run(
+        self,
+        requests: Sequence[Request],
+        disable_tqdm: bool,
+        override_bs: int | None,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        result: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+            list(requests), disable_tqdm=disable_tqdm, override_bs=override_bs, **kwargs
+        )
+        return result
+
+
+def without_zeros(row: Sequence[int]) -> tuple[int, ...]:
+    """A row without the zeros at its end, padding or not."""
+    end = len(row)
+    while end and row[end - 1] == 0:
+        end -= 1
+    return tuple(row[:end])
+
+
+def lengths_by_row(inputs: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
+    """How many tokens of a row are an input's, by what is left of the row without its last zeros.
+
+    Shorter than `inputs` where they cannot be told apart so.
+    """
+    return {without_zeros(tokens): len(tokens) for tokens in inputs}
+
+
+def similar_lengths(lengths: Iterable[int]) -> list[list[int]]:
+    """Falling lengths in groups whose shortest is not much shorter than their longest."""
+    groups: list[list[int]] = []
+    for length in lengths:
+        if groups and length >= _SHORTEST_OF_BATCH * groups[-1][0]:
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    return groups

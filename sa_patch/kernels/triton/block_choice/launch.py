@@ -1,0 +1,161 @@
+"""Launches of the choice of blocks by content: of all eligible ones, or coarse to fine."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sa_patch.kernels.triton import launch_table
+from sa_patch.kernels.triton.block_choice.flat import choose_kernel
+from sa_patch.kernels.triton.block_choice.tree import tree_search_kernel
+from sa_patch.kernels.triton.launch import Call, shape, strides
+from sa_patch.kernels.triton.launch_table import Launch, next_power_of_2, packed_heads
+from sa_patch.kernels.triton.softmax import INTERPRETED
+from sa_patch.patterns import BlockTopK, MoBA
+from sa_patch.patterns.block_selection.shared_choice import chosen_so_far
+from sa_patch.patterns.block_selection.tree import level_count, level_means
+from sa_patch.patterns.moba import block_means
+
+# Picks that one sweep of the flat choice holds in registers.
+_PICKS = 4
+# Candidates of a query on a level of a tree that a program holds in registers.
+MOST_CANDIDATES = 1024
+
+
+def origin_of(pattern: MoBA | BlockTopK) -> int:
+    """The first token of block 0."""
+    return pattern.sinks if isinstance(pattern, BlockTopK) else 0
+
+
+def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
+    """The blocks that each query chooses, in any order.
+
+    Args:
+        launch: of the choice of mixture of block attention.
+
+    Returns:
+        int32 ``[batch, choosers, nq, count]``, -1 where fewer can be chosen and at padding; a
+        chooser is a query head, or a KV head of a pattern whose query heads choose together.
+    """
+    if isinstance(pattern, MoBA):
+        count = min(pattern.topk - 1, call.k.shape[2] // pattern.block_size)
+        return _ranked(call, pattern, count, launch)
+    own = own_choices(call, pattern, launch)
+    if pattern.shared > 1:
+        return chosen_so_far(own.flatten(0, 1), pattern.shared).unflatten(0, own.shape[:2])
+    return own
+
+
+def of_query_heads(picks: Tensor, heads: int) -> Tensor:
+    """What `choose` gives, for each of the query heads."""
+    times = heads // picks.shape[1]
+    return picks if times == 1 else picks.repeat_interleave(times, 1)
+
+
+def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
+    """The blocks that each query chooses for itself: int32 ``[batch, choosers, nq, topk]``."""
+    if not pattern.branch:
+        return _ranked(call, pattern, pattern.topk, launch)
+    if _candidates(pattern) <= MOST_CANDIDATES:
+        return _searched(call, pattern)
+    q, k = call.q, call.k
+    picks = _no_picks(call, pattern)
+    for row in call.rows:
+        end = min(call.query_len, row.length - row.start)
+        positions = torch.arange(row.start, row.start + end, device=q.device)
+        picks[row.batch, :, :end] = pattern.own_choices(
+            q[row.batch, :, :end], k[row.batch, :, : row.length], positions
+        )
+    return picks
+
+
+def _no_picks(call: Call, pattern: BlockTopK) -> Tensor:
+    choosers = call.k.shape[1] if pattern.grouped else call.q.shape[1]
+    picks_shape = (len(call.q), choosers, call.query_len, pattern.topk)
+    return torch.full(picks_shape, -1, dtype=torch.int32, device=call.q.device)
+
+
+def _candidates(pattern: BlockTopK) -> int:
+    """The most nodes that a query compares on a level: children of kept ones, and those without a
+    parent."""
+    return pattern.beam * pattern.branch + pattern.branch - 1
+
+
+def _searched(call: Call, pattern: BlockTopK) -> Tensor:
+    """Blocks chosen coarse to fine, in one launch beside those of the mean keys: as of
+    `own_choices`."""
+    q, k, branch, beam = call.q, call.k, pattern.branch, pattern.beam
+    picks = _no_picks(call, pattern)
+    longest = max(row.length for row in call.rows)
+    most = pattern.eligible_at(longest - 1)
+    if not most or not pattern.topk:
+        return picks
+    choosers = picks.shape[1]
+    part = launch_table.device_class(q.device, interpreted=INTERPRETED)
+    launch = launch_table.tree_launch(_candidates(pattern), longest, part)
+    table = call.table(launch.block_m)
+    if not len(table):
+        return picks
+    levels = level_count(most, branch, beam)
+    by_level = level_means(k[:, :, pattern.sinks :], pattern.block_size, branch, levels)
+    means = torch.cat(by_level[::-1], 2)
+    arguments = {**shape(q, k, launch), "HEADS": choosers, "KV_GROUP": choosers // k.shape[1]}
+    tree_search_kernel[(len(table) * choosers,)](
+        q,
+        means,
+        torch.empty(*picks.shape[:3], beam, dtype=torch.int32, device=q.device),
+        picks,
+        table,
+        _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream),
+        q.shape[2],
+        by_level[0].shape[2],
+        means.shape[2],
+        levels,
+        branch ** (levels - 1),
+        pattern.topk,
+        beam,
+        branch,
+        *strides(q),
+        GROUP=q.shape[1] // choosers,
+        **arguments,
+    )
+    return picks
+
+
+def _ranked(call: Call, pattern: MoBA | BlockTopK, count: int, launch: Launch) -> Tensor:
+    """The best of all eligible blocks: int32 ``[batch, choosers, nq, count]``."""
+    q, k = call.q, call.k
+    if isinstance(pattern, BlockTopK) and pattern.grouped:
+        q = q.unflatten(1, (k.shape[1], -1)).sum(2, dtype=torch.float32)
+    picks = torch.full((*q.shape[:3], count), -1, dtype=torch.int32, device=q.device)
+    means = block_means(k[:, :, origin_of(pattern) :], pattern.block_size).contiguous()
+    pack = packed_heads(q.shape[1] // k.shape[1], launch.block_m)
+    table = call.table(launch.block_m // pack)
+    if len(table) and count and means.shape[2]:
+        longest = max(row.length for row in call.rows)
+        choose_kernel[(len(table) * (q.shape[1] // pack),)](
+            q,
+            means,
+            picks,
+            table,
+            _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream),
+            q.shape[2],
+            means.shape[2],
+            count,
+            *strides(q),
+            PACK=pack,
+            PICKS=min(_PICKS, next_power_of_2(count)),
+            **shape(q, k, launch),
+        )
+    return picks
+
+
+@lru_cache(maxsize=64)
+def _eligible(pattern: MoBA | BlockTopK, size: int, device: torch.device, stream: int) -> Tensor:
+    """By position how many blocks a query may choose from: int32; filled on a stream."""
+    positions = torch.arange(size, device=device)
+    if isinstance(pattern, BlockTopK):
+        return pattern.eligible(positions).to(torch.int32)
+    return (positions // pattern.block_size).to(torch.int32)
