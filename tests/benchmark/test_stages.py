@@ -19,7 +19,7 @@ from sa_patch.benchmark.stages import speed, tune
 from sa_patch.benchmark.stages.run import SECONDS, run_stages
 from sa_patch.benchmark.stages.stage import Found, Visit
 from sa_patch.errors import UserError
-from sa_patch.kernels.triton.launch_table import USES, BandConfig, Launch
+from sa_patch.kernels.triton.launch_table import USES, BandConfig, Config, Launch
 from tests.run_script import refusal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +113,7 @@ def test_a_stage_without_time_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_candidates_that_do_not_fit_are_left_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "JOBS", 1)
-    every = [BandConfig(Launch(16 * (1 + i), 16)) for i in range(100)]
+    every: list[Config] = [BandConfig(Launch(16 * (1 + i), 16)) for i in range(100)]
     each = tune.COMPILE_SECONDS + tune.TIME_SECONDS
     assert tune._fitting(every, 4.1 * each) == [every[i] for i in (0, 25, 50, 75)]
     assert tune._fitting(every, 1e6) == every

@@ -94,8 +94,8 @@ def _cases(visit: Visit) -> list[Case]:
 
     def at(shapes: Any, lengths: Any) -> list[Case]:
         return [
-            Case(backend, parse_pattern(text), *shape, rows)
-            for shape in shapes
+            Case(backend, parse_pattern(text), dtype, width, heads, kv_heads, rows)
+            for dtype, width, heads, kv_heads in shapes
             for rows in lengths
             for backend in backends
             for text in PATTERNS

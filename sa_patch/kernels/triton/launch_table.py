@@ -180,9 +180,10 @@ def use_key(use: str, q: Tensor) -> str:
 def _from_file(kind: type[Measured], use: str, q: Tensor) -> Measured | None:
     if q.device.type != "cuda":
         return None
-    return _of_card(kind, use_key(use, q), q.device)
+    return _of_card(kind, use_key(use, q), q.device)  # type: ignore[arg-type]
 
 
+# Asked in every call. Types are hashable, whatever mypy makes of dataclasses' own.
 @lru_cache(maxsize=256)
 def _of_card(kind: type[Measured], key: str, device: torch.device) -> Measured | None:
     name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
