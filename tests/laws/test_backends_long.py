@@ -45,7 +45,7 @@ LONG_CALLS = [
     for pattern in LONG_PATTERNS
     for lengths in (None, [1000, 700])
     for backend in BACKEND_NAMES
-    # Triton and flex take all rows at once, one as long as the row alone; `auto` is one of the others.
+    # Triton and flex take all rows at once, one as long as the row alone; `auto` is one of others.
     if THOROUGH
     or backend in ("reference", "banded")
     or (lengths and (pattern in FEW_LONG or backend == "flex"))
