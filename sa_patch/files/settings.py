@@ -78,7 +78,9 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            raise UserError(_sentence(cls, what, error.errors()[0])) from error
+            # A misspelt key explains what is missing in its place.
+            errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+            raise UserError(_sentence(cls, what, errors[0])) from error
 
     def completed(self, defaults: Mapping[str, Any]) -> Self:
         """A copy that takes from `defaults` what was not given to these settings.

@@ -45,8 +45,10 @@ LONG_CALLS = [
     for pattern in LONG_PATTERNS
     for lengths in (None, [1000, 700])
     for backend in BACKEND_NAMES
-    # Triton takes all rows in one launch, and one of the batch is as long as the row alone.
-    if backend != "triton" or (lengths and (THOROUGH or pattern in FEW_LONG))
+    # Triton and flex take all rows at once, one as long as the row alone; `auto` is one of others.
+    if THOROUGH
+    or backend in ("reference", "banded")
+    or (lengths and (pattern in FEW_LONG or backend == "flex"))
 ]
 
 

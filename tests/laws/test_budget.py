@@ -29,6 +29,7 @@ from sa_patch.patterns.permutation import (
 )
 from tests.laws.drawn import COUNTED_METHODS, METHODS, narrow_pattern, patterns
 from tests.laws.strategies import BACKEND_NAMES, affordable, make_case, serves, visible_sets
+from tests.thorough import THOROUGH
 
 P_VALUE = 1e-4
 
@@ -51,7 +52,7 @@ def test_measured_counts_are_the_closed_form(
 
 @pytest.mark.parametrize("backend", BACKEND_NAMES)
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=8)
+@settings(max_examples=200 if THOROUGH else 5)
 @given(data=st.data())
 def test_measured_visible_sets_are_the_definitions(
     method: str, backend: str, data: st.DataObject

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sa_patch.errors import UserError
-from sa_patch.files.settings import Positive, Settings
+from sa_patch.files.settings import LISTED, Positive, Settings
 from sa_patch.training.fractional.distance_kernel import DistanceKernel
 
 DOT = "dot"
@@ -108,9 +108,9 @@ class Plan(Settings):
             many times, and the share of the training texts that is held out for it.
     """
 
-    classifiers: tuple[Classifier, ...]
+    classifiers: Annotated[tuple[Classifier, ...], LISTED]
     trials: Positive
-    learning_rates: tuple[Rate, ...]
+    learning_rates: Annotated[tuple[Rate, ...], LISTED]
     epochs: Positive
     choosing: Positive
     held_out: float = Field(gt=0, lt=1)

@@ -15,6 +15,7 @@ from sa_patch.patterns import BlockTopK
 from tests.kernels.triton.test_triton import TINY, assert_matches
 from tests.laws.strategies import make_case
 from tests.oracle import tree_search
+from tests.thorough import unless_thorough
 
 pytest.importorskip("triton")
 
@@ -101,8 +102,16 @@ def test_tied_scores_are_settled_as_in_the_definition(
             assert listed[i] == wanted, (chooser, i)
 
 
-@pytest.mark.parametrize("head_dim, heads", [(64, (9, 3)), (60, (4, 1)), (128, (4, 2))])
-@pytest.mark.parametrize("pattern", TREES, ids=str)
+# Every head_dim, and all trees; under `thorough` each with each.
+SHAPES = [(64, (9, 3)), (60, (4, 1)), (128, (4, 2))]
+CHOICES = [(tree, *SHAPES[place % 3]) for place, tree in enumerate(TREES)]
+
+
+@pytest.mark.parametrize(
+    "pattern, head_dim, heads",
+    unless_thorough(CHOICES, [(tree, *shape) for tree in TREES for shape in SHAPES]),
+    ids=str,
+)
 def test_choices_equal_those_of_torch(
     pattern: BlockTopK, head_dim: int, heads: tuple[int, int]
 ) -> None:
@@ -134,8 +143,8 @@ def test_the_last_queries_choose_as_in_the_whole(pattern: BlockTopK) -> None:
 def test_tiles_may_be_small(block_m: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile begins on the level on which its last query has to choose."""
     use_tiles(monkeypatch, block_m)
-    case = make_case(q_heads=2, kv_heads=1, seq_len=61, head_dim=16)
-    rows = (Row(0, 0, 61),)
+    case = make_case(q_heads=2, kv_heads=1, seq_len=41, head_dim=16)
+    rows = (Row(0, 0, 41),)
     for pattern in TREES[:2]:
         wanted = torch_choices(pattern, case.q, case.k, rows)
         assert kernel_choices(pattern, case.q, case.k, rows) == wanted
