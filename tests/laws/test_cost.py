@@ -46,6 +46,7 @@ NARROW_PATTERNS = [
 FEW_PATTERNS = {
     "triton": [SWA(16), SA(16, per_head=True), BlockTopK(4, 4), NARROW_PATTERNS[-1]],
     "flex": unless_thorough(NARROW_PATTERNS[-1:], NARROW_PATTERNS),
+    "banded": unless_thorough(NARROW_PATTERNS[1::2] + NARROW_PATTERNS[-1:], NARROW_PATTERNS),
     "auto": unless_thorough([SA(16), NARROW_PATTERNS[-1]], NARROW_PATTERNS),
 }
 NARROW_CALLS = [

@@ -61,7 +61,7 @@ def test_a_change_of_the_scheme_changes_the_charts(open_page: Open, one: Path) -
     assert contrast(hexadecimal(dark), "#000000") > 10
 
 
-@pytest.mark.parametrize("width", unless_thorough((320, 1400), WIDTHS))
+@pytest.mark.parametrize("width", unless_thorough((320,), WIDTHS))
 def test_nothing_sticks_out_at_any_width(open_page: Open, both: Path, width: int) -> None:
     page = open_page(both, width=width)
     for address in ("", "#columns=runs", "#view=pareto&columns=models"):
