@@ -50,11 +50,20 @@ SLOW = (
 )
 
 
+# What waits longest comes first: at the end of a run workers share small tests.
+FIRST = (
+    *("sweep/test_ray_sweep", "sweep/test_processes", "sweep/test_sweep_resume", "notebooks/"),
+    *("training/test_several", "training/pretraining/test_resume", "test_readme_pattern"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).as_posix().startswith(SLOW):
+    places = {item: item.path.relative_to(here).as_posix() for item in items}
+    for item, place in places.items():
+        if place.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not places[item].startswith(FIRST))
 
 
 def pytest_collection_finish() -> None:
