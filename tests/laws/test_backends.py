@@ -59,7 +59,7 @@ def worst(actual: Tensor, expected: OracleResult) -> float:
 
 @pytest.mark.parametrize("backend", sorted({*BACKEND_NAMES, "auto"}))
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=200 if THOROUGH else 8)
+@settings(max_examples=200 if THOROUGH else 6)
 @given(data=st.data())
 def test_backend_equals_the_float64_oracle(method: str, backend: str, data: st.DataObject) -> None:
     if not affordable(backend, data):
