@@ -9,14 +9,24 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sa_patch.benchmark.clock import Clock
 from sa_patch.errors import UserError
+from sa_patch.files.atomic_write import write_json
 from sa_patch.kernels.backend import Spans
-from sa_patch.kernels.launch_files import Table
+from sa_patch.kernels.launch_files import (
+    KIND,
+    SCHEMA,
+    Table,
+    file_name,
+    measured_launches,
+    read_table,
+    triton_version,
+)
 from sa_patch.kernels.triton.backend import attend_with_lse, supports
 from sa_patch.kernels.triton.launch_table import (
     CHOICE,
@@ -232,7 +242,7 @@ def _milliseconds(
 
 
 def entry_of(use: str, q: Tensor, best: Config) -> Table:
-    """The entry that `launch_files.write_table` keeps for this use."""
+    """The entry that `write_table` keeps for this use."""
     return {use_key(use, q): dataclasses.asdict(best)}
 
 
@@ -241,3 +251,26 @@ def card(device: str) -> tuple[str, tuple[int, int]]:
     if device == "cuda":
         return torch.cuda.get_device_name(), torch.cuda.get_device_capability()
     return "interpreter", (0, 0)
+
+
+def write_table(folder: Path, device: str, capability: tuple[int, int], entries: Table) -> Path:
+    """Write a card's table, with the version of Triton installed, and forget what was read.
+
+    Entries that a readable table for the same card has beside these stay.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / file_name(device, capability)
+    content = {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "device": device,
+        "capability": list(capability),
+        "triton": triton_version(),
+        "entries": (read_table(path) if path.exists() else {}) | entries,
+    }
+    write_json(path, content)
+    measured_launches.cache_clear()
+    return path

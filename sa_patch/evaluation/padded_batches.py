@@ -58,11 +58,11 @@ class PaddedBatchesLM(HFLM):
         for index, request in enumerate(requests):
             by_length.setdefault(self._input_length(request), []).append(index)
         groups = [sorted(by_length, reverse=True)]
-        if self.batch_tokens is not None:
-            groups = similar_lengths(groups[0])
-        elif lengths is not None and len(lengths) < len(inputs):
+        if lengths is not None and len(lengths) < len(inputs):
             # Inputs that differ in zeros at their end alone look the same once they are padded.
             groups, lengths = [[length] for length in groups[0]], None
+        elif self.batch_tokens is not None:
+            groups = similar_lengths(groups[0])
         if len(groups) > 1 and self.batch_size == "auto" and override_bs is None:
             longest = [requests[by_length[groups[0][0]][0]]]
             override_bs = self._detect_batch_size(longest, 0)

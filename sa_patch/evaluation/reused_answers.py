@@ -142,7 +142,7 @@ class ReusedAnswersLM(PaddedBatchesLM):
         options: dict[str, Any],
     ) -> tuple[Any, ...] | None:
         """What full attention would be asked; None where its answer would be another one."""
-        drawn = options.get("do_sample") or options.get("temperature", 0.0) > 0
+        drawn = options.get("do_sample") or (options.get("temperature") or 0) > 0
         plain = all(isinstance(value, bool | int | float | str | None) for value in told.values())
         if drawn or not plain or not self.generates_in_full:
             return None

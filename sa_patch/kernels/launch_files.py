@@ -1,8 +1,8 @@
 """Launch parameters that were measured on a card, as a file for each kind of card.
 
-Two folders are looked into: the user's cache, which ``sa-patch bench --tune`` writes, and
-``kernels/triton/launches``, which is shipped. A table that is torn or was made with another version
-of Triton is ignored, with one sentence.
+Two folders are looked into: the user's cache, which ``sa-patch bench --tune`` writes
+(`benchmark.tuning`), and ``kernels/triton/launches``, which is shipped. A table that is torn or was
+made with another version of Triton is ignored, with one sentence.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-from sa_patch.files.atomic_write import write_json
 
 KIND, SCHEMA = "sa_patch launch parameters", 1
 SHIPPED = Path(__file__).parent / "triton" / "launches"
@@ -42,29 +40,6 @@ def triton_version() -> str:
         return version("triton")
     except PackageNotFoundError:
         return ""
-
-
-def write_table(folder: Path, device: str, capability: tuple[int, int], entries: Table) -> Path:
-    """Write a card's table, with the version of Triton installed, and forget what was read.
-
-    Entries that a readable table for the same card has beside these stay.
-
-    Raises:
-        OSError: if the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(device, capability)
-    content = {
-        "kind": KIND,
-        "schema": SCHEMA,
-        "device": device,
-        "capability": list(capability),
-        "triton": triton_version(),
-        "entries": (read_table(path) if path.exists() else {}) | entries,
-    }
-    write_json(path, content)
-    measured_launches.cache_clear()
-    return path
 
 
 @lru_cache(maxsize=16)

@@ -208,9 +208,14 @@ def test_one_layer_with_a_drawn_pattern_has_padding_masked_in_all_batches(
     assert close(answers(single, "loglikelihood"), answers(eights, "loglikelihood"))
 
 
+@pytest.mark.parametrize("batch_tokens", [None, 1000], ids=["", "batch_tokens"])
 @pytest.mark.parametrize("zeros", [False, True], ids=["told apart", "differ in zeros alone"])
 def test_rows_of_any_length_share_a_batch_of_a_drawn_pattern(
-    single: SAPatchLM, eights: SAPatchLM, monkeypatch: pytest.MonkeyPatch, zeros: bool
+    single: SAPatchLM,
+    eights: SAPatchLM,
+    monkeypatch: pytest.MonkeyPatch,
+    zeros: bool,
+    batch_tokens: int | None,
 ) -> None:
     """A token 0 at an input's end looks like padding; the last token of a request never enters."""
     requests: list[Any] = [(None, [5, 6, 7, 0], [8]), (None, [5, 6, 7, 0, 0, 9], [8, 0])]
@@ -218,6 +223,7 @@ def test_rows_of_any_length_share_a_batch_of_a_drawn_pattern(
     requests += [(None, [5, 6, 7], [8])] if zeros else []
     for lm in (single, eights):
         lm.use_pattern(SA(3))
+    monkeypatch.setattr(eights, "batch_tokens", batch_tokens)
     expected = single._loglikelihood_tokens(requests, disable_tqdm=True)
     batches: list[int] = []
     forward = eights.model.forward
@@ -228,7 +234,11 @@ def test_rows_of_any_length_share_a_batch_of_a_drawn_pattern(
 
     monkeypatch.setattr(eights.model, "forward", watched)
     assert close(eights._loglikelihood_tokens(requests, disable_tqdm=True), expected)
-    assert batches == ([1, 1, 1, 1, 2, 1] if zeros else [6])
+    if zeros:
+        assert batches == [1, 1, 1, 1, 2, 1]
+    else:
+        # Rows of similar lengths where a number of tokens is to be filled up.
+        assert batches == ([6] if batch_tokens is None else [1, 2, 1, 2])
 
 
 def test_keys_are_counted_where_they_are_chosen(single: SAPatchLM) -> None:

@@ -11,9 +11,17 @@ import torch
 from sa_patch.benchmark.clock import quiet_process
 from sa_patch.benchmark.stages.stage import Found, Visit
 from sa_patch.benchmark.tables import Say, number
-from sa_patch.benchmark.tuning import TUNED, candidates, card, compile_beforehand, entry_of, tune
+from sa_patch.benchmark.tuning import (
+    TUNED,
+    candidates,
+    card,
+    compile_beforehand,
+    entry_of,
+    tune,
+    write_table,
+)
 from sa_patch.errors import UserError, one_line
-from sa_patch.kernels.launch_files import Table, cached_folder, file_name, read_table, write_table
+from sa_patch.kernels.launch_files import Table, cached_folder, file_name, read_table
 from sa_patch.kernels.triton.launch_table import CHOICE, MOBA, RING, WINDOW, Config, use_key
 from sa_patch.patterns import parse_pattern
 
