@@ -16,7 +16,9 @@ from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
 
 WORDS = "the lighthouse keeper wrote the weather of every evening in a thick blue book "
 # Saturated for the short requests and sparse for the long ones; SA(40) up to 79 tokens.
+# Of the last one keys are counted where they are chosen.
 PATTERNS = [SWA(60), SA(40), MoBA(20, 3), Sinks(4) | SWA(50), BlockTopK(4, 12)]
+PATTERNS += [SWA(20) | MoBA(20, 3)]
 TEXTS = [(WORDS * 9)[:length] for length in (20, 30, 31, 90, 400)]
 
 
