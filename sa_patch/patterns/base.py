@@ -145,6 +145,11 @@ class Pattern(ABC):
         return 1
 
     @property
+    def computed_as(self) -> Pattern:
+        """The pattern that shows the very same keys, in the terms that kernels know."""
+        return self
+
+    @property
     def bounded_reach(self) -> tuple[int, int] | None:
         """(sinks, window) if no query ever sees more than the first and the nearest keys."""
         return None

@@ -113,6 +113,10 @@ class Union(Pattern):
         return math.lcm(*(part.shared_queries for part in self.parts))
 
     @property
+    def computed_as(self) -> Pattern:
+        return _computed_as(self)
+
+    @property
     def bounded_reach(self) -> tuple[int, int] | None:
         reaches = [part.bounded_reach for part in self.parts]
         if any(reach is None for reach in reaches):
@@ -221,6 +225,12 @@ def seed_of(pattern: Pattern) -> int | None:
     """The seed of a pattern, of a union that of its first random part; None without one."""
     seeds = [part.seed for part in parts_of(pattern) if hasattr(part, "seed")]
     return seeds[0] if seeds else None
+
+
+# Asked in every call.
+@lru_cache(maxsize=256)
+def _computed_as(union: Union) -> Pattern:
+    return unite(*(part.computed_as for part in union.parts))
 
 
 # Asked several times in every call, and a profile takes time that grows with the sequence.

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_selection.pair_dots import pair_dots
 from sa_patch.patterns.block_selection.top_candidates import first_best
-from sa_patch.patterns.moba import block_means
 
 # Scores that are held at once: on CPUs few enough to stay in the caches.
 _HELD_CPU = 1 << 18
