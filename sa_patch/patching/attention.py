@@ -16,7 +16,8 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import attend
 from sa_patch.patching.mask import Packing, SparseMask, sparse_mask
 from sa_patch.patching.plan import get_plan
-from sa_patch.patching.tile_queries import tile_queries, without_earlier
+from sa_patch.patching.reading import refuse_pieces
+from sa_patch.patching.tile_queries import keep_queries, tile_queries, without_earlier
 
 IMPLEMENTATION = "sa_patch"
 """The name under which our attention and mask functions are registered with transformers."""
@@ -57,13 +58,16 @@ def sparse_attention_forward(
             "load it with its stock attention and call sa_patch.patch_model(model, ...)"
         )
     require_own_mask(attention_mask, "a patched model")
-    cached = attention_mask.query_offset > 0
-    if plan.pattern is None or (cached and plan.decode == "full"):
+    prompt = plan.reading.is_prompt(attention_mask)
+    if plan.pattern is None or (not prompt and plan.decode == "full"):
+        keep_queries(module, query, attention_mask)
         stock_mask = attention_mask.stock(plan.stock)
         return _stock_function(module, plan.stock)(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
+    if prompt and attention_mask.query_offset > 0:
+        refuse_pieces(plan.pattern, attention_mask.query_offset)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
     if key.shape[2] < attention_mask.key_len:
         # The cache has dropped what lies between the sinks and the window.
