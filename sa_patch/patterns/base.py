@@ -182,6 +182,10 @@ class Pattern(ABC):
         """
         return torch.zeros(seq_len, dtype=torch.float64)
 
+    def means_read(self, positions: Tensor) -> int:
+        """Mean keys of blocks that queries at these positions read together to choose, at most."""
+        return 0
+
     def __str__(self) -> str:
         shown = [
             f"{field.name}={_text(getattr(self, field.name))}"

@@ -178,3 +178,6 @@ class MoBA(Pattern):
             return torch.zeros(seq_len, dtype=torch.float64)
         blocks = (torch.arange(seq_len) // self.block_size).double()
         return blocks / (group if self.grouped else 1)
+
+    def means_read(self, positions: Tensor) -> int:
+        return self._blocks.means_read(positions)

@@ -191,6 +191,9 @@ class Union(Pattern):
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         return reduce(torch.add, (part.selection_dots(seq_len, group) for part in self.parts))
 
+    def means_read(self, positions: Tensor) -> int:
+        return sum(part.means_read(positions) for part in self.parts)
+
     def __str__(self) -> str:
         return "+".join(map(str, self.parts))
 
