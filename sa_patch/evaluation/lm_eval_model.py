@@ -184,11 +184,11 @@ class SAPatchLM(ReusedAnswersLM):
     def _detect_batch_size(self, *arguments: Any, **named: Any) -> int:
         """lm-eval's trial of batch sizes, which must not enter the measurements."""
         self._probing = True
-        lengths, self._lengths_by_row = self._lengths_by_row, None
+        rows, self._rows = self._rows, None
         try:
             return int(super()._detect_batch_size(*arguments, **named))
         finally:
-            self._probing, self._lengths_by_row = False, lengths
+            self._probing, self._rows = False, rows
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's request cache, if it holds no answers of another pattern or model.
