@@ -22,6 +22,9 @@ from sa_patch.patching.tile_queries import keep_queries, tile_queries, without_e
 IMPLEMENTATION = "sa_patch"
 """The name under which our attention and mask functions are registered with transformers."""
 
+OWN_NAMES = {IMPLEMENTATION}
+"""That name, and those of `sa_patch.patching.implementations`."""
+
 # Arguments by which a model changes the softmax itself; a pattern that ignored them would be wrong.
 _SOFTMAX_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
 
