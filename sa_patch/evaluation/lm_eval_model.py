@@ -169,7 +169,7 @@ class SAPatchLM(ReusedAnswersLM):
         observe_layers(model, self._observe, self.meter.sampled_layers)
 
     def _observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
-        if not self._probing:
+        if not (self._probing or self._behind_context):
             with self.meter.clock.paused():
                 self.meter.observe(layer, q, k, spans)
 
@@ -247,6 +247,19 @@ class SAPatchLM(ReusedAnswersLM):
     @property
     def padding_is_harmless(self) -> bool:
         return self._unstable is None and not self.meter.observed_layers
+
+    @property
+    def contexts_can_be_shared(self) -> bool:
+        accelerator = getattr(self, "accelerator", None)
+        # Its processes must run equally many batches, whatever questions each of them has.
+        in_step = accelerator and accelerator.distributed_type == DistributedType.FSDP
+        stateful = getattr(base_model(self.model), "_is_stateful", False)
+        return self.padding_is_harmless and not in_step and not stateful
+
+    @contextmanager
+    def _counting_time(self) -> Iterator[None]:
+        with self.meter.clock.running():
+            yield
 
     def loglikelihood(self, *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
         with self._telling_once():
