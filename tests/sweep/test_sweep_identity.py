@@ -80,7 +80,9 @@ def test_settings_of_prompts_are_part_of_a_cell_where_they_are_given(checkpoint:
     for key, value in given.items():
         cells = make_plan(sweep_of(checkpoint, **{key: value})).cells
         assert [cell.cell[key] for cell in cells] == [value] * len(plain)
-        assert all(cell.cell == {**old.cell, key: value} for cell, old in zip(cells, plain))
+        assert all(
+            cell.cell == {**old.cell, key: value} for cell, old in zip(cells, plain, strict=True)
+        )
         seen |= {cell.id for cell in cells}
     assert len(seen) == (1 + len(given)) * len(plain)
 
