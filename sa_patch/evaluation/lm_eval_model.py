@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
-from sa_patch.evaluation.reused_answers import ReusedAnswersLM
+from sa_patch.evaluation.prompt_cutting import CutPromptsLM
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
@@ -42,7 +42,7 @@ _REMEMBERED_PAIRS = 1 << 17
 
 
 @register_model("sa-patch")
-class SAPatchLM(ReusedAnswersLM):
+class SAPatchLM(CutPromptsLM):
     """lm-eval's `hf` model with a sparse prefill attention.
 
     Scores do not depend on the batch size; see `padded_batches`.
