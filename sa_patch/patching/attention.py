@@ -13,7 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import attend
+from sa_patch.kernels import PLAIN, Softmax, attend
 from sa_patch.patching.mask import Packing, SparseMask, sparse_mask
 from sa_patch.patching.plan import get_plan
 from sa_patch.patching.reading import refuse_pieces
@@ -22,8 +22,12 @@ from sa_patch.patching.tile_queries import keep_queries, tile_queries, without_e
 IMPLEMENTATION = "sa_patch"
 """The name under which our attention and mask functions are registered with transformers."""
 
-# Arguments by which a model changes the softmax itself; a pattern that ignored them would be wrong.
-_SOFTMAX_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
+OWN_NAMES = {IMPLEMENTATION}
+"""That name, and those of `sa_patch.patching.implementations`."""
+
+# Arguments by which a model changes its scores or weights; a pattern that ignored them would be
+# wrong. Soft caps and learned sinks are not among them: kernels know those.
+_OTHER_ARGUMENTS = ("position_bias", "head_mask")
 
 
 def sparse_attention_forward(
@@ -93,9 +97,16 @@ def sparse_attention_forward(
         spans=spans,
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
         backend=plan.backend,
+        softmax=_own_softmax(kwargs),
     )
     out = without_earlier(out, earlier, new)
     return packing.unpack(out).transpose(1, 2).contiguous(), None
+
+
+def _own_softmax(arguments: dict[str, Any]) -> Softmax:
+    """What the model changes about the softmax, by the names of transformers' interface."""
+    softcap, sink = arguments.get("softcap"), arguments.get("s_aux")
+    return PLAIN if softcap is None and sink is None else Softmax(softcap, sink)
 
 
 def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
@@ -140,7 +151,7 @@ def refuse_unsupported(
             "attention dropout is not supported by a patched model; call model.eval() or set "
             "attention_dropout to 0"
         )
-    for name in _SOFTMAX_ARGUMENTS:
+    for name in _OTHER_ARGUMENTS:
         if kwargs.get(name) is not None:
             raise UserError(
                 f"layer {module.layer_idx} of this model changes its softmax by {name!r}, which "

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
-from sa_patch.patching.attention import IMPLEMENTATION
+from sa_patch.patching.attention import IMPLEMENTATION, OWN_NAMES
 from sa_patch.patching.drafting import draft_after_prompt
 from sa_patch.patching.layers import attention_layers, base_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
@@ -105,7 +105,7 @@ def unpatch_model(model: Model) -> Model:
     for module in inner.modules():
         set_plan(module, None)
     _say_what_is_read(inner, None)
-    if inner.config._attn_implementation == IMPLEMENTATION:
+    if inner.config._attn_implementation in OWN_NAMES:
         inner.set_attn_implementation(stock)
     return model
 
@@ -126,12 +126,15 @@ def patched(
     """
     inner = base_model(model)
     before = {index: get_plan(module) for index, module in attention_layers(inner).items()}
+    name = inner.config._attn_implementation
     patch_model(model, pattern, window=window, layers=layers, decode=decode, backend=backend)
     try:
         yield model
     finally:
         if all(plan is None for plan in before.values()):
             unpatch_model(model)
+            if name in OWN_NAMES:
+                inner.set_attn_implementation(name)
         else:
             for index, module in attention_layers(inner).items():
                 set_plan(module, before[index])
@@ -215,8 +218,8 @@ def _stock_implementation(model: PreTrainedModel) -> str:
         if plan is not None:
             return plan.stock
     current = str(model.config._attn_implementation)
-    # A model that was loaded under our name without a pattern has nothing else to go back to.
-    return "sdpa" if current == IMPLEMENTATION else current
+    # A model that was loaded under a name of ours goes back to what it would have had without.
+    return str(model.get_correct_attn_implementation(None)) if current in OWN_NAMES else current
 
 
 def _own_config(model: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
+from sa_patch.evaluation.tasks.names import current_name
 from sa_patch.files.packed import packed_path, stored_files, stored_text, torn_lines
 from sa_patch.sweep.cells import SCHEMA, cell_id
 
@@ -67,8 +68,16 @@ class Cell:
         return str(self.setting["method"])
 
     @property
+    def length(self) -> int | str | None:
+        """What the task's metadata says of its prompts' length, if anything."""
+        lengths = (self.setting.get("metadata") or {}).get("max_seq_lengths")
+        return lengths[0] if isinstance(lengths, list) and lengths else None
+
+    @property
     def task(self) -> str:
-        return str(self.setting["task"])
+        """The task's present name, with its length behind it where that is a setting."""
+        name = current_name(str(self.setting["task"]))
+        return name if self.length is None else f"{name}_{self.length}"
 
 
 @dataclass(frozen=True)

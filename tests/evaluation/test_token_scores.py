@@ -18,7 +18,7 @@ import sa_patch
 from sa_patch import SA, SWA, Full
 from sa_patch.errors import UserError
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
-from sa_patch.evaluation.tasks import Catalogue
+from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.files.packaged import tasks_dir
 from tests.tiny_checkpoint import save_tiny_checkpoint
 

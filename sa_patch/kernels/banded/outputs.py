@@ -18,10 +18,20 @@ class OutputWriter:
         k, v: ``[batch, kv_heads, n, head_dim]``.
         sums: whether the log-sum-exps are wanted, for a merge with other parts; then all that is
             written is fp32 at least.
+        softcap: of `Softmax`; goes with sums.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, sums: bool):
-        self._q, self._scale = q, scale
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        sums: bool,
+        softcap: float | None = None,
+    ):
+        self._q, self._scale, self._softcap = q, scale, softcap
         wide = torch.promote_types(q.dtype, torch.float32) if sums else q.dtype
         self._rows = RowWriter(q, k, v, dtype=wide)
         self._sums = RowWriter(q[..., :1], k, v, dtype=wide) if sums else None
@@ -34,7 +44,7 @@ class OutputWriter:
         Without sums every query of a tile must see a key.
         """
         if self._sums is not None:
-            return attend_with_lse(q, k, v, bias, self._scale, causal=causal)
+            return attend_with_lse(q, k, v, bias, self._scale, causal=causal, softcap=self._softcap)
         out = scaled_dot_product_attention(
             q,
             k,

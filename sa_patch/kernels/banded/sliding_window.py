@@ -27,6 +27,7 @@ def attend_local_window(
     start: int,
     scale: float,
     sums: bool,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of queries at ``start .. start + nq - 1`` over sinks and their neighbourhood.
 
@@ -34,13 +35,14 @@ def attend_local_window(
         q: ``[batch, q_heads, nq, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``, ``n >= start + nq``.
         sums: whether to return the log-sum-exps too; without, every query must see a key.
+        softcap: of `Softmax`; goes with sums.
 
     Returns:
         Output like q and log-sum-exps ``[batch, q_heads, nq]``. Beyond these it holds O(w) at a
         time.
     """
     tile, queries = tile_rows(q.dtype), q.shape[2]
-    out = OutputWriter(q, k, v, scale=scale, sums=sums)
+    out = OutputWriter(q, k, v, scale=scale, sums=sums, softcap=softcap)
     dense = min(queries, max(0, local_window.all_seen(start + queries) - start))
     if dense:
         _dense(local_window, out, q[:, :, :dense], k, v, start=start)
