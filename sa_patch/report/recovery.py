@@ -189,8 +189,8 @@ def _budget(point: Recovered, budgets: Sequence[float], by: str) -> float | None
     share = point.share if by == "flops" else point.visited
     if share is None:
         raise UserError(
-            f"what a tile reads was not counted for {point.pattern} at n = {point.n}, as it is in "
-            "newer runs; run the sweep again, or leave --by visited out"
+            f"what a tile reads was not counted for {point.pattern} at n = {point.n}; count it "
+            "with scripts/count_visited, or leave --by visited out"
         )
     return next((budget for budget in budgets if share <= budget * _OVER), None)
 

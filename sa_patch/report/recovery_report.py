@@ -33,7 +33,8 @@ NOTES = (
 )
 VISITED_NOTE = (
     "Read by a tile: keys in blocks of 16 that hold something visible to a tile of 128 rows, as a "
-    "share of what it reads under full attention; means of blocks that it reads to choose, too."
+    "share of what it reads under full attention; means of blocks that it reads to choose, too. "
+    "Where a run has a visited.json, counted on one document under full attention."
 )
 # What budgets are shares of.
 _SPENT = {"flops": "attention FLOPs", "visited": "keys that a tile reads"}

@@ -238,7 +238,7 @@ def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -
 def test_budgets_of_keys_that_a_tile_reads(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     # The builder's tiles read (1 + share) / 2 of full attention's.
     for window, share in ((64, 0.12), (96, 0.3)):
-        runs.add(f"swa:window={window}", "passkey_1024", [1.0, 1.0, 1.0, 0.0, 0.0], share)
+        runs.add(f"swa:window={window}", "recall_passkey_1024", [1.0, 1.0, 1.0, 0.0, 0.0], share)
     folder = runs.builder.write()
     found = recover(load([folder]), (0.1, 0.6), by="visited")
     assert [(p.pattern, p.budget) for p in found] == [
@@ -250,7 +250,23 @@ def test_budgets_of_keys_that_a_tile_reads(runs: Runs, capsys: pytest.CaptureFix
     for file in runs.builder.files.values():
         del file["measured"]["visited_keys"]
     assert main(["recovery", str(runs.builder.write()), "--by", "visited"]) == 2
-    assert "leave --by visited out" in capsys.readouterr().err
+    assert "scripts/count_visited" in capsys.readouterr().err
+
+
+def test_what_a_tile_reads_may_be_counted_later(runs: Runs) -> None:
+    for share, layers in ((0.12, None), (0.2, {"1": "full"})):
+        runs.add("swa:window=64", "recall_passkey_1024", [1.0] * 5, share, layers=layers)
+    for file in runs.builder.files.values():
+        del file["measured"]["visited_keys"]
+    folder = runs.builder.write()
+    counts = {"visited_keys": {"16": 30.0}, "full_visited_keys": {"16": 100.0}}
+    one = {"pattern": "swa:window=64", "layers": "null", "n": 1024, **counts}
+    (folder / "visited.json").write_text(json.dumps({"counts": [{**one, "n": 64}, one]}))
+    found = {point.layers: point.visited for point in recover(load([folder]), BUDGETS)}
+    assert found == {"all": pytest.approx(0.3), '{"1": "full"}': None}
+    (folder / "visited.json").write_text("[]")
+    with pytest.raises(UserError, match="make it anew with scripts/count_visited"):
+        load([folder])
 
 
 def test_budgets_are_read_or_refused() -> None:
