@@ -77,7 +77,7 @@ def test_what_is_missing_is_said_with_its_place(
         ("ruler_qa_squad", "DIR/ruler/squad"),
         ("ruler_qa_hotpot", "DIR/ruler/hotpotqa"),
     ):
-        with pytest.raises(UserError, match=f"'{name}' reads .* put them at {place} and give"):
+        with pytest.raises(UserError, match=f"'{name}' reads .* put them at {place}, and give"):
             catalogue.check_inputs(catalogue.info(name, 4096), None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="needs wonderwords and nltk; install .*ruler"):

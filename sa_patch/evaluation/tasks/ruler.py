@@ -8,7 +8,7 @@ strings that the answer holds.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -30,10 +30,6 @@ DEFAULT_LENGTH = 4096
 # lm-eval would try for ever.
 LEAST_LENGTH = 1024
 DEPTHS = tuple(range(5, 100, 10))
-PACKAGES = {
-    "niah_utils": ("wonderwords", "nltk"),
-    "cwe_utils": ("wonderwords",),
-}
 # Of which essays the haystacks are, and which files the questions are in.
 ESSAYS = "baber/paul_graham_essays"
 WITH_ESSAYS = (
@@ -76,19 +72,12 @@ def check_length(length: Any) -> None:
         )
 
 
-def check_inputs(name: str, config: Mapping[str, Any], benchmarks: Path | None) -> None:
+def check_inputs(name: str, benchmarks: Path | None) -> None:
     """Find what a task's documents are made from; what is found is kept for making them.
 
     Raises:
-        UserError: if a package, the essays or the questions are missing, and where they belong.
+        UserError: if the essays or the questions are missing, and where they belong.
     """
-    module = Path(str(config["custom_dataset"])).name.split(".")[0]
-    missing = [word for word in PACKAGES.get(module, ()) if not importlib.util.find_spec(word)]
-    if missing:
-        raise UserError(
-            f"task {name!r} needs {' and '.join(missing)}; install what RULER needs with "
-            "`pip install 'sa_patch[ruler]'`, or leave the task out"
-        )
     if not datasets(name):
         return
     where = f"DIR/{datasets(name)[0]}"
@@ -102,8 +91,8 @@ def check_inputs(name: str, config: Mapping[str, Any], benchmarks: Path | None) 
         what = "essays" if name in WITH_ESSAYS else f"questions ({QUESTIONS[name][1]})"
         raise UserError(
             f"task {name!r} reads {what} that cannot be had from here "
-            f"({one_line(error)[:120]}); put them at {where} and give --benchmarks DIR, or leave "
-            "the task out"
+            f"({one_line(error)[:120]}); put them at {where}, and give `sa-patch sweep "
+            "--benchmarks DIR` or run lm-eval in DIR, or leave the task out"
         ) from error
     if name in WITH_ESSAYS:
         _require_splitter(name)
