@@ -1,16 +1,22 @@
 """RULER's documents: made offline, by the model's own tokenizer, the same ones every time."""
 
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lm_eval.tasks
 import pytest
+from lm_eval.tasks import TaskManager
 
 from sa_patch.errors import UserError
+from sa_patch.evaluation.tasks import catalogue as catalogues
 from sa_patch.evaluation.tasks import ruler
 from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.evaluation.tasks.names import current_name, recorded_name
-from tests.thorough import unless_thorough
+from tests.thorough import THOROUGH, unless_thorough
 
 OFFLINE = (
     "niah_single_1",
@@ -23,8 +29,25 @@ OFFLINE = (
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> Catalogue:
-    return Catalogue(["ruler"])
+def catalogue() -> Iterator[Catalogue]:
+    """RULER's folder alone, and of its 6 million words few: they take lm-eval 20 seconds."""
+    folder = Path(lm_eval.tasks.__file__).parent / "ruler"
+    with pytest.MonkeyPatch.context() as patch:
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        patch.setattr(catalogues, "_every_task", lambda _: manager)
+        if not THOROUGH:
+            patch.setattr("wonderwords.RandomWord", few_words)
+            for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ruler")]:
+                patch.delitem(sys.modules, name)
+        yield Catalogue(["ruler"])
+        for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ruler")]:
+            del sys.modules[name]
+
+
+def few_words() -> Any:
+    kinds = {"noun": "nouns", "adjective": "adjectives", "verb": "verbs"}
+    words = {one: [f"{one}{number}" for number in range(50)] for one in kinds}
+    return SimpleNamespace(_categories={**words, **{kinds[one]: words[one] for one in kinds}})
 
 
 def documents(catalogue: Catalogue, name: str, checkpoint: Path, length: int) -> list[Any]:
