@@ -59,6 +59,7 @@ class CellRunner:
         self._catalogue, self._benchmarks = catalogue, benchmarks
         self._lm = load_model(model, config.batch_size, config.batch_tokens)
         self._hardware = hardware()
+        self._lm.share_contexts = answers is not None
         if answers is not None:
             self._lm.full_answers = FullAnswers(self._identity(model), answers)
         self._loaded: dict[tuple[str, str], Mapping[str, Any]] = {}

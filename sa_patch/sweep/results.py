@@ -34,8 +34,8 @@ class Cell:
     ``stderr`` are in the metric's own unit (accuracies as fractions of 1). ``mean_keys`` and
     ``last_query_keys`` count visible keys per query; ``flops`` and ``full_flops`` are attention
     FLOPs of the prefill per sequence, of the pattern and of full attention on the same prompts;
-    ``visited_share`` is what tiles of queries read in blocks of 16 keys, of what they read under
-    full attention.
+    ``visited_share`` is what tiles of queries read in blocks of 16 keys, choosing included, of what
+    they read under full attention.
     ``seconds`` is the time of the whole evaluation, ``model_seconds`` that of the model's calls
     per sequence that was run (the decoding of generated tokens included; see `reused_fraction`
     of `sa_patch.evaluation.metering.pattern_meter`).
