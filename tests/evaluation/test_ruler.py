@@ -1,5 +1,6 @@
 """RULER's documents: made offline, by the model's own tokenizer, the same ones every time."""
 
+import json
 import random
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,25 @@ def test_what_is_missing_is_said_with_its_place(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="needs wonderwords and nltk; install .*ruler"):
         catalogue.check_inputs(catalogue.info("niah_single_1", 4096), None)
+
+
+def test_questions_are_read_from_a_local_copy(
+    catalogue: Catalogue, checkpoint: Path, tmp_path: Path
+) -> None:
+    answers = [{"text": "seven"}]
+    asked = [
+        {"question": f"How many {i}?", "answers": answers, "is_impossible": False} for i in "ab"
+    ]
+    paragraphs = [{"context": f"Seven of them, {i}.", "qas": asked} for i in range(250)]
+    place = tmp_path / "ruler" / "squad" / "dev-v2.0.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    info = catalogue.info("ruler_qa_squad", 1024)
+    catalogue.check_inputs(info, tmp_path)
+    metadata = {"tokenizer": str(checkpoint), "max_seq_lengths": [1024]}
+    docs = list(catalogue.load(info, tmp_path, metadata)["tasks"]["ruler_qa_squad"].test_docs())
+    assert len(docs) == 500 and {doc["outputs"][0] for doc in docs} == {"seven"}
+    assert "Seven of them" in docs[0]["input"]
 
 
 @pytest.mark.parametrize("length", [512, "4K", True])
