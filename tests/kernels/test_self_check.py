@@ -99,3 +99,22 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, error:
     with pytest.warns(UserWarning, match="PTXAS error|out of resource"):
         out = sparse_attention(q, k, v, MoBA(8, 2))
     assert torch.isfinite(out).all()
+
+
+def test_the_order_on_cuda_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-4 first where it serves and passes its check, then Triton."""
+    q = torch.zeros(1, 2, 300, 16)
+    pattern = SA(8)
+    monkeypatch.setattr(dispatch, "_fused_device", lambda device: True)
+    monkeypatch.setattr(dispatch, "_fused_order", lambda device: dispatch._FUSED_ORDER[9])
+    monkeypatch.setattr(dispatch, "failure", lambda backend, *given: "")
+    assert dispatch.choose_backend(pattern, q, q).name == "triton", "the CPU has no flash"
+    able = dataclasses.replace(dispatch.BACKENDS["flash"], supports=lambda *given: (True, ""))
+    monkeypatch.setitem(dispatch.BACKENDS, "flash", able)
+    assert dispatch.choose_backend(pattern, q, q).name == "triton", "an older library"
+    monkeypatch.setattr(dispatch.flash, "attention4_serves", lambda *given: True)
+    assert dispatch.choose_backend(pattern, q, q).name == "flash"
+    monkeypatch.setattr(
+        dispatch, "failure", lambda backend, *given: "wrong" if backend.name == "flash" else ""
+    )
+    assert dispatch.choose_backend(pattern, q, q).name == "triton", "one that failed its check"

@@ -58,7 +58,7 @@ def attend_in_order(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -
     graded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not graded:
         q, k, v = q.detach(), k.detach(), v.detach()
-    lists = _lists_of_heads(plan.lists, q.shape[1], whole_rows=graded)
+    lists = _lists_of_heads(plan.lists, q.shape[1])
     with (
         torch.set_grad_enabled(graded),
         torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS, specialize_int=True),
@@ -79,21 +79,17 @@ def attend_in_order(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -
             raise UserError(f"flex could not be compiled: {first_line}") from error
 
 
-def _lists_of_heads(lists: Lists, heads: int, *, whole_rows: bool) -> Lists:
-    """The lists for every query head where KV heads differ, as wide as all rows for gradients.
+def _lists_of_heads(lists: Lists, heads: int) -> Lists:
+    """The lists for every query head where KV heads differ, as wide as all rows.
 
-    Gradients walk them from the keys' side too, for which FlexAttention turns them round.
+    FlexAttention's CPU template takes their width for the number of key blocks, and so do
+    gradients, for which it turns them round.
     """
     choosers, rows, width = lists.blocks.shape[1:]
     each = heads // choosers if choosers > 1 else 1
-    room = (0, rows - width if whole_rows else 0)
-    counts, blocks, whole_counts, whole_blocks = lists
-    return Lists(
-        counts.repeat_interleave(each, dim=1),
-        pad(blocks.repeat_interleave(each, dim=1), room),
-        whole_counts.repeat_interleave(each, dim=1),
-        pad(whole_blocks.repeat_interleave(each, dim=1), room),
-    )
+    counts, blocks, whole_counts, whole_blocks = (x.repeat_interleave(each, dim=1) for x in lists)
+    room = (0, rows - width)
+    return Lists(counts, pad(blocks, room), whole_counts, pad(whole_blocks, room))
 
 
 def _attend(
