@@ -60,7 +60,7 @@ def attend_plans(
     """
     parts = []
     for given in passes(pattern):
-        fold = _folded(given, q.shape[1] // k.shape[1], blocks)
+        fold = folded(given, q.shape[1] // k.shape[1], blocks)
         own = blocks._replace(queries=blocks.queries // fold, heads=fold)
         plan = plan_of(given, q, k, layer=layer, blocks=own)
         parts.append(_attend_pass(plan, q, k, v, fold, scale, blocks, kernel))
@@ -91,7 +91,8 @@ def walk_rows(
     return attend_by_length(pattern, q, k, v, spans, rows)[..., :head_dim]
 
 
-def _folded(given: Pass, group: int, blocks: Blocks) -> int:
+def folded(given: Pass, group: int, blocks: Blocks) -> int:
+    """Query heads that fill tiles together in a pass, of a group that shares a KV head."""
     return group if given.choices and blocks.queries % group == 0 else 1
 
 
