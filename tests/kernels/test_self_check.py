@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels import BACKENDS, choose_backend, dispatch, self_check, sparse_attention
+from sa_patch.kernels.flash import backend as flash
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern, parse_pattern
 
 
@@ -112,7 +113,7 @@ def test_the_order_on_cuda_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     able = dataclasses.replace(dispatch.BACKENDS["flash"], supports=lambda *given: (True, ""))
     monkeypatch.setitem(dispatch.BACKENDS, "flash", able)
     assert dispatch.choose_backend(pattern, q, q).name == "triton", "an older library"
-    monkeypatch.setattr(dispatch.flash, "attention4_serves", lambda *given: True)
+    monkeypatch.setattr(flash, "attention4_serves", lambda *given: True)
     assert dispatch.choose_backend(pattern, q, q).name == "flash"
     monkeypatch.setattr(
         dispatch, "failure", lambda backend, *given: "wrong" if backend.name == "flash" else ""

@@ -151,8 +151,8 @@ def compile_only(
 
     with _fake() as fake:
         plan = mask.plan._replace(tables=fake(mask.plan.tables))
-        tensors, lists = [fake(x) for x in (q, k, v)], type(lists)(*map(fake, lists))
-        attend_lists(*tensors, lists, mask._replace(plan=plan), blocks, scale)
+        lists = type(lists)(*map(fake, lists))
+        attend_lists(fake(q), fake(k), fake(v), lists, mask._replace(plan=plan), blocks, scale)
     return torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
 
 
