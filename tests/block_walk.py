@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.flex import kernel
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
@@ -37,14 +38,22 @@ def walk_flex(
     tables: Tensor,
     structure: Structure,
     scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """What `flex.kernel._attend` computes."""
     blocks = kernel.blocks_on(q.device)
-    return walk(q, k, v, lists, mask_function(tables, structure), blocks, scale)[0]
+    return walk(q, k, v, lists, mask_function(tables, structure), blocks, scale, softcap)[0]
 
 
 def walk(
-    q: Tensor, k: Tensor, v: Tensor, lists: Lists, mask: Mask, blocks: Blocks, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Lists,
+    mask: Mask,
+    blocks: Blocks,
+    scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over listed blocks, and the log-sum-exp; all n x n scores at once.
 
@@ -64,7 +73,8 @@ def walk(
     seen = wholly | partly & mask(batch, head, i, j)
     group = q.shape[1] // k.shape[1]
     keys, values = (x.float().repeat_interleave(group, 1) for x in (k, v))
-    scores = (q.float() @ keys.transpose(-1, -2)).mul(scale).masked_fill(~seen, -torch.inf)
+    scores = Softmax(softcap).cap((q.float() @ keys.transpose(-1, -2)).mul(scale))
+    scores = scores.masked_fill(~seen, -torch.inf)
     # A query that sees nothing gets zeros.
     out = (scores.softmax(-1).nan_to_num(nan=0.0) @ values).to(q.dtype)
     return out, scores.logsumexp(-1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError, suggest
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
@@ -69,7 +69,13 @@ def check_backend(name: str) -> str:
 
 
 def choose_backend(
-    pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto", *, v: Tensor | None = None
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    backend: str = "auto",
+    *,
+    v: Tensor | None = None,
+    softmax: Softmax = PLAIN,
 ) -> Backend:
     """The backend that serves a call.
 
@@ -79,18 +85,21 @@ def choose_backend(
             the first of `_FUSED_ORDER` for prompts that a pattern does not saturate, once one small
             case of its kind has been compared with `reference` there.
         v: like k; whether it needs a gradient is asked as well.
+        softmax: of the layer.
 
     Raises:
         UserError: for an unknown name, or a named backend that cannot serve (with its reason).
     """
     if check_backend(backend) != "auto":
-        ok, reason = BACKENDS[backend].supports(pattern, q, k)
-        if not ok:
+        _, reason = BACKENDS[backend].supports(pattern.computed_as, q, k)
+        reason = reason or BACKENDS[backend].refuses(softmax)
+        if reason:
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
+    pattern = pattern.computed_as
     banded_ok, _ = BACKENDS["banded"].supports(pattern, q, k)
     if _fused_device(q.device):
-        fused = _fused(pattern, q, k, v)
+        fused = _fused(pattern, q, k, v, softmax)
         if fused is not None:
             return fused
         # Torch's own attention, without a mask.
@@ -111,7 +120,9 @@ def _fused_order(device: torch.device) -> tuple[str, ...]:
     return _FUSED_ORDER.get(torch.cuda.get_device_capability(device)[0], _ANY_CARD)
 
 
-def _fused(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None) -> Backend | None:
+def _fused(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None, softmax: Softmax
+) -> Backend | None:
     """The first that takes a call, a sparse prompt: that can serve it and serves right here."""
     if q.shape[2] == 1 or pattern.saturated(k.shape[2]):
         return None
@@ -121,10 +132,11 @@ def _fused(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None) -> Backend 
     for name in _fused_order(q.device):
         backend = BACKENDS[name]
         able, _ = backend.supports(pattern, q, k)
+        able = able and not backend.refuses(softmax)
         # Older FlashAttention libraries were not compared with `triton`.
         if name == "flash" and not flash.attention4_serves(kind, q, k):
             continue
-        if able and not failure(backend, kind, q, k):
+        if able and not failure(backend, kind, q, k, softmax):
             return backend
     return None
 
@@ -139,10 +151,12 @@ def attend(
     spans: Spans,
     scale: float,
     backend: str = "auto",
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
     _check_tiles(pattern, spans)
-    chosen = choose_backend(pattern, q, k, backend, v=v)
+    chosen = choose_backend(pattern, q, k, backend, v=v, softmax=softmax)
+    pattern = pattern.computed_as
     padded_keys = spans.padded_keys(k.shape[2], k.device)
     padded_queries = spans.padded_queries(q.shape[2], q.device)
     # Padding may hold anything, NaN too, and 0 * NaN would reach real rows.
@@ -151,7 +165,7 @@ def attend(
         v = v.masked_fill(padded_keys[:, None, :, None], 0)
     if padded_queries is not None:
         q = q.masked_fill(padded_queries[:, None, :, None], 0)
-    out = chosen.attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    out = chosen.attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale, softmax=softmax)
     if padded_queries is not None:
         out = out.masked_fill(padded_queries[:, None, :, None], 0)
     return out
@@ -177,6 +191,8 @@ def sparse_attention(
     lengths: Tensor | None = None,
     scale: float | None = None,
     backend: str = "auto",
+    softcap: float | None = None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Attention in which each query sees only the keys that `pattern` makes visible.
 
@@ -191,6 +207,8 @@ def sparse_attention(
             Padding is never seen, whatever it holds.
         scale: factor of the scores; ``head_dim ** -0.5`` by default.
         backend: "auto", or a name in `BACKENDS`.
+        softcap: above 0; every scaled score s becomes ``softcap * tanh(s / softcap)`` (Gemma 2).
+        sink: ``[q_heads]``, of each head the score of one more key, whose value is zero (gpt-oss).
 
     Returns:
         ``[batch, q_heads, nq, head_dim]``, zero at padding.
@@ -200,6 +218,7 @@ def sparse_attention(
             or cannot serve.
     """
     _check_shapes(q, k, v, pattern)
+    softmax = _read_softmax(q, softcap, sink)
     spans = Spans.of(q, k, lengths)
     if not q.numel():
         return q.new_zeros(q.shape)
@@ -212,6 +231,7 @@ def sparse_attention(
         spans=spans,
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         backend=backend,
+        softmax=softmax,
     )
 
 
@@ -219,6 +239,17 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> None:
     if not isinstance(pattern, Pattern):
         raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
     check_tensors(q, k, v)
+
+
+def _read_softmax(q: Tensor, softcap: float | None, sink: Tensor | None) -> Softmax:
+    if softcap is not None and not softcap > 0:
+        raise UserError(f"softcap must be above 0, got {softcap}")
+    if sink is not None and tuple(sink.shape) != (q.shape[1],):
+        raise UserError(
+            f"sink must hold one score for each of the {q.shape[1]} query heads, got the shape "
+            f"{tuple(sink.shape)}"
+        )
+    return PLAIN if softcap is None and sink is None else Softmax(softcap, sink)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -> None:

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,7 @@ class CompiledPattern:
     """Compiled for it, beyond those of patterns before it."""
     code: int
     registers: int
-    """Of a thread, before the kernel hands them from one group of warps to the other."""
+    """Of a thread."""
     spilled: int
 
 
@@ -76,31 +76,32 @@ def compile_in_child(
 def compile_patterns(case: Case, patterns: Sequence[str]) -> list[CompiledPattern]:
     """Compile every pattern, with 32 query and 8 KV heads."""
     capability, dtype, head_dim = case
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(capability, Path(folder))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(capability, folder)
         found: list[CompiledPattern] = []
         for text in patterns:
-            before = set(Path(folder).glob("**/*.cubin"))
+            needs: list[tuple[int, int, int]] = []
             began = time.monotonic()
-            refusal = _compile(text, capability[0], getattr(torch, dtype), head_dim)
-            seconds = time.monotonic() - began
-            new = sorted(set(Path(folder).glob("**/*.cubin")) - before)
-            needs = [machine_code_needs(code.read_bytes()) for code in new]
+            refusal = _compile(
+                text, capability[0], getattr(torch, dtype), head_dim, lambda: _take(folder, needs)
+            )
+            seconds = round(time.monotonic() - began, 1)
+            most = [max(each, default=0) for each in zip(*needs, strict=True)] or [0, 0, 0]
             found.append(
                 CompiledPattern(
-                    capability,
-                    dtype,
-                    head_dim,
-                    text,
-                    refusal,
-                    round(seconds, 1),
-                    len(new),
-                    max((code.stat().st_size for code in new), default=0),
-                    max((registers for registers, _ in needs), default=0),
-                    max((spilled for _, spilled in needs), default=0),
+                    capability, dtype, head_dim, text, refusal, seconds, len(needs), *most
                 )
             )
         return found
+
+
+def _take(folder: Path, needs: list[tuple[int, int, int]]) -> None:
+    """What new machine code needs; taken away, for the next may have the same name."""
+    for code in folder.glob("**/*.cubin"):
+        content = code.read_bytes()
+        needs.append((len(content), *machine_code_needs(content)))
+        code.unlink()
 
 
 def prepare(capability: tuple[int, int], folder: Path | None = None) -> None:
@@ -114,7 +115,9 @@ def prepare(capability: tuple[int, int], folder: Path | None = None) -> None:
     warnings.filterwarnings("ignore")
 
 
-def _compile(text: str, major: int, dtype: torch.dtype, head_dim: int) -> str:
+def _compile(
+    text: str, major: int, dtype: torch.dtype, head_dim: int, compiled: Callable[[], None]
+) -> str:
     """Why a pattern does not compile; empty where it does."""
     from sa_patch.kernels.flash.attention4 import blocks_for
     from sa_patch.kernels.flash.walk import attend_plans
@@ -128,9 +131,16 @@ def _compile(text: str, major: int, dtype: torch.dtype, head_dim: int) -> str:
         if isinstance(pattern, SWA):
             with _fake() as fake:
                 _compile_window(pattern.window, *(fake(x).transpose(1, 2) for x in (q, k, v)))
+            compiled()
             return ""
+
+        def kernel(*given: Any) -> tuple[Tensor, Tensor]:
+            result = compile_only(*given)
+            compiled()
+            return result
+
         blocks = blocks_for(major, head_dim)
-        attend_plans(pattern, q, k, v, layer=0, scale=0.1, blocks=blocks, kernel=compile_only)
+        attend_plans(pattern, q, k, v, layer=0, scale=0.1, blocks=blocks, kernel=kernel)
     # Whatever the compiler refuses is the answer.
     except Exception as error:
         return f"{type(error).__name__}: {one_line(error)}"
@@ -144,7 +154,7 @@ def _compile_window(window: int, *tensors: Tensor) -> None:
 
 
 def compile_only(
-    q: Tensor, k: Tensor, v: Tensor, lists: Any, mask: Any, blocks: Any, scale: float
+    q: Tensor, k: Tensor, v: Tensor, lists: Any, mask: Any, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     """A kernel that is compiled for its arguments and not run."""
     from sa_patch.kernels.flash.attention4 import attend_lists
@@ -152,7 +162,7 @@ def compile_only(
     with _fake() as fake:
         plan = mask.plan._replace(tables=fake(mask.plan.tables))
         lists = type(lists)(*map(fake, lists))
-        attend_lists(fake(q), fake(k), fake(v), lists, mask._replace(plan=plan), blocks, scale)
+        attend_lists(fake(q), fake(k), fake(v), lists, mask._replace(plan=plan), *rest)
     return torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
 
 

@@ -1,8 +1,8 @@
 """FlashAttention-4 over a block plan: our mask in CuTe, our lists, one call.
 
-A kernel is compiled for each structure of a mask, dtype, head_dim and group of query heads;
-windows, seeds, lengths and the numbers of a pattern are arguments. The library keeps compiled
-kernels on disk where FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED is set to 1.
+A kernel is compiled for each structure of a mask, soft cap, dtype, head_dim and group of query
+heads; windows, seeds, lengths and the numbers of a pattern are arguments. The library keeps
+compiled kernels on disk where FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED is set to 1.
 
 Source: flash-attn-4 4.0.0b36 (`flash_attn/cute/interface.py`). Compiled for cards that were not
 there; never run on one.
@@ -39,7 +39,14 @@ def blocks_for(major: int, head_dim: int) -> Blocks:
 
 
 def attend_lists(
-    q: Tensor, k: Tensor, v: Tensor, lists: Lists, mask: MaskKind, blocks: Blocks, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: Lists,
+    mask: MaskKind,
+    blocks: Blocks,
+    scale: float,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A `Kernel`: one call of FlashAttention-4, inference only."""
     import cutlass
@@ -51,6 +58,7 @@ def attend_lists(
     out, lse, *_ = _flash_attn_fwd(
         *(x.transpose(1, 2) for x in (q, k, v)),
         softmax_scale=scale,
+        softcap=softcap,
         mask_mod=cute_mask(mask.plan.structure, mask.fold, mask.kv_heads),
         aux_tensors=[mask.plan.tables],
         aux_scalars=numbers,
@@ -59,7 +67,7 @@ def attend_lists(
         ),
         return_lse=True,
     )
-    kind = (mask.plan.structure, mask.fold, q.dtype, q.shape[1] // k.shape[1], q.shape[3])
+    kind = (softcap, mask.plan.structure, mask.fold, q.dtype, q.shape[1] // k.shape[1], q.shape[3])
     if kind not in _KNOWN:
         _KNOWN.add(kind)
         seconds = time.perf_counter() - began

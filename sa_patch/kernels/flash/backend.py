@@ -12,11 +12,13 @@ was FlashAttention-3 (fa3-fwd 0.0.3) alone, for full attention.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.flash.attention4 import attend_lists, blocks_for
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need, Window
 from sa_patch.kernels.flash.walk import walk_rows
@@ -68,6 +70,12 @@ def attention4_serves(pattern: Pattern, q: Tensor, k: Tensor) -> bool:
     return able and not LIBRARIES[0].refusal(_need(q, k, windowed=isinstance(pattern, SWA)))
 
 
+def refuses(softmax: Softmax) -> str:
+    if softmax is PLAIN or LIBRARIES[0].load() is not None:
+        return ""
+    return "soft caps and learned sinks need FlashAttention-4, which is not installed"
+
+
 def _need(*tensors: Tensor, windowed: bool) -> Need:
     q = tensors[0]
     return Need(
@@ -105,10 +113,19 @@ def _library(q: Tensor, k: Tensor, v: Tensor, *, windowed: bool) -> Library:
 
 
 def attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
-    if not by_library(pattern, max(spans.lengths)):
-        return _attend_plans(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    if not by_library(pattern, max(spans.lengths)) or softmax is not PLAIN:
+        own: dict[str, Any] = {"layer": layer, "spans": spans, "scale": scale, "softmax": softmax}
+        return _attend_plans(pattern, q, k, v, own)
     window: Window = (None, 0)
     if isinstance(pattern, SWA) and not pattern.saturated(max(spans.lengths)):
         window = (pattern.window - 1, 0)
@@ -116,9 +133,7 @@ def attend(
     return causal_rows(library, q, k, v, spans=spans, window=window, scale=scale)
 
 
-def _attend_plans(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
-) -> Tensor:
+def _attend_plans(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, own: dict[str, Any]) -> Tensor:
     need = _need(q, k, v, windowed=False)
     if reason := plan_refusal(pattern, need):
         raise UserError(reason)
@@ -127,9 +142,7 @@ def _attend_plans(
         q,
         k,
         v,
-        layer=layer,
-        spans=spans,
-        scale=scale,
+        **own,
         blocks=blocks_for(need.capability[0], q.shape[3]),
         kernel=attend_lists,
     )
@@ -249,4 +262,5 @@ BACKEND = Backend(
     summary="FlashAttention on CUDA, fp16 and bf16: windows and full; with version 4 every pattern",
     supports=supports,
     attend=attend,
+    refuses=refuses,
 )

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sa_patch.kernels.backend import Spans
+from sa_patch.kernels.backend import PLAIN, Softmax, Spans
 from sa_patch.kernels.merge import merge
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.plan import Pass, Plan, passes, plan_of
@@ -33,8 +34,8 @@ class MaskKind(NamedTuple):
 
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
-"""``(q, k, v, lists, mask, blocks, scale)`` to output and log-sum-exp; shapes as models have them:
-q ``[batch, q_heads, rows, head_dim]``, k and v ``[batch, kv_heads, n, head_dim]``."""
+"""``(q, k, v, lists, mask, blocks, scale, softcap)`` to output and natural log-sum-exp, with q
+``[batch, q_heads, rows, head_dim]`` and k and v ``[batch, kv_heads, n, head_dim]``."""
 
 
 def attend_plans(
@@ -45,6 +46,7 @@ def attend_plans(
     *,
     layer: int,
     scale: float,
+    softmax: Softmax = PLAIN,
     blocks: Blocks,
     kernel: Kernel,
 ) -> Tensor:
@@ -63,8 +65,16 @@ def attend_plans(
         fold = folded(given, q.shape[1] // k.shape[1], blocks)
         own = blocks._replace(queries=blocks.queries // fold, heads=fold)
         plan = plan_of(given, q, k, layer=layer, blocks=own)
-        parts.append(_attend_pass(plan, q, k, v, fold, scale, blocks, kernel))
-    return merge(parts)
+
+        def walked(*tensors: Tensor, lists: Lists, mask: MaskKind) -> tuple[Tensor, Tensor]:
+            return kernel(*tensors, lists, mask, blocks, scale, softmax.softcap)
+
+        parts.append(_attend_pass(plan, q, k, v, fold, walked))
+    joined = merge(parts)
+    if softmax.sink is None:
+        return joined
+    whole = torch.stack([lse for _, lse in parts]).logsumexp(0)
+    return softmax.share(joined, whole)
 
 
 def walk_rows(
@@ -76,6 +86,7 @@ def walk_rows(
     layer: int,
     spans: Spans,
     scale: float,
+    softmax: Softmax = PLAIN,
     blocks: Blocks,
     kernel: Kernel,
 ) -> Tensor:
@@ -86,7 +97,9 @@ def walk_rows(
         q, k, v = (pad(x, (0, -head_dim % 8)) for x in (q, k, v))
 
     def rows(shown: Pattern, *tensors: Tensor) -> Tensor:
-        return attend_plans(shown, *tensors, layer=layer, scale=scale, blocks=blocks, kernel=kernel)
+        return attend_plans(
+            shown, *tensors, layer=layer, scale=scale, softmax=softmax, blocks=blocks, kernel=kernel
+        )
 
     return attend_by_length(pattern, q, k, v, spans, rows)[..., :head_dim]
 
@@ -102,9 +115,7 @@ def _attend_pass(
     k: Tensor,
     v: Tensor,
     fold: int,
-    scale: float,
-    blocks: Blocks,
-    kernel: Kernel,
+    walked: Kernel,
 ) -> tuple[Tensor, Tensor]:
     (batch, heads, count, _), kv_heads = q.shape, k.shape[1]
     mask = MaskKind(plan, fold, kv_heads if fold > 1 else 1)
@@ -116,16 +127,16 @@ def _attend_pass(
         )
         keys, values = (x.reshape(batch * kv_heads, 1, *x.shape[2:]) for x in (k, v))
         lists = Lists(*(_of_kv_heads(x, batch, kv_heads) for x in plan.lists))
-        out, lse = kernel(rows, keys, values, lists, mask, blocks, scale)
+        out, lse = walked(rows, keys, values, lists=lists, mask=mask)
         out = out.view(batch, kv_heads, count, fold, -1).transpose(2, 3).flatten(1, 2)
         return out, lse.view(batch, kv_heads, count, fold).transpose(2, 3).flatten(1, 2)
     each = heads // plan.lists.counts.shape[1] if plan.lists.counts.shape[1] > 1 else 1
     lists = Lists(*(x.repeat_interleave(each, dim=1) for x in plan.lists))
     if not plan.structure.ordered:
-        return kernel(q, k, v, lists, mask, blocks, scale)
+        return walked(q, k, v, lists=lists, mask=mask)
     rows = take_rows(q, plan.queries, heads)
     keys, values = (take_rows(x, plan.keys, heads) for x in (k, v))
-    out, lse = kernel(rows, keys, values, lists, mask, blocks, scale)
+    out, lse = walked(rows, keys, values, lists=lists, mask=mask)
     lse = take_rows(lse[..., None], plan.places, heads)[..., 0]
     return take_rows(out, plan.places, heads), lse
 

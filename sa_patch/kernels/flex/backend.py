@@ -15,12 +15,13 @@ import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.plans.plan import KINDS, plan_of, whole_pass
 from sa_patch.kernels.plans.rows import attend_by_length
 from sa_patch.kernels.tiling import needs_gradients, take_rows
@@ -78,29 +79,51 @@ def _cpu_refusal() -> str:
     return ""
 
 
+def refuses(softmax: Softmax) -> str:
+    if softmax.sink is None:
+        return ""
+    return "flex has no learned sinks: FlexAttention returns no log-sum-exps on CPUs"
+
+
 def attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     if q.device.type == "cpu" and needs_gradients(q, k, v):
         raise UserError("FlexAttention computes no gradients on the CPU")
     narrower = _SMALLEST_CPU_HEAD_DIM - q.shape[3] if q.device.type == "cpu" else 0
     if narrower > 0:
         q, k, v = (torch.nn.functional.pad(x, (0, narrower)) for x in (q, k, v))
-    out = _attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    own = {"layer": layer, "scale": scale, "softcap": softmax.softcap}
+    out = _attend(pattern, q, k, v, spans, own)
     return out[..., : out.shape[3] - narrower] if narrower > 0 else out
 
 
 def _attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, spans: Spans, own: dict[str, Any]
 ) -> Tensor:
     def rows(shown: Pattern, *tensors: Tensor) -> Tensor:
-        return _attend_rows(shown, *tensors, layer=layer, scale=scale)
+        return _attend_rows(shown, *tensors, **own)
 
     return attend_by_length(pattern, q, k, v, spans, rows)
 
 
 def _attend_rows(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """Whole rows of one length, or of any where the pattern is prefix-stable."""
     # Imported here, for it loads torch's compiler, which takes seconds.
@@ -112,9 +135,9 @@ def _attend_rows(
         return v.repeat_interleave(heads // v.shape[1], dim=1)
     plan = plan_of(whole_pass(pattern), q, k, layer=layer, blocks=blocks_on(q.device))
     if not plan.structure.ordered:
-        return attend_in_order(plan, q, k, v, scale)
+        return attend_in_order(plan, q, k, v, scale, softcap)
     q, k, v = (take_rows(x, plan.keys, heads) for x in (q, k, v))
-    return take_rows(attend_in_order(plan, q, k, v, scale), plan.places, heads)
+    return take_rows(attend_in_order(plan, q, k, v, scale, softcap), plan.places, heads)
 
 
 BACKEND = Backend(
@@ -122,4 +145,5 @@ BACKEND = Backend(
     summary="torch's FlexAttention over a mask and lists of key blocks, compiled; CPU and CUDA",
     supports=supports,
     attend=attend,
+    refuses=refuses,
 )

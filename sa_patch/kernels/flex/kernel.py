@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from sa_patch.errors import UserError
+from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
 from sa_patch.kernels.plans.plan import Plan
@@ -45,12 +46,15 @@ def blocks_on(device: torch.device) -> Blocks:
     return _CPU_BLOCKS if device.type == "cpu" else _GPU_BLOCKS
 
 
-def attend_in_order(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attend_in_order(
+    plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None = None
+) -> Tensor:
     """Attention of tokens that stand in the order of the plan.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``.
+        softcap: of `Softmax`.
 
     Raises:
         UserError: if torch did not compile it.
@@ -69,7 +73,7 @@ def attend_in_order(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -
         ),
     ):
         try:
-            return _compiled(q, k, v, lists, plan.tables, plan.structure, scale)
+            return _compiled(q, k, v, lists, plan.tables, plan.structure, scale, softcap)
         except _Uncompiled:
             # Dynamo would go on to skip this code for good.
             reset_code(_attend.__code__)
@@ -100,6 +104,7 @@ def _attend(
     tables: Tensor,
     structure: Structure,
     scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """Compiled for every number of heads, head_dim, dtype, device, scale and memory layout."""
     # Run without compilation, FlexAttention ignores the lists and builds all n x n scores.
@@ -117,10 +122,15 @@ def _attend(
         # Only gradients walk the lists from the keys' side.
         compute_q_blocks=torch.is_grad_enabled(),
     )
+
+    def capped(score: Tensor, *place: Tensor) -> Tensor:
+        return Softmax(softcap).cap(score)
+
     out: Tensor = flex_attention(
         q,
         k,
         v,
+        score_mod=None if softcap is None else capped,
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sa_patch.patterns import BlockTopK, MoBA
-from sa_patch.patterns.moba import block_means
+from sa_patch.patterns.block_selection.block_means import block_means
 
 # Scores of MoBA's choice that are held at once: few enough for a core's cache, and on a GPU enough
 # to be worth a launch.

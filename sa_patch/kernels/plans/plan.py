@@ -79,12 +79,12 @@ def joined_local(parts: Sequence[Pattern]) -> LocalWindow:
 
 def whole_pass(pattern: Pattern) -> Pass:
     """A pattern in one pass."""
-    return _pass(parts_of(pattern))
+    return _pass(parts_of(pattern.computed_as))
 
 
 def passes(pattern: Pattern) -> list[Pass]:
     """A pattern in passes that show no key of a query twice: the ring of each part by itself."""
-    parts = parts_of(pattern)
+    parts = parts_of(pattern.computed_as)
     rings = [part for part in parts if isinstance(part, (SA, PSA))]
     others = tuple(part for part in parts if not isinstance(part, (SA, PSA)))
     found = [_pass(others)] if others else []

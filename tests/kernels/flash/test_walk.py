@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash.walk import MaskKind, walk_rows
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
@@ -36,6 +36,7 @@ PATTERNS = (
     "sa:{},per_head=true",
     "psa:{}",
     "moba:{},3",
+    "moba:16,2,shared=4,grouped=true",
     "block_topk:16,3",
     "block_topk:4,3,grouped=false",
     "block_topk:8,2,8,branch=0,shared=32,segment=128",
@@ -55,7 +56,7 @@ def stable(text: str) -> bool:
 
 
 def walked(
-    q: Tensor, k: Tensor, v: Tensor, lists: Lists, mask: MaskKind, blocks: Blocks, scale: float
+    q: Tensor, k: Tensor, v: Tensor, lists: Lists, mask: MaskKind, blocks: Blocks, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     """A kernel: shapes and contents are checked as FlashAttention-4 does."""
     rows = -(-q.shape[2] // blocks.queries)
@@ -72,7 +73,7 @@ def walked(
             batch = batch // mask.kv_heads
         return seen(batch, head, i, j)
 
-    return walk(q, k, v, lists, unfolded, blocks, scale)
+    return walk(q, k, v, lists, unfolded, blocks, *rest)
 
 
 def backend(blocks: Blocks) -> Backend:
@@ -90,9 +91,15 @@ def inputs(n: int, heads: int = 4, kv_heads: int = 2, batch: int = 2) -> tuple[T
     )
 
 
-def worst(pattern: Pattern, tensors: tuple[Tensor, ...], spans: Spans, blocks: Blocks) -> float:
+def worst(
+    pattern: Pattern,
+    tensors: tuple[Tensor, ...],
+    spans: Spans,
+    blocks: Blocks,
+    softmax: Softmax = PLAIN,
+) -> float:
     """Largest difference from `reference` at real queries."""
-    given: dict[str, Any] = {"layer": LAYER, "spans": spans, "scale": 0.3}
+    given: dict[str, Any] = {"layer": LAYER, "spans": spans, "scale": 0.3, "softmax": softmax}
     found = backend(blocks).attend(pattern, *tensors, **given)
     truth = reference.BACKEND.attend(pattern, *tensors, **given)
     padded = spans.padded_queries(tensors[0].shape[2], truth.device)
@@ -100,6 +107,13 @@ def worst(pattern: Pattern, tensors: tuple[Tensor, ...], spans: Spans, blocks: B
     if padded is not None:
         difference = difference.masked_fill(padded[:, None, :, None], 0)
     return float(difference.max())
+
+
+@pytest.mark.parametrize("text", ["sinks:4+swa:40+psa:40", "moba:16,3", "swa:40"])
+def test_soft_caps_and_learned_sinks(text: str) -> None:
+    tensors = inputs(200)
+    own = Softmax(1.5, torch.tensor([-2.0, 0.0, 1.0, 5.0]))
+    assert worst(parse_pattern(text), tensors, whole(200), BLOCKS[0], own) <= TOLERANCE
 
 
 def whole(n: int, batch: int = 2) -> Spans:
