@@ -120,7 +120,7 @@ def test_what_a_backend_cannot_serve_is_refused_or_left_out() -> None:
     with pytest.raises(UserError, match="backend 'flex' cannot serve .* no learned sinks"):
         sparse_attention(q, k, v, SWA(5), backend="flex", sink=sink)
     flash = BACKENDS["flash"].refuses
-    assert flash(PLAIN) == "" and "neither soft caps nor learned sinks" in flash(Softmax(2.0))
+    assert flash(PLAIN) == "" and "need FlashAttention-4, which is not" in flash(Softmax(2.0))
     for n in (N, 300):
         tensors = [x.repeat_interleave(n // N, dim=2) for x in (q, k, v)]
         assert choose_backend(SWA(5), *tensors[:2], softmax=Softmax(2.0, sink)).name in (
