@@ -15,7 +15,6 @@ from torch._C._dynamo.eval_frame import reset_code
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.flex.plan import Plan, Structure, block_size
 
 # Compilations before a call fails. Dynamo's own bound, 8, is soon met by models of different widths
@@ -48,6 +47,8 @@ def attend_in_order(
     graded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not graded:
         q, k, v = q.detach(), k.detach(), v.detach()
+    # As a number it would be compiled in, or be a symbol, which FlexAttention does not take.
+    cap = None if softcap is None else torch.full((), softcap, device=q.device)
     with (
         torch.set_grad_enabled(graded),
         torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS, specialize_int=True),
@@ -58,7 +59,7 @@ def attend_in_order(
         ),
     ):
         try:
-            return _compiled(q, k, v, plan.lists, plan.tables, plan.structure, scale, softcap)
+            return _compiled(q, k, v, plan.lists, plan.tables, plan.structure, scale, cap)
         except _Uncompiled:
             # Dynamo would go on to skip this code for good.
             reset_code(_attend.__code__)
@@ -76,7 +77,7 @@ def _attend(
     tables: Tensor,
     structure: Structure,
     scale: float,
-    softcap: float | None,
+    cap: Tensor | None,
 ) -> Tensor:
     """Compiled for every number of heads, head_dim, dtype, device, scale and memory layout."""
     # Run without compilation, FlexAttention ignores the lists and builds all n x n scores.
@@ -98,15 +99,11 @@ def _attend(
         # Only gradients walk the lists from the keys' side.
         compute_q_blocks=torch.is_grad_enabled(),
     )
-
-    def capped(score: Tensor, *place: Tensor) -> Tensor:
-        return Softmax(softcap).cap(score)
-
     out: Tensor = flex_attention(
         q,
         k,
         v,
-        score_mod=None if softcap is None else capped,
+        score_mod=None if cap is None else score_cap(cap),
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -114,6 +111,11 @@ def _attend(
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
     )
     return out
+
+
+def score_cap(cap: Tensor) -> Callable[..., Tensor]:
+    """What `Softmax` does to scaled scores, for a cap of shape ``[]``."""
+    return lambda score, *place: cap * torch.tanh(score / cap)
 
 
 _compiled = torch.compile(
