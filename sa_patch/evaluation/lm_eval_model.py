@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
-from sa_patch.evaluation.reused_answers import ReusedAnswersLM
+from sa_patch.evaluation.prompt_cutting import CutPromptsLM
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
@@ -42,7 +42,7 @@ _REMEMBERED_PAIRS = 1 << 17
 
 
 @register_model("sa-patch")
-class SAPatchLM(ReusedAnswersLM):
+class SAPatchLM(CutPromptsLM):
     """lm-eval's `hf` model with a sparse prefill attention.
 
     Scores do not depend on the batch size; see `padded_batches`.
@@ -184,11 +184,11 @@ class SAPatchLM(ReusedAnswersLM):
     def _detect_batch_size(self, *arguments: Any, **named: Any) -> int:
         """lm-eval's trial of batch sizes, which must not enter the measurements."""
         self._probing = True
-        lengths, self._lengths_by_row = self._lengths_by_row, None
+        rows, self._rows = self._rows, None
         try:
             return int(super()._detect_batch_size(*arguments, **named))
         finally:
-            self._probing, self._lengths_by_row = False, lengths
+            self._probing, self._rows = False, rows
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's request cache, if it holds no answers of another pattern or model.

@@ -7,16 +7,20 @@ answer is read with its context.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
-from sa_patch.evaluation.padded_batches import PaddedBatchesLM, Request, similar_lengths
+from sa_patch.evaluation.padded_batches import (
+    PaddedBatchesLM,
+    Request,
+    similar_lengths,
+    takes_logits_to_keep,
+)
 
 # Two passes cost a little more than one of the same tokens: a question whose tokens shrink by less
 # is left to lm-eval.
@@ -56,7 +60,7 @@ class SharedContextsLM(PaddedBatchesLM):
     ) -> list[Answer]:
         answers: dict[int, Answer] = {}
         questions = self._questions(requests)
-        rows = self._rows(requests, questions, override_bs)
+        rows = self._rows_at_once(requests, questions, override_bs)
         if rows > 1:
             for batch in self._batches(requests, questions, rows):
                 answers.update(self._answer(requests, batch))
@@ -73,7 +77,7 @@ class SharedContextsLM(PaddedBatchesLM):
             return []
         by_context: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
-            if len(context) + len(continuation) - 1 <= self.max_length:
+            if continuation and len(context) + len(continuation) - 1 <= self.max_length:
                 by_context.setdefault(tuple(context), []).append(index)
         return [
             together
@@ -81,7 +85,7 @@ class SharedContextsLM(PaddedBatchesLM):
             if _saves_enough(len(context), [requests[index][2] for index in together])
         ]
 
-    def _rows(
+    def _rows_at_once(
         self, requests: Sequence[Request], questions: Sequence[object], override_bs: int | None
     ) -> int:
         """How many answers are read at once."""
@@ -125,11 +129,7 @@ class SharedContextsLM(PaddedBatchesLM):
         owners = [at for at, question in enumerate(questions) for _ in question]
         answers = [requests[index][2] for index in places]
         ids, seen = _padded(contexts, self.device, left=True)
-        precision = self.mixed_precision_dtype
-        with (
-            torch.autocast(self.device.type, dtype=precision, enabled=precision is not None),
-            self._counting_time(),
-        ):
+        with self._autocast(), self._counting_time():
             cache = DynamicCache(config=self.model.config)
             read = self._read(ids, seen, cache, last_alone=True)
             first = torch.log_softmax(read[:, -1], dim=-1, dtype=self.softmax_dtype)
@@ -160,7 +160,7 @@ class SharedContextsLM(PaddedBatchesLM):
         """Logits ``[batch, n, vocabulary]``, or of the last token alone where the model can."""
         positions = (seen.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         given: dict[str, Any] = {"position_ids": positions}
-        if last_alone and _takes_logits_to_keep(self.model):
+        if last_alone and takes_logits_to_keep(self.model):
             given["logits_to_keep"] = 1
         # Without a mask where nothing is padded, as in a batch of lm-eval's own.
         mask = None if bool(seen.all()) else seen.long()
@@ -191,7 +191,3 @@ def _padded(
         for pad, one in zip(rows, sequences, strict=True)
     ]
     return torch.tensor(ids, device=device), torch.tensor(real, device=device)
-
-
-def _takes_logits_to_keep(model: nn.Module) -> bool:
-    return "logits_to_keep" in inspect.signature(model.forward).parameters

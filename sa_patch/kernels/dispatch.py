@@ -85,11 +85,12 @@ def choose_backend(
         UserError: for an unknown name, or a named backend that cannot serve (with its reason).
     """
     if check_backend(backend) != "auto":
-        _, reason = BACKENDS[backend].supports(pattern, q, k)
+        _, reason = BACKENDS[backend].supports(pattern.computed_as, q, k)
         reason = reason or BACKENDS[backend].refuses(softmax)
         if reason:
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
+    pattern = pattern.computed_as
     banded_ok, _ = BACKENDS["banded"].supports(pattern, q, k)
     if _fused_device(q.device):
         if _fused(pattern, q, k, v, softmax):
@@ -132,6 +133,7 @@ def attend(
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
     _check_tiles(pattern, spans)
     chosen = choose_backend(pattern, q, k, backend, v=v, softmax=softmax)
+    pattern = pattern.computed_as
     padded_keys = spans.padded_keys(k.shape[2], k.device)
     padded_queries = spans.padded_queries(q.shape[2], q.device)
     # Padding may hold anything, NaN too, and 0 * NaN would reach real rows.

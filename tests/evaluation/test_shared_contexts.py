@@ -44,8 +44,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return held
 
 
-def ask(lm: SAPatchLM) -> list[tuple[float, bool]]:
-    pairs = [(text, end) for end in ENDS for text in CONTEXTS]
+def ask(lm: SAPatchLM, ends: tuple[str, ...] = ENDS) -> list[tuple[float, bool]]:
+    pairs = [(text, end) for end in ends for text in CONTEXTS]
     requests = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]
     found: list[tuple[float, bool]] = lm.loglikelihood(requests, disable_tqdm=True)
     return found
@@ -75,6 +75,17 @@ def test_scores_and_figures_are_those_of_reading_each_by_itself(
     assert measured == expected
 
 
+def test_a_single_token_behind_a_context_is_no_generated_one(
+    lm: SAPatchLM, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm.use_pattern(SWA(20), decode="full")
+    shared = ask(lm, ("QX", "ZY", "!?"))
+    assert sum(read) == 4
+    monkeypatch.setattr(lm, "share_contexts", False)
+    alone = ask(lm, ("QX", "ZY", "!?"))
+    assert shared == [(pytest.approx(score, abs=2e-4), greedy) for score, greedy in alone]
+
+
 def test_what_cannot_be_shared_is_not(
     lm: SAPatchLM, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,3 +111,21 @@ def test_batches_keep_to_a_number_of_answers_and_of_tokens(
     monkeypatch.setattr(lm, "batch_tokens", 300)
     ask(lm)
     assert read == [1, 1, 1, 1]
+
+
+def test_logits_are_asked_from_the_first_answer_on(
+    lm: SAPatchLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+    original = SAPatchLM._model_call
+
+    def call(self: Any, inps: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        logits = original(self, inps, *arguments, **named)
+        shapes.append((inps.shape[1], logits.shape[1]))
+        return logits
+
+    monkeypatch.setattr(SAPatchLM, "_model_call", call)
+    monkeypatch.setattr(lm, "batch_tokens", 10_000)  # like lengths share a batch
+    lm.use_pattern(SA(20))
+    ask(lm)
+    assert len(shapes) > 1 and all(0 < asked <= n / 4 for n, asked in shapes)

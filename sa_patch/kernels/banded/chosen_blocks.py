@@ -17,8 +17,9 @@ from sa_patch.kernels.banded.small_blocks import attend_small_blocks
 from sa_patch.kernels.merge import hidden_score, merge
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.patterns.base import Rule
+from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_topk import BlockTopK
-from sa_patch.patterns.moba import MoBA, block_means
+from sa_patch.patterns.moba import MoBA
 
 # Rows of a tile of queries against their own block.
 _OWN_TILE = 64

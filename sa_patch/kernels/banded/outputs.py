@@ -63,8 +63,10 @@ class OutputWriter:
         if self._sums is not None and lse is not None:
             self._sums.write(lse[..., None], low)
 
-    def write_tiles(self, parts: list[tuple[Tensor, Tensor | None]], low: int) -> None:
-        """Neighbouring tiles from query `low` on.
+    def write_tiles(
+        self, parts: list[tuple[Tensor, Tensor | None]], low: int, stride: int = 1
+    ) -> None:
+        """Every `stride`-th tile from query `low` on.
 
         Args:
             parts: for each row of the batch its output ``[tiles, q_heads, tile, head_dim]`` and
@@ -73,7 +75,12 @@ class OutputWriter:
         out = torch.stack([out for out, _ in parts]).transpose(1, 2).flatten(2, 3)
         sums = [lse for _, lse in parts if lse is not None]
         lse = torch.stack(sums).transpose(1, 2).flatten(2, 3) if sums else None
-        self.write((out, lse), low)
+        if stride == 1:
+            self.write((out, lse), low)
+            return
+        tiles, _, tile = parts[0][0].shape[:3]
+        begins = low + torch.arange(tiles, device=out.device)[:, None] * (stride * tile)
+        self.scatter((out, lse), (begins + torch.arange(tile, device=out.device)).view(1, -1))
 
     def scatter(self, part: tuple[Tensor, Tensor | None], places: Tensor) -> None:
         """Queries at ``places [draws, m]``, like `write`."""

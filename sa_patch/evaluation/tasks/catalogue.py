@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import difflib
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.code_grading import offline_code_eval
+from sa_patch.evaluation.tasks import ruler
+from sa_patch.evaluation.tasks.benchmarks import working_directory
+from sa_patch.evaluation.tasks.names import current_name
 from sa_patch.files.packaged import tasks_dir
 
 # The metric that stands for a task, and what guessing scores. Tasks of ours say so themselves, in
@@ -34,7 +37,12 @@ PRIMARY: dict[str, tuple[str, float | None]] = {
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a task's YAML says that matters to a sweep."""
+    """What a task's YAML says that matters to a sweep.
+
+    Args:
+        needs_tokenizer: a function makes its documents, and may ask for the model's tokenizer.
+        length: tokens of RULER's documents; None for other tasks.
+    """
 
     name: str
     version: str | float | None
@@ -44,6 +52,8 @@ class TaskInfo:
     runs_code: bool
     fixed_fewshot: int | None
     datasets: tuple[str, ...]
+    needs_tokenizer: bool = False
+    length: int | None = None
 
     def num_fewshot(self, asked: int | None) -> int:
         """How many examples a prompt gets: a task that fixes 0 keeps 0, as in lm-eval."""
@@ -69,6 +79,7 @@ class Catalogue:
     """
 
     def __init__(self, names: list[str]) -> None:
+        names = [current_name(name) for name in names]
         self._manager = TaskManager(include_path=tasks_dir(), include_defaults=False)
         if any(name not in self._manager.task_index for name in names):
             self._manager = _every_task(tasks_dir())
@@ -87,18 +98,36 @@ class Catalogue:
             "`sa-patch lm-eval ls tasks` lists all of them"
         )
 
-    def members(self, name: str) -> list[str]:
-        """The tasks that a name stands for: itself, or every task of an lm-eval tag."""
-        entry = self._manager.task_index[name]
-        return sorted(entry.tags) if entry.kind.name == "TAG" else [name]
+    def members(self, name: str, apart: bool = False) -> list[str]:
+        """The tasks that a name stands for: itself, or every task of an lm-eval tag.
 
-    def info(self, name: str) -> TaskInfo:
-        """Describe a task or group from its YAML alone, loading no data."""
+        Args:
+            apart: give the tasks of a group one by one, too.
+        """
+        name = current_name(name)
+        entry = self._manager.task_index[name]
+        if entry.kind.name == "TAG":
+            return sorted(entry.tags)
+        if entry.kind.name == "GROUP" and (apart or self.is_ruler(name)):
+            return [str(task["task"]) for task in self._single_tasks(name)]
+        return [name]
+
+    def is_ruler(self, name: str) -> bool:
+        """Whether a task, or every task of a group, is one of RULER's."""
+        tasks = list(self._single_tasks(current_name(name)))
+        return bool(tasks) and all(ruler.is_ruler(task) for task in tasks)
+
+    def info(self, name: str, length: int | None = None) -> TaskInfo:
+        """Describe a task or group from its YAML alone, loading no data.
+
+        Args:
+            length: of RULER's documents.
+        """
         own = self._config(name)
         tasks = list(self._single_tasks(name))
         metric, chance = self._primary(name, own, tasks)
         fewshot = {task.get("num_fewshot") for task in tasks}
-        return TaskInfo(
+        info = TaskInfo(
             name=name,
             version=_metadata(own).get("version"),
             primary_metric=metric,
@@ -109,15 +138,42 @@ class Catalogue:
             datasets=tuple(
                 sorted({task["dataset_path"] for task in tasks if task.get("dataset_path")})
             ),
+            needs_tokenizer=any(map(ruler.makes_documents, tasks)),
+        )
+        if not ruler.is_ruler(own):
+            return info
+        return replace(
+            info,
+            primary_metric=ruler.METRIC,
+            chance=0.0,
+            datasets=ruler.datasets(name),
+            length=length or ruler.DEFAULT_LENGTH,
         )
 
-    def load(self, name: str, benchmarks: Path | None) -> dict[str, Any]:
+    def check_inputs(self, info: TaskInfo, benchmarks: Path | None) -> None:
+        """Raise a UserError if something is missing that a task's documents are made from."""
+        if info.length is not None:
+            ruler.check_inputs(info.name, self._config(info.name), benchmarks)
+
+    def load(
+        self, info: TaskInfo, benchmarks: Path | None, metadata: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Load a task's data; the value of `lm_eval.tasks.TaskManager.load`.
 
-        With `benchmarks`, lm-eval's unmodified files read their data below that folder.
+        With `benchmarks`, lm-eval's unmodified files read their data below that folder. `metadata`
+        is what a task's own functions are told, a `tokenizer` among it.
         """
+        # The index is shared: making it takes seconds.
+        manager = copy.copy(self._manager)
+        manager._factory = TaskFactory(meta=dict(metadata or {}))
         with offline_code_eval(), working_directory(benchmarks):
-            return dict(self._manager.load([name]))
+            if info.length is None:
+                return dict(manager.load([info.name]))
+            with ruler.making_documents(benchmarks):
+                entry = self._manager.task_index[info.name]
+                own = load_yaml(entry.yaml_path, resolve_func=True)
+                scores = ruler.scores(info.name, info.length, own["process_results"])
+                return dict(manager.load([{**own, **scores}]))
 
     def _config(self, name: str) -> Mapping[str, Any]:
         entry = self._manager.task_index[name]
@@ -163,60 +219,3 @@ class Catalogue:
 def _metadata(config: Mapping[str, Any]) -> Mapping[str, Any]:
     said = config.get("metadata")
     return said if isinstance(said, Mapping) else {}
-
-
-@contextlib.contextmanager
-def working_directory(folder: Path | None) -> Iterator[None]:
-    """Be in `folder` for a while; None stays where we are."""
-    if folder is None:
-        yield
-        return
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-class Benchmarks:
-    """A folder of local data sets laid out like their hub repositories (``Rowan/hellaswag``).
-
-    Raises:
-        UserError: if it is no folder.
-    """
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder).expanduser().resolve()
-        if not self.folder.is_dir():
-            raise UserError(
-                f"no benchmarks folder at {folder}; give a folder that holds data sets laid out "
-                "like their hub repositories, for example Rowan/hellaswag"
-            )
-        self._digests: dict[str, str] = {}
-
-    def digest(self, info: TaskInfo) -> str | None:
-        """A hash of the data that a task reads from here; None if it brings its own.
-
-        Raises:
-            UserError: if a data set of the task is missing.
-        """
-        needed = [name for name in info.datasets if "/" in name]
-        for name in needed:
-            if name not in self._digests:
-                self._digests[name] = self._hash(name, info.name)
-        joined = ",".join(f"{name}={self._digests[name]}" for name in needed)
-        return hashlib.sha256(joined.encode()).hexdigest()[:16] if needed else None
-
-    def _hash(self, name: str, task: str) -> str:
-        root = self.folder / name
-        if not root.is_dir():
-            raise UserError(
-                f"the benchmarks folder {self.folder} has no {name}, which task {task!r} reads; "
-                "add a copy laid out like the hub repository of that name, or leave the task out"
-            )
-        whole = hashlib.sha256()
-        for file in sorted(path for path in root.rglob("*") if path.is_file()):
-            content = hashlib.sha256(file.read_bytes()).hexdigest()
-            whole.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
-        return whole.hexdigest()
