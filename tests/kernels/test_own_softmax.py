@@ -30,6 +30,8 @@ PATTERNS: list[Pattern] = [
     Tail(9) | SWA(5),
     SA(N),
 ]
+# One for every kernel of triton: chosen blocks gathered and sorted, a ring, a local window.
+KERNELS = [BlockTopK(4, 3), Sinks(2) | SA(5) | MoBA(4, 2), SA(N)]
 CHANGED = {"softcap": (0.7, False), "sink": (None, True), "both": (0.7, True)}
 
 
@@ -94,7 +96,7 @@ def test_gradients_are_those_of_the_definition(pattern: Pattern, backend: str) -
 
 
 @pytest.mark.parametrize("changed", unless_thorough(["both"], list(CHANGED)))
-@pytest.mark.parametrize("pattern", unless_thorough(PATTERNS[-4:], PATTERNS), ids=str)
+@pytest.mark.parametrize("pattern", unless_thorough(KERNELS, PATTERNS), ids=str)
 def test_triton_follows_the_definition(pattern: Pattern, changed: str) -> None:
     q, k, v, sink = inputs()
     softcap, has_sink = CHANGED[changed]
