@@ -121,6 +121,8 @@ def attend(
     backend: str = "auto",
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
+    if spans.packed_in is not None:
+        return _attend_packed(pattern, q, k, v, layer=layer, spans=spans, scale=scale, name=backend)
     _check_tiles(pattern, spans)
     chosen = choose_backend(pattern, q, k, backend, v=v)
     padded_keys = spans.padded_keys(k.shape[2], k.device)
@@ -135,6 +137,36 @@ def attend(
     if padded_queries is not None:
         out = out.masked_fill(padded_queries[:, None, :, None], 0)
     return out
+
+
+def _attend_packed(
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    name: str,
+) -> Tensor:
+    """Rows of several sequences: at once where the backend can, else one sequence after another."""
+    chosen = choose_backend(pattern, q, k, name, v=v)
+    if chosen.packs(pattern):
+        return chosen.attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    # Tokens before heads in memory, as models want it next.
+    parts = [
+        attend(
+            pattern,
+            *sequence,
+            layer=layer,
+            spans=Spans((sequence[0].shape[2],), (0,)),
+            scale=scale,
+            backend=name,
+        ).transpose(1, 2)
+        for sequence in spans.sequences(q, k, v)
+    ]
+    return torch.cat(parts, dim=1).unflatten(1, (len(q), -1))[0].transpose(1, 2)
 
 
 def _check_tiles(pattern: Pattern, spans: Spans) -> None:

@@ -13,9 +13,9 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import attend
+from sa_patch.kernels import Spans, attend
 from sa_patch.patching.mask import Packing, SparseMask, sparse_mask
-from sa_patch.patching.plan import get_plan
+from sa_patch.patching.plan import Observer, get_plan
 from sa_patch.patching.tile_queries import tile_queries, without_earlier
 
 IMPLEMENTATION = "sa_patch"
@@ -59,7 +59,7 @@ def sparse_attention_forward(
     require_own_mask(attention_mask, "a patched model")
     cached = attention_mask.query_offset > 0
     if plan.pattern is None or (cached and plan.decode == "full"):
-        stock_mask = attention_mask.stock(plan.stock)
+        stock_mask = attention_mask.stock(plan.stock, kwargs)
         return _stock_function(module, plan.stock)(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
@@ -69,14 +69,14 @@ def sparse_attention_forward(
         # The cache has dropped what lies between the sinks and the window.
         packing = Packing.compact(len(key), key.shape[2], query.shape[2])
     else:
-        packing = attention_mask.packing()
+        packing = attention_mask.packing(kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     query = packing.pack(query, packing.query_order)
     key = packing.pack(key, packing.key_order)
     spans, new = packing.spans, query.shape[2]
     if plan.observer is not None:
-        plan.observer(layer, query, key, spans)
-    cache = tile_queries(module)
+        _observe(plan.observer, layer, query, key, spans)
+    cache = tile_queries(module) if spans.packed_in is None else None
     earlier: list[int] = []
     if cache is not None:
         query, spans, earlier = cache.begin_tiles(query, spans)
@@ -92,6 +92,15 @@ def sparse_attention_forward(
     )
     out = without_earlier(out, earlier, new)
     return packing.unpack(out).transpose(1, 2).contiguous(), None
+
+
+def _observe(observer: Observer, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+    """Show an observer the call, documents of packed rows one by one."""
+    if spans.packed_in is None:
+        observer(layer, q, k, spans)
+        return
+    for own_q, own_k in spans.sequences(q, k):
+        observer(layer, own_q, own_k, Spans((own_k.shape[2],), (0,)))
 
 
 def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
@@ -125,11 +134,6 @@ def refuse_unsupported(
         raise UserError(
             "output_attentions=True is not supported by a patched model: a sparse layer never "
             "holds the n x n weights; unpatch_model(model) first"
-        )
-    if kwargs.get("cu_seq_lens_q") is not None:
-        raise UserError(
-            "packed sequences (cu_seq_lens_q) are not supported by a patched model; give one "
-            "sequence per row"
         )
     if dropout:
         raise UserError(
