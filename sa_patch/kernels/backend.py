@@ -75,8 +75,8 @@ class Spans:
     def sequences(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Each sequence of packed rows alone: its parts of ``[batch, heads, n, head_dim]``."""
         lengths: list[list[int]] = [[] for _ in tensors[0]]
-        for row, length in zip(self.packed_in or (), self.lengths, strict=True):
-            lengths[row].append(length)
+        for number, length in zip(self.packed_in or (), self.lengths, strict=True):
+            lengths[number].append(length)
         # Splitting, unlike slicing, has a backward pass that touches each row once.
         rows = zip(*(x.split(1) for x in tensors), strict=True)
         for row, parts in zip(rows, lengths, strict=True):
