@@ -7,19 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.compiler import disable
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import Spans, attend
-from sa_patch.patching.mask import Packing, SparseMask, sparse_mask
+from sa_patch.patching.mask import Packing, SparseMask
 from sa_patch.patching.plan import Observer, get_plan
 from sa_patch.patching.tile_queries import tile_queries, without_earlier
-
-IMPLEMENTATION = "sa_patch"
-"""The name under which our attention and mask functions are registered with transformers."""
 
 # Arguments by which a model changes the softmax itself; a pattern that ignored them would be wrong.
 _SOFTMAX_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
@@ -60,7 +54,7 @@ def sparse_attention_forward(
     cached = attention_mask.query_offset > 0
     if plan.pattern is None or (cached and plan.decode == "full"):
         stock_mask = attention_mask.stock(plan.stock, kwargs)
-        return _stock_function(module, plan.stock)(
+        return stock_function(module, plan.stock)(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
@@ -103,7 +97,7 @@ def _observe(observer: Observer, layer: int, q: Tensor, k: Tensor, spans: Spans)
         observer(layer, own_q, own_k, Spans((own_k.shape[2],), (0,)))
 
 
-def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
+def stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
     """The attention function that the module would have called unpatched."""
     # Each model file has an eager function of its own, which is the interface's default.
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
@@ -146,11 +140,3 @@ def refuse_unsupported(
                 f"layer {module.layer_idx} of this model changes its softmax by {name!r}, which "
                 "sparse attention does not support; leave it out with layers=..."
             )
-
-
-# Out of torch.compile's sight: what a pattern computes depends on padding and lengths, which the
-# compiler would pin one by one, recompiling for minutes. The rest of the model is compiled.
-_REASON = "sa_patch computes sparse attention outside of compiled graphs"
-AttentionInterface.register(IMPLEMENTATION, disable(sparse_attention_forward, reason=_REASON))
-# Without a mask function of the same name transformers would drop the padding mask in silence.
-AttentionMaskInterface.register(IMPLEMENTATION, disable(sparse_mask, reason=_REASON))

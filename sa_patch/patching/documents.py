@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -22,38 +22,52 @@ Documents = tuple[tuple[int, ...], ...]
 """The lengths of each row's documents."""
 
 
-def documents_of(
+# In place of the number of a document: padding, and masks that tell no documents apart.
+PADDING, NO_DOCUMENT = -1, -2
+
+
+def document_numbers(
     function: MaskFunction, batch: int, seq_len: int, device: torch.device
-) -> Documents | None:
-    """The documents within which a mask function is causal; None where it is anything else.
+) -> Tensor:
+    """The documents within which a mask function is causal: int64 ``[batch, seq_len]``.
 
     Looks at O(n) pairs: neighbours, and each query with the first key of its document and row.
     That tells positions which start anew from prefixes and images, which are seen both ways; a
     function that hides single pairs in between cannot be told.
+
+    Returns:
+        For each token how many documents of its row come before; `NO_DOCUMENT` for all where the
+        function is anything else.
     """
-    i = torch.arange(seq_len, device=device)[None, None, :, None]
-    row = torch.arange(batch, device=device)[:, None, None, None]
+    columns = torch.arange(seq_len, device=device).expand(batch, seq_len)
+    rows = torch.arange(batch, device=device)[:, None, None, None]
 
-    def sees(query: Tensor, key: Tensor) -> Tensor:
-        seen = torch.as_tensor(function(row, torch.zeros_like(row), query, key), device=device)
-        return seen.expand(batch, 1, len(query[0, 0]), 1)[:, 0, :, 0]
+    def sees(queries: Tensor, keys: Tensor) -> Tensor:
+        i, j = (x[:, None, :, None] for x in (queries, keys))
+        seen = torch.as_tensor(function(rows, torch.zeros_like(rows), i, j), device=device)
+        return seen.expand(i.shape)[:, 0, :, 0]
 
-    begins = torch.ones(batch, seq_len, dtype=torch.bool, device=device)
-    begins[:, 1:] = ~sees(i[:, :, 1:], i[:, :, :-1])
-    first = i[0, 0, :, 0].where(begins, 0).cummax(1).values
-    own_first = sees(i.expand(batch, -1, -1, -1), first[:, None, :, None])
-    row_first = sees(i, torch.zeros_like(i))
-    later = sees(i[:, :, :-1], i[:, :, 1:])
-    plain = own_first.all() & (row_first == (first == 0)).all() & ~later.any()
-    told = torch.cat([plain[None], begins.flatten()]).tolist()
-    if not told[0]:
-        return None
-    rows = torch.tensor(told[1:]).view(batch, seq_len)
-    return tuple(_lengths([*row.nonzero()[:, 0].tolist(), seq_len]) for row in rows)
+    follows = sees(columns[:, 1:], columns[:, :-1])
+    begins = torch.nn.functional.pad(~follows, (1, 0))
+    first = columns.where(begins, 0).cummax(1).values
+    plain = sees(columns, first).all() & ~sees(columns[:, :-1], columns[:, 1:]).any()
+    plain = plain & (sees(columns, torch.zeros_like(columns)) == (first == 0)).all()
+    return begins.cumsum(1).where(plain, NO_DOCUMENT)
 
 
-def _lengths(ends: list[int]) -> tuple[int, ...]:
-    return tuple(end - begin for begin, end in pairwise(ends))
+def documents_of_numbers(numbers: Tensor) -> Documents:
+    """The lengths of the documents that `document_numbers` tells apart.
+
+    Raises:
+        UserError: where it tells none apart.
+    """
+    rows = numbers.tolist()
+    if rows and rows[0] and rows[0][0] == NO_DOCUMENT:
+        raise UserError(
+            "masks other than causal attention with padding, or within documents, are not "
+            "supported; give a 2D attention_mask, or position_ids that start anew"
+        )
+    return tuple(tuple(len(list(same)) for _, same in groupby(row)) for row in rows)
 
 
 def documents_of_lengths(
@@ -75,7 +89,7 @@ def documents_of_lengths(
             f"cu_seq_lens_q and cu_seq_lens_k must be the same and go up from 0 to {seq_len}, the "
             f"tokens of a single row; got {ends} and {keys} for {batch} rows"
         )
-    return (tuple(length for length in _lengths(ends) if length),)
+    return (tuple(end - begin for begin, end in pairwise(ends) if end > begin),)
 
 
 def mask_within(documents: Documents, device: torch.device) -> MaskFunction:

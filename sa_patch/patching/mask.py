@@ -20,10 +20,17 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import Spans
 from sa_patch.patching.documents import (
     Documents,
-    documents_of,
+    document_numbers,
     documents_of_lengths,
+    documents_of_numbers,
     mask_within,
 )
+
+OUTSIDE_OF_GRAPHS = (
+    "sa_patch computes attention behind cached keys, of padding-free batches and for caches that "
+    "keep less than all outside of compiled graphs; leave fullgraph=True out, or compile prefills"
+)
+"""Why torch.compile breaks its graph; it stands in the error where it may not."""
 
 _NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
@@ -145,15 +152,13 @@ class SparseMask:
             )
         if window is not None and self._is_plain_causal(function):
             return None, None
-        documents = documents_of(
+        numbers = document_numbers(
             function, self._arguments["batch_size"], self.key_len, self._arguments["device"]
         )
-        if documents is None:
-            return (
-                "masks other than causal attention with padding, or within documents, are not "
-                "supported; give a 2D attention_mask, or position_ids that start anew",
-                None,
-            )
+        try:
+            documents = documents_of_numbers(numbers)
+        except UserError as error:
+            return str(error), None
         alone = all(len(row) == 1 for row in documents)
         return None, None if alone else documents
 

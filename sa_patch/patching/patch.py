@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
-from sa_patch.patching.attention import IMPLEMENTATION
 from sa_patch.patching.drafting import draft_after_prompt
+from sa_patch.patching.graphs import IMPLEMENTATION
 from sa_patch.patching.layers import attention_layers, base_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
 from sa_patch.patching.prefix import refuse_prefix_adapter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -29,6 +29,9 @@ class LayerPlan:
         stock: the model's attention implementation before it was patched.
         observer: called with (layer, q, k, spans) before each sparse attention, with the tensors
             as `sa_patch.kernels.attend` takes them; None for nobody.
+
+    Attributes:
+        text: the pattern's text form.
     """
 
     pattern: Pattern | None
@@ -36,6 +39,11 @@ class LayerPlan:
     backend: str
     stock: str
     observer: Observer | None = None
+    text: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        # Written once: a graph in the making cannot.
+        object.__setattr__(self, "text", str(self.pattern))
 
     @property
     def reach(self) -> tuple[int, int] | None:

@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import nn
 from torch.compiler import disable
+from transformers import DynamicCache
 
 from sa_patch.errors import UserError
 from sa_patch.patching.layers import wrappers
+from sa_patch.patching.mask import OUTSIDE_OF_GRAPHS
 
 # PEFT's adapters that put keys and values into the cache.
 _PREFIX_TYPES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
@@ -41,19 +43,27 @@ class RefuseForeignKeys:
     that no patched model has begun, and a prompt.
     """
 
-    @disable
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         cache: Any = kwargs.get("past_key_values")
         if cache is None or getattr(cache, _BEGUN, False):
             return
-        cached = int(cache.get_seq_length(module.layer_idx))
-        if not cached:
-            setattr(cache, _BEGUN, True)
-            return
         states = kwargs.get("hidden_states", args[0] if args else None)
-        if states is not None and states.shape[1] > 1:
-            raise UserError(
-                f"the cache holds {cached} keys from before this model was patched, or of a prefix "
-                "adapter: with decode='full' a prompt behind them would see everything, without "
-                "any pattern; start with a new cache, or patch with decode='pattern'"
-            )
+        prompt = states is not None and states.shape[1] > 1
+        # Of other caches the length is a tensor, which a graph could not ask.
+        begin = _begin if type(cache) is DynamicCache else _begin_outside
+        begin(cache, module.layer_idx, prompt)
+
+
+def _begin(cache: Any, layer: Any, prompt: bool) -> None:
+    cached = int(cache.get_seq_length(layer))
+    if not cached:
+        setattr(cache, _BEGUN, True)
+    elif prompt:
+        raise UserError(
+            f"the cache holds {cached} keys from before this model was patched, or of a prefix "
+            "adapter: with decode='full' a prompt behind them would see everything, without "
+            "any pattern; start with a new cache, or patch with decode='pattern'"
+        )
+
+
+_begin_outside = disable(_begin, reason=OUTSIDE_OF_GRAPHS)
