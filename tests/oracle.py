@@ -212,8 +212,18 @@ def visible_keys(
         return keys_psa(i, points, arguments["window"], arguments["ring"]), certain
     if method == "moba":
         block_size, topk = arguments["block_size"], arguments["topk"]
-        scores = block_scores(i, row.queries[i], row.keys, block_size)
-        return keys_moba(i, scores, block_size, topk), choice_margin(scores, topk - 1)
+        shared = arguments["shared"]
+        in_view = {j for j in range(i + 1) if j // block_size == i // block_size}
+        margin = certain
+        for j in range(i // shared * shared, i + 1):
+            query = row.group[:, j].sum(axis=0) if arguments["grouped"] else row.queries[j]
+            scores = block_scores(j, query, row.keys, block_size)
+            own = j // block_size
+            # What an earlier query of the tile chose is in view; its own block only as a choice.
+            seen_by_one = keys_moba(j, scores, block_size, topk)
+            in_view.update(key for key in seen_by_one if key // block_size != own)
+            margin = min(margin, choice_margin(scores, topk - 1))
+        return sorted(in_view), margin
     if method == "block_topk":
         not_own = ("grouped", "shared")
         rest = {key: value for key, value in arguments.items() if key not in not_own}

@@ -6,6 +6,7 @@ Everything heavy is imported inside the functions that need it, so that ``--help
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status (2 for a request that cannot be served)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        if os.environ.get("SA_PATCH_IMPLEMENTATIONS"):
+            from sa_patch.patching import register_from_environment
+
+            register_from_environment()
         if arguments[:1] == ["lm-eval"]:
             # argparse would take lm-eval's options, --help among them, for its own.
             return _lm_eval(arguments[1:])

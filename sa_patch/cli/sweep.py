@@ -28,8 +28,8 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-reuse",
         action="store_true",
-        help="compute every prompt in every cell; else those of which a pattern hides nothing are "
-        "computed once, by full attention",
+        help="run every prompt of each cell by itself; else those of which a pattern hides nothing "
+        "are run once, by full attention, and a question is read once for all of its answers",
     )
     parser.add_argument(
         "--ray",

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
-from sa_patch.evaluation.reused_answers import ReusedAnswersLM
+from sa_patch.evaluation.prompt_cutting import CutPromptsLM
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
@@ -42,7 +42,7 @@ _REMEMBERED_PAIRS = 1 << 17
 
 
 @register_model("sa-patch")
-class SAPatchLM(ReusedAnswersLM):
+class SAPatchLM(CutPromptsLM):
     """lm-eval's `hf` model with a sparse prefill attention.
 
     Scores do not depend on the batch size; see `padded_batches`.
@@ -169,7 +169,7 @@ class SAPatchLM(ReusedAnswersLM):
         observe_layers(model, self._observe, self.meter.sampled_layers)
 
     def _observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
-        if not self._probing:
+        if not (self._probing or self._behind_context):
             with self.meter.clock.paused():
                 self.meter.observe(layer, q, k, spans)
 
@@ -184,11 +184,11 @@ class SAPatchLM(ReusedAnswersLM):
     def _detect_batch_size(self, *arguments: Any, **named: Any) -> int:
         """lm-eval's trial of batch sizes, which must not enter the measurements."""
         self._probing = True
-        lengths, self._lengths_by_row = self._lengths_by_row, None
+        rows, self._rows = self._rows, None
         try:
             return int(super()._detect_batch_size(*arguments, **named))
         finally:
-            self._probing, self._lengths_by_row = False, lengths
+            self._probing, self._rows = False, rows
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Take lm-eval's request cache, if it holds no answers of another pattern or model.
@@ -247,6 +247,19 @@ class SAPatchLM(ReusedAnswersLM):
     @property
     def padding_is_harmless(self) -> bool:
         return self._unstable is None and not self.meter.observed_layers
+
+    @property
+    def contexts_can_be_shared(self) -> bool:
+        accelerator = getattr(self, "accelerator", None)
+        # Its processes must run equally many batches, whatever questions each of them has.
+        in_step = accelerator and accelerator.distributed_type == DistributedType.FSDP
+        stateful = getattr(base_model(self.model), "_is_stateful", False)
+        return self.padding_is_harmless and not in_step and not stateful
+
+    @contextmanager
+    def _counting_time(self) -> Iterator[None]:
+        with self.meter.clock.running():
+            yield
 
     def loglikelihood(self, *arguments: Any, **named: Any) -> list[tuple[float, bool]]:
         with self._telling_once():

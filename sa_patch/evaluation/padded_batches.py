@@ -1,26 +1,37 @@
-"""Padding and batches of log-likelihood requests: scores must not depend on the batch size.
+"""Padding, batches and logits of log-likelihood requests: scores do not depend on the batch size.
 
 lm-eval pads these batches on the right with zeros and passes no mask. Causality alone makes that
 harmless for prefix-stable patterns. For the others (SA draws its permutation for the sequence's own
 length), and where visible keys are counted as they are chosen, the rows' lengths are found from the
-requests, and the model is given the mask that lm-eval leaves out.
+requests, and the model is given the mask that lm-eval leaves out. They also tell which logits are
+asked for: the vocabulary's matrix is a fifth of a small model's work, and no context needs it.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
+from torch import Tensor, nn
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 
 # With a limit on a batch's tokens, requests that share one differ in length by this much at most,
 # so that little of it is padding.
 _SHORTEST_OF_BATCH = 0.8
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence that enters the model: how long it is, and the first place whose logits count."""
+
+    length: int
+    first_asked: int
 
 
 class PaddedBatchesLM(HFLM):
@@ -31,7 +42,7 @@ class PaddedBatchesLM(HFLM):
     """
 
     batch_tokens: int | None = None
-    _lengths_by_row: dict[tuple[int, ...], int] | None = None
+    _rows: dict[tuple[int, ...], Row] | None = None
 
     @property
     def padding_is_harmless(self) -> bool:
@@ -52,22 +63,20 @@ class PaddedBatchesLM(HFLM):
     ) -> list[tuple[float, bool]]:
         if not requests:
             return []
-        inputs = {self._input(request) for request in requests}
-        lengths = None if self.padding_is_harmless else lengths_by_row(inputs)
+        rows = self._rows_of(requests)
         by_length: dict[int, list[int]] = {}
         for index, request in enumerate(requests):
             by_length.setdefault(self._input_length(request), []).append(index)
         groups = [sorted(by_length, reverse=True)]
-        if lengths is not None and len(lengths) < len(inputs):
-            # Inputs that differ in zeros at their end alone look the same once they are padded.
-            groups, lengths = [[length] for length in groups[0]], None
+        if rows is None and not self.padding_is_harmless:
+            groups = [[length] for length in groups[0]]
         elif self.batch_tokens is not None:
             groups = similar_lengths(groups[0])
         if len(groups) > 1 and self.batch_size == "auto" and override_bs is None:
             longest = [requests[by_length[groups[0][0]][0]]]
             override_bs = self._detect_batch_size(longest, 0)
         answers: dict[int, tuple[float, bool]] = {}
-        self._lengths_by_row = lengths
+        self._rows = rows
         try:
             for together in groups:
                 members = [index for length in together for index in by_length[length]]
@@ -76,30 +85,48 @@ class PaddedBatchesLM(HFLM):
                     part = self._run([requests[i] for i in members], hidden, override_bs, **kwargs)
                 answers.update(zip(members, part, strict=True))
         finally:
-            self._lengths_by_row = None
+            self._rows = None
         return [answers[index] for index in range(len(requests))]
 
-    def _input(self, request: Request) -> tuple[int, ...]:
-        """The tokens of a request that enter the model, cut as lm-eval cuts them."""
-        _, context, continuation = request
-        return tuple([*context, *continuation][-(self.max_length + 1) :][:-1])
+    def _rows_of(self, requests: Sequence[Request]) -> dict[tuple[int, ...], Row] | None:
+        """What enters the model, by its tokens without the zeros at their end.
+
+        None where inputs differ in zeros at their end alone: once padded they look the same.
+        """
+        rows: dict[tuple[int, ...], Row] = {}
+        for request in requests:
+            _, context, continuation = request
+            tokens = tuple([*context, *continuation][-(self.max_length + 1) :][:-1])
+            first = max(0, len(tokens) - len(continuation))
+            known = rows.setdefault(without_zeros(tokens), Row(len(tokens), first))
+            if known.length != len(tokens):
+                return None
+            if first < known.first_asked:
+                rows[without_zeros(tokens)] = Row(len(tokens), first)
+        return rows
 
     def _model_call(
         self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        if self._lengths_by_row is None:
+        """Logits ``[batch, n, vocabulary]``, or of fewer last places, which lm-eval counts back."""
+        if self._rows is None:
             unmasked: Tensor = super()._model_call(inps, attn_mask, labels)
             return unmasked
-        lengths = [self._lengths_by_row[without_zeros(row)] for row in inps.tolist()]
-        places = torch.arange(inps.shape[1], device=inps.device)
-        mask = (places < torch.tensor(lengths, device=inps.device)[:, None]).long()
-        precision = self.mixed_precision_dtype
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, dtype=precision, enabled=precision is not None),
-        ):
-            logits: Tensor = self.model(inps, attention_mask=mask).logits
+        rows = [self._rows[without_zeros(row)] for row in inps.tolist()]
+        given: dict[str, Any] = {}
+        if not self.padding_is_harmless:
+            places = torch.arange(inps.shape[1], device=inps.device)
+            lengths = torch.tensor([row.length for row in rows], device=inps.device)
+            given["attention_mask"] = (places < lengths[:, None]).long()
+        if takes_logits_to_keep(self.model):
+            given["logits_to_keep"] = inps.shape[1] - min(row.first_asked for row in rows)
+        with torch.no_grad(), self._autocast():
+            logits: Tensor = self.model(inps, **given).logits
         return logits
+
+    def _autocast(self) -> torch.autocast:
+        precision = self.mixed_precision_dtype
+        return torch.autocast(self.device.type, dtype=precision, enabled=precision is not None)
 
     @contextmanager
     def _at_most_tokens(self, length: int) -> Iterator[None]:
@@ -135,12 +162,9 @@ def without_zeros(row: Sequence[int]) -> tuple[int, ...]:
     return tuple(row[:end])
 
 
-def lengths_by_row(inputs: Iterable[tuple[int, ...]]) -> dict[tuple[int, ...], int]:
-    """How many tokens of a row are an input's, by what is left of the row without its last zeros.
-
-    Shorter than `inputs` where they cannot be told apart so.
-    """
-    return {without_zeros(tokens): len(tokens) for tokens in inputs}
+def takes_logits_to_keep(model: nn.Module) -> bool:
+    """Whether a model can be told how many last places to give logits for."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def similar_lengths(lengths: Iterable[int]) -> list[list[int]]:

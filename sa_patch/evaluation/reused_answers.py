@@ -11,14 +11,15 @@ from torch import Tensor
 
 from sa_patch.evaluation.full_answers import FullAnswers
 from sa_patch.evaluation.metering.pattern_meter import PatternMeter, padding_lengths
-from sa_patch.evaluation.padded_batches import PaddedBatchesLM, Request
+from sa_patch.evaluation.padded_batches import Request
+from sa_patch.evaluation.shared_contexts import SharedContextsLM
 from sa_patch.evaluation.token_scores import score_window, window_of
 
 # What generation is told that changes nothing of a greedy answer, or is part of the question.
 _NO_QUESTION = frozenset({"attention_mask", "temperature", "use_cache"})
 
 
-class ReusedAnswersLM(PaddedBatchesLM):
+class ReusedAnswersLM(SharedContextsLM):
     """Runs only the prompts whose answers are not known, and keeps those of full attention.
 
     Whether a prompt is saturated is the meter's to say; all prompts enter it, run or not.

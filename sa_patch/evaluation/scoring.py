@@ -15,7 +15,7 @@ import torch
 from lm_eval import utils
 from lm_eval.evaluator import evaluate
 
-from sa_patch.evaluation.tasks import TaskInfo
+from sa_patch.evaluation.tasks.catalogue import TaskInfo
 
 # lm-eval's own defaults, so that a sweep's scores are those of its command.
 RANDOM_SEED, OTHER_SEED = 0, 1234
@@ -39,9 +39,12 @@ def prepare(
 
 
 def score(
-    lm: Any, loaded: Mapping[str, Any], limit: int | None, run_code: bool
+    lm: Any, loaded: Mapping[str, Any], limit: int | None, run_code: bool, **prompts: Any
 ) -> Mapping[str, Any]:
     """lm-eval's result mapping for the tasks in `loaded`, from a fixed random state.
+
+    Args:
+        prompts: lm-eval's settings of chat templates.
 
     `lm_eval.evaluator.evaluate` and not `simple_evaluate`: the latter asks the shell about the
     machine after every call, seconds per cell.
@@ -59,6 +62,7 @@ def score(
             bootstrap_iters=BOOTSTRAP_ITERS,
             log_samples=True,
             confirm_run_unsafe_code=run_code,
+            **prompts,
         )
     if results is None:
         raise RuntimeError("this process is not the first of a distributed run")

@@ -1,6 +1,6 @@
 """HOW is attention over a pattern computed: one file per backend, one shared signature."""
 
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.caches import forget_plans
 from sa_patch.kernels.dispatch import (
     BACKENDS,
@@ -12,7 +12,9 @@ from sa_patch.kernels.dispatch import (
 
 __all__ = [
     "BACKENDS",
+    "PLAIN",
     "Backend",
+    "Softmax",
     "Spans",
     "attend",
     "check_backend",

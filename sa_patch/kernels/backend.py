@@ -104,6 +104,39 @@ class Spans:
         return torch.arange(key_len, device=device) >= lengths[:, None]
 
 
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """What a model changes about the softmax of a layer.
+
+    Args:
+        softcap: every scaled score s becomes ``softcap * tanh(s / softcap)`` (Gemma 2).
+        sink: ``[q_heads]``, of each head the score of one more key, whose value is zero (gpt-oss).
+    """
+
+    softcap: float | None = None
+    sink: Tensor | None = None
+
+    def cap(self, scores: Tensor) -> Tensor:
+        """Scaled scores under the cap."""
+        return scores if self.softcap is None else (scores / self.softcap).tanh() * self.softcap
+
+    def share(self, out: Tensor, lse: Tensor) -> Tensor:
+        """What is left to the keys beside the sink.
+
+        Args:
+            out: ``[batch, q_heads, nq, head_dim]``, attention over the keys alone.
+            lse: ``[batch, q_heads, nq]``, natural log-sum-exp of their scores.
+        """
+        if self.sink is None:
+            return out
+        share = (lse - self.sink.to(lse)[:, None]).sigmoid()
+        return (out * share[..., None]).to(out.dtype)
+
+
+PLAIN = Softmax()
+"""The softmax of most models."""
+
+
 class Attend(Protocol):
     """Attention of `q` over the keys that `pattern` makes visible.
 
@@ -121,7 +154,18 @@ class Attend(Protocol):
         layer: int,
         spans: Spans,
         scale: float,
+        softmax: Softmax = PLAIN,
     ) -> Tensor: ...
+
+
+def no_other_softmax(softmax: Softmax) -> str:
+    """The reason of backends that compute the plain softmax alone."""
+    return "" if softmax is PLAIN else "it has neither soft caps nor learned sinks of a model's own"
+
+
+def any_softmax(softmax: Softmax) -> str:
+    """Of backends that compute all there are."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -135,3 +179,5 @@ class Backend:
     attend: Attend
     packs: Callable[[Pattern], bool] = lambda pattern: False
     """Whether `attend` takes packed rows; others are called for each of their sequences."""
+    refuses: Callable[[Softmax], str] = no_other_softmax
+    """Why a softmax of a model's own cannot be served; empty where it can."""

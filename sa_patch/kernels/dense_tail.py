@@ -8,11 +8,12 @@ costs their share of the rest. Memory beside that: one row group's result at a t
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.patterns import Full, Pattern, split_tail
 
@@ -29,10 +30,19 @@ def with_tail(backend: Backend, fallback: Backend) -> Backend:
         return backend.supports(split_tail(pattern)[0], q, k)
 
     def attend(
-        pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+        pattern: Pattern,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        layer: int,
+        spans: Spans,
+        scale: float,
+        softmax: Softmax = PLAIN,
     ) -> Tensor:
         rest, size = split_tail(pattern)
-        out = backend.attend(rest, q, k, v, layer=layer, spans=spans, scale=scale)
+        same: dict[str, Any] = {"layer": layer, "scale": scale, "softmax": softmax}
+        out = backend.attend(rest, q, k, v, spans=spans, **same)
         if not size or rest.saturated(max(spans.lengths)):
             return out
         for (length, start), members in spans.groups().items():
@@ -52,9 +62,8 @@ def with_tail(backend: Backend, fallback: Backend) -> Backend:
                 last,
                 keys,
                 values,
-                layer=layer,
                 spans=Spans((length,) * len(members), (length - count,) * len(members)),
-                scale=scale,
+                **same,
             )
             if needs_gradients(q, k, v):
                 own = out[rows]

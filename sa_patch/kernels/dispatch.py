@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError, suggest
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
@@ -63,7 +65,13 @@ def check_backend(name: str) -> str:
 
 
 def choose_backend(
-    pattern: Pattern, q: Tensor, k: Tensor, backend: str = "auto", *, v: Tensor | None = None
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    backend: str = "auto",
+    *,
+    v: Tensor | None = None,
+    softmax: Softmax = PLAIN,
 ) -> Backend:
     """The backend that serves a call.
 
@@ -73,18 +81,21 @@ def choose_backend(
             `triton` for prompts that a pattern does not saturate, once one small case of its kind
             has been compared with `reference` there.
         v: like k; whether it needs a gradient is asked as well.
+        softmax: of the layer.
 
     Raises:
         UserError: for an unknown name, or a named backend that cannot serve (with its reason).
     """
     if check_backend(backend) != "auto":
-        ok, reason = BACKENDS[backend].supports(pattern, q, k)
-        if not ok:
+        _, reason = BACKENDS[backend].supports(pattern.computed_as, q, k)
+        reason = reason or BACKENDS[backend].refuses(softmax)
+        if reason:
             raise UserError(f"backend {backend!r} cannot serve {pattern}: {reason}")
         return BACKENDS[backend]
+    pattern = pattern.computed_as
     banded_ok, _ = BACKENDS["banded"].supports(pattern, q, k)
     if _fused_device(q.device):
-        if _fused(pattern, q, k, v):
+        if _fused(pattern, q, k, v, softmax):
             return BACKENDS["triton"]
         # Torch's own attention, without a mask.
         if banded_ok and q.shape[2] == k.shape[2] and pattern.saturated(k.shape[2]):
@@ -98,7 +109,7 @@ def _fused_device(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _fused(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None) -> bool:
+def _fused(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None, softmax: Softmax) -> bool:
     """Whether `triton` takes a call: a sparse prompt that it can serve and serves right here."""
     if q.shape[2] == 1 or pattern.saturated(k.shape[2]):
         return False
@@ -106,7 +117,7 @@ def _fused(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None) -> bool:
         return False
     backend = BACKENDS["triton"]
     able, _ = backend.supports(pattern, q, k)
-    return able and not failure(backend, split_tail(pattern)[0], q, k)
+    return able and not failure(backend, split_tail(pattern)[0], q, k, softmax)
 
 
 def attend(
@@ -119,12 +130,15 @@ def attend(
     spans: Spans,
     scale: float,
     backend: str = "auto",
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
     if spans.packed_in is not None:
-        return _attend_packed(pattern, q, k, v, layer=layer, spans=spans, scale=scale, name=backend)
+        same: dict[str, Any] = {"layer": layer, "scale": scale, "softmax": softmax}
+        return _attend_packed(pattern, q, k, v, spans, backend, same)
     _check_tiles(pattern, spans)
-    chosen = choose_backend(pattern, q, k, backend, v=v)
+    chosen = choose_backend(pattern, q, k, backend, v=v, softmax=softmax)
+    pattern = pattern.computed_as
     padded_keys = spans.padded_keys(k.shape[2], k.device)
     padded_queries = spans.padded_queries(q.shape[2], q.device)
     # Padding may hold anything, NaN too, and 0 * NaN would reach real rows.
@@ -133,7 +147,7 @@ def attend(
         v = v.masked_fill(padded_keys[:, None, :, None], 0)
     if padded_queries is not None:
         q = q.masked_fill(padded_queries[:, None, :, None], 0)
-    out = chosen.attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    out = chosen.attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale, softmax=softmax)
     if padded_queries is not None:
         out = out.masked_fill(padded_queries[:, None, :, None], 0)
     return out
@@ -144,25 +158,22 @@ def _attend_packed(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    *,
-    layer: int,
     spans: Spans,
-    scale: float,
-    name: str,
+    backend: str,
+    same: dict[str, Any],
 ) -> Tensor:
-    """Rows of several sequences: at once where the backend can, else one sequence after another."""
-    chosen = choose_backend(pattern, q, k, name, v=v)
-    if chosen.packs(pattern):
-        return chosen.attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    """Rows of several sequences: at once where the backend can, else one sequence after another.
+
+    Args:
+        same: what every sequence is given alike.
+    """
+    chosen = choose_backend(pattern, q, k, backend, v=v, softmax=same["softmax"])
+    if chosen.packs(pattern.computed_as):
+        return chosen.attend(pattern.computed_as, q, k, v, spans=spans, **same)
     # Tokens before heads in memory, as models want it next.
     parts = [
         attend(
-            pattern,
-            *sequence,
-            layer=layer,
-            spans=Spans((sequence[0].shape[2],), (0,)),
-            scale=scale,
-            backend=name,
+            pattern, *sequence, spans=Spans((sequence[0].shape[2],), (0,)), backend=backend, **same
         ).transpose(1, 2)
         for sequence in spans.sequences(q, k, v)
     ]
@@ -189,6 +200,8 @@ def sparse_attention(
     lengths: Tensor | None = None,
     scale: float | None = None,
     backend: str = "auto",
+    softcap: float | None = None,
+    sink: Tensor | None = None,
 ) -> Tensor:
     """Attention in which each query sees only the keys that `pattern` makes visible.
 
@@ -203,6 +216,8 @@ def sparse_attention(
             Padding is never seen, whatever it holds.
         scale: factor of the scores; ``head_dim ** -0.5`` by default.
         backend: "auto", or a name in `BACKENDS`.
+        softcap: above 0; every scaled score s becomes ``softcap * tanh(s / softcap)`` (Gemma 2).
+        sink: ``[q_heads]``, of each head the score of one more key, whose value is zero (gpt-oss).
 
     Returns:
         ``[batch, q_heads, nq, head_dim]``, zero at padding.
@@ -212,6 +227,7 @@ def sparse_attention(
             or cannot serve.
     """
     _check_shapes(q, k, v, pattern)
+    softmax = _read_softmax(q, softcap, sink)
     spans = Spans.of(q, k, lengths)
     if not q.numel():
         return q.new_zeros(q.shape)
@@ -224,6 +240,7 @@ def sparse_attention(
         spans=spans,
         scale=q.shape[3] ** -0.5 if scale is None else scale,
         backend=backend,
+        softmax=softmax,
     )
 
 
@@ -231,6 +248,17 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> None:
     if not isinstance(pattern, Pattern):
         raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
     check_tensors(q, k, v)
+
+
+def _read_softmax(q: Tensor, softcap: float | None, sink: Tensor | None) -> Softmax:
+    if softcap is not None and not softcap > 0:
+        raise UserError(f"softcap must be above 0, got {softcap}")
+    if sink is not None and tuple(sink.shape) != (q.shape[1],):
+        raise UserError(
+            f"sink must hold one score for each of the {q.shape[1]} query heads, got the shape "
+            f"{tuple(sink.shape)}"
+        )
+    return PLAIN if softcap is None and sink is None else Softmax(softcap, sink)
 
 
 def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -> None:

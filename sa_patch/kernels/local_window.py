@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.tiling import whole_vectors
 from sa_patch.patterns import SWA, BlockTopK, MoBA, Pattern, Sinks
+
+
+class Run(NamedTuple):
+    """Tiles of queries at even distances, each of which meets the last `width` keys up to its end.
+
+    Args:
+        skipped: tiles before the first one.
+        stride: tiles from one to the next.
+        width: keys.
+        alike: whether all see the same, each shifted.
+    """
+
+    skipped: int
+    stride: int
+    width: int
+    alike: bool
 
 
 @dataclass(frozen=True)
@@ -42,9 +60,41 @@ class LocalWindow:
         """Whether query i sees key j, for ``j <= i``: a `Rule`."""
         return (j < self.sinks) | (j >= self.first(i))
 
-    def repeats(self, tile: int) -> bool:
-        """Whether tiles of so many queries see the same, each shifted by a tile."""
-        return all(tile % block == 0 for _, block, _ in self.neighbourhoods)
+    def until_aligned(self, position: int, tile: int) -> int:
+        """Queries from a position on until a tile of them would lie within one long block."""
+        return (self.neighbourhoods[0][0] - position) % tile if self._tiles_of_block(tile) else 0
+
+    def runs(self, position: int, tile: int, width: int) -> list[Run]:
+        """What tiles of queries from a position on (of `until_aligned`) meet, all runs together.
+
+        Args:
+            tile: queries of a tile.
+            width: the most keys that a tile needs.
+        """
+        long = self._tiles_of_block(tile)
+        if not long:
+            # Tiles of whole blocks see the same.
+            alike = all(tile % block == 0 for _, block, _ in self.neighbourhoods)
+            return [Run(0, 1, width, alike)]
+        ((origin, _, local),) = self.neighbourhoods
+        # A block's first tiles need fewer keys than its last.
+        begins = (position - origin) // tile
+        return [
+            Run(
+                (place - begins) % long,
+                long,
+                whole_vectors(self.sinks + local + (place + 1) * tile) - self.sinks,
+                alike=True,
+            )
+            for place in range(long)
+        ]
+
+    def _tiles_of_block(self, tile: int) -> int:
+        """Of how many tiles the blocks of the only neighbourhood consist; 0 if of none."""
+        if len(self.neighbourhoods) != 1:
+            return 0
+        ((_, block, _),) = self.neighbourhoods
+        return block // tile if block % tile == 0 and block > tile else 0
 
     def all_seen(self, seq_len: int) -> int:
         """How many first queries of a sequence see every key up to their own."""

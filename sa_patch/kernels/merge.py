@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.tiling import needs_gradients
 
 # Below this a log-sum-exp holds nothing but hidden scores.
@@ -65,6 +66,7 @@ def attend_with_lse(
     scale: float,
     *,
     causal: bool = False,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of tiles, with the log-sum-exp of the scores.
 
@@ -75,6 +77,7 @@ def attend_with_lse(
             dimensions or four: a bool mask of what is visible, or numbers like q's with
             `hidden_score` for what is not (never -inf).
         causal: whether query i sees the keys ``0 .. i`` alone; then `bias` must be None.
+        softcap: of `Softmax`.
 
     Returns:
         The output, shaped like q, and the log-sum-exp ``[batch, q_heads, nq]``, both fp32 at least
@@ -86,7 +89,7 @@ def attend_with_lse(
     if not q.numel() or not k.numel():
         # The kernel would divide by zero, and stop the process.
         return (q * 0).to(wide), q.new_full(q.shape[:3], -torch.inf, dtype=wide)
-    on_cpu = q.device.type == "cpu" and not needs_gradients(q, k, v)
+    on_cpu = q.device.type == "cpu" and not needs_gradients(q, k, v) and softcap is None
     if causal and not on_cpu:
         bias = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     if bias is not None and bias.dtype == torch.bool:
@@ -98,17 +101,17 @@ def attend_with_lse(
             q, k, v, 0.0, causal, attn_mask=bias, scale=scale
         )
     else:
-        out, lse = _explicit(q, k, v, bias, scale)
+        out, lse = _explicit(q, k, v, bias, scale, softcap)
     return out, lse.masked_fill(lse < hidden / 2, -torch.inf)
 
 
 def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """`attend_with_lse` step by step."""
     kv_heads = k.shape[1]
     scores = q.unflatten(1, (kv_heads, -1)) @ (k * scale)[:, :, None].transpose(-1, -2)
-    scores = scores.flatten(1, 2)
+    scores = Softmax(softcap).cap(scores.flatten(1, 2))
     if bias is not None:
         scores = scores + bias
     lse = scores.logsumexp(-1)

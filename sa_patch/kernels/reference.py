@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, any_softmax
+from sa_patch.kernels.merge import attend_with_lse
 from sa_patch.patterns import Full, Pattern
 
 
@@ -19,8 +20,20 @@ def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
 
 
 def attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
+    if softmax is not PLAIN:
+        mask = visibility(pattern, q, k, layer=layer, spans=spans)
+        out, lse = attend_with_lse(q, k, v, mask, scale, softcap=softmax.softcap)
+        return softmax.share(out, lse).to(q.dtype)
     square = q.shape[2] == k.shape[2] and not any(spans.starts)
     if square and (isinstance(pattern, Full) or pattern.saturated(max(spans.lengths))):
         # Causality alone hides right padding from every real query.
@@ -76,4 +89,5 @@ BACKEND = Backend(
     summary="dense mask through torch's SDPA: any device, O(n^2) memory; the oracle",
     supports=supports,
     attend=attend,
+    refuses=any_softmax,
 )

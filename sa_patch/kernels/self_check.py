@@ -10,13 +10,14 @@ import math
 import warnings
 from collections.abc import Hashable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sa_patch.errors import one_line
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
 
 # One row fills several tiles, the other is shorter: padding is tested too.
@@ -35,17 +36,21 @@ def failures() -> dict[str, str]:
     return {" ".join(map(str, key)): reason for key, reason in _FOUND.items() if reason}
 
 
-def failure(backend: Backend, pattern: Pattern, q: Tensor, k: Tensor) -> str:
+def failure(
+    backend: Backend, pattern: Pattern, q: Tensor, k: Tensor, softmax: Softmax = PLAIN
+) -> str:
     """Why a backend's kernels for this kind of pattern cannot be trusted here; empty if they can.
 
-    Computed once for each device, dtype, head_dim, group size and kind of pattern.
+    Computed once for each device, dtype, head_dim, group size, kind of pattern and of softmax.
     """
     kind = _small(pattern)
     group = q.shape[1] // k.shape[1]
-    key = (backend.name, kind, q.device, q.dtype, q.shape[3], group)
+    softmax = _small_softmax(softmax, 2 * group, q)
+    changed = f"softcap={softmax.softcap} sink={softmax.sink is not None}"
+    key = (backend.name, kind, q.device, q.dtype, q.shape[3], group, changed)
     if key not in _FOUND:
         _FOUND[key] = ""  # what runs inside must not ask again
-        _FOUND[key] = reason = _compare(backend, kind, q, group)
+        _FOUND[key] = reason = _compare(backend, kind, q, group, softmax)
         if reason:
             warnings.warn(
                 f"backend {backend.name!r} is left out for patterns such as {kind} on {q.device} "
@@ -96,7 +101,17 @@ def _small_blocks(part: BlockTopK) -> BlockTopK:
     return BlockTopK(8, 2, 8, 0, grouped=part.grouped, shared=part.shared, segment=segment, **tree)
 
 
-def _compare(backend: Backend, pattern: Pattern, q: Tensor, group: int) -> str:
+def _small_softmax(softmax: Softmax, heads: int, q: Tensor) -> Softmax:
+    """A softmax of the same kind whose cap and sink tell in the scores of a test case."""
+    if softmax is PLAIN:
+        return PLAIN
+    return Softmax(
+        None if softmax.softcap is None else 1.0,
+        None if softmax.sink is None else torch.linspace(0, 6, heads, device=q.device),
+    )
+
+
+def _compare(backend: Backend, pattern: Pattern, q: Tensor, group: int, softmax: Softmax) -> str:
     generator = torch.Generator().manual_seed(0)
 
     def normal(heads: int) -> Tensor:
@@ -108,12 +123,17 @@ def _compare(backend: Backend, pattern: Pattern, q: Tensor, group: int) -> str:
     if not ok:
         return reason
     spans = Spans(_LENGTHS, (0,) * len(_LENGTHS))
-    scale = q.shape[3] ** -0.5
+    own: dict[str, Any] = {
+        "layer": 1,
+        "spans": spans,
+        "scale": q.shape[3] ** -0.5,
+        "softmax": softmax,
+    }
     try:
         with torch.no_grad():
-            found = backend.attend(pattern, *tensors, layer=1, spans=spans, scale=scale)
+            found = backend.attend(pattern, *tensors, **own)
             wide = (x.float() for x in tensors)
-            truth = reference.BACKEND.attend(pattern, *wide, layer=1, spans=spans, scale=scale)
+            truth = reference.BACKEND.attend(pattern, *wide, **own)
             wrong = torch.cat(
                 [
                     _wrong(found[row, :, :n].float(), truth[row, :, :n], q.dtype)

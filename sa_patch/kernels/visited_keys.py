@@ -48,21 +48,15 @@ def visited_keys(
     """Count what evenly spaced tiles of one sequence read.
 
     The parts of a union are passes of their own, as in kernels, and together never more than full
-    attention. Choosing blocks is not counted (`Pattern.selection_dots`).
+    attention. What is read to choose blocks is counted by `choosing_keys`.
 
     Args:
         q: ``[heads, seq_len, head_dim]``, only read where the pattern reads content.
         k: ``[kv_heads, seq_len, head_dim]``, likewise.
     """
     group = heads // kv_heads
-    # A tile holds whole tiles of shared choices.
-    shared = pattern.shared_queries
-    queries = max(1, TILE_ROWS // group // shared) * shared
+    queries, chosen = _sampled_tiles(pattern, seq_len, group)
     tiles = -(-seq_len // queries)
-    chosen = torch.arange(tiles)
-    if tiles > SAMPLED_TILES:
-        middles = (torch.arange(SAMPLED_TILES, dtype=torch.float64) + 0.5) * tiles / SAMPLED_TILES
-        chosen = middles.long()
     sums = torch.zeros(2, len(block_sizes), dtype=torch.float64)
     for tile in chosen.tolist():
         places = torch.arange(tile * queries, min((tile + 1) * queries, seq_len))
@@ -82,6 +76,30 @@ def visited_keys(
         dict(zip(block_sizes, own.tolist(), strict=True)),
         dict(zip(block_sizes, full.tolist(), strict=True)),
     )
+
+
+def choosing_keys(pattern: Pattern, seq_len: int, *, heads: int, kv_heads: int) -> float:
+    """What a tile reads to choose its blocks, in visited keys: a mean over evenly spaced tiles.
+
+    A block's mean is read as a key without a value is: half a visited key.
+    """
+    queries, chosen = _sampled_tiles(pattern, seq_len, heads // kv_heads)
+    read = [
+        pattern.means_read(torch.arange(tile * queries, min((tile + 1) * queries, seq_len)))
+        for tile in chosen.tolist()
+    ]
+    return sum(read) / 2 / max(1, len(read))
+
+
+def _sampled_tiles(pattern: Pattern, seq_len: int, group: int) -> tuple[int, Tensor]:
+    """Queries of a tile, which holds whole tiles of shared choices, and evenly spaced tiles."""
+    shared = pattern.shared_queries
+    queries = max(1, TILE_ROWS // group // shared) * shared
+    tiles = -(-seq_len // queries)
+    if tiles <= SAMPLED_TILES:
+        return queries, torch.arange(tiles)
+    middles = (torch.arange(SAMPLED_TILES, dtype=torch.float64) + 0.5) * tiles / SAMPLED_TILES
+    return queries, middles.long()
 
 
 def _blocks_of(

@@ -1,5 +1,6 @@
 """WHERE is a pattern attached: Hugging Face models, their caches and masks."""
 
+from sa_patch.patching.implementations import register_from_environment, register_implementation
 from sa_patch.patching.layers import attention_layers, format_layers, parse_layers
 from sa_patch.patching.patch import (
     check_decode,
@@ -24,5 +25,7 @@ __all__ = [
     "parse_layers",
     "patch_model",
     "patched",
+    "register_from_environment",
+    "register_implementation",
     "unpatch_model",
 ]

@@ -10,13 +10,21 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import Spans, attend
+from sa_patch.kernels import PLAIN, Softmax, Spans, attend
 from sa_patch.patching.mask import Packing, SparseMask
 from sa_patch.patching.plan import Observer, get_plan
-from sa_patch.patching.tile_queries import tile_queries, without_earlier
+from sa_patch.patching.reading import refuse_pieces
+from sa_patch.patching.tile_queries import keep_queries, tile_queries, without_earlier
 
-# Arguments by which a model changes the softmax itself; a pattern that ignored them would be wrong.
-_SOFTMAX_ARGUMENTS = ("softcap", "s_aux", "position_bias", "head_mask")
+IMPLEMENTATION = "sa_patch"
+"""The name under which our attention and mask functions are registered with transformers."""
+
+OWN_NAMES = {IMPLEMENTATION}
+"""That name, and those of `sa_patch.patching.implementations`."""
+
+# Arguments by which a model changes its scores or weights; a pattern that ignored them would be
+# wrong. Soft caps and learned sinks are not among them: kernels know those.
+_OTHER_ARGUMENTS = ("position_bias", "head_mask")
 
 
 def sparse_attention_forward(
@@ -51,13 +59,16 @@ def sparse_attention_forward(
             "load it with its stock attention and call sa_patch.patch_model(model, ...)"
         )
     require_own_mask(attention_mask, "a patched model")
-    cached = attention_mask.query_offset > 0
-    if plan.pattern is None or (cached and plan.decode == "full"):
+    prompt = plan.reading.is_prompt(attention_mask)
+    if plan.pattern is None or (not prompt and plan.decode == "full"):
+        keep_queries(module, query, attention_mask)
         stock_mask = attention_mask.stock(plan.stock, kwargs)
         return stock_function(module, plan.stock)(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
+    if prompt and attention_mask.query_offset > 0:
+        refuse_pieces(plan.pattern, attention_mask.query_offset)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
     if key.shape[2] < attention_mask.key_len:
         # The cache has dropped what lies between the sinks and the window.
@@ -83,6 +94,7 @@ def sparse_attention_forward(
         spans=spans,
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
         backend=plan.backend,
+        softmax=own_softmax(kwargs),
     )
     out = without_earlier(out, earlier, new)
     return packing.unpack(out).transpose(1, 2).contiguous(), None
@@ -95,6 +107,12 @@ def _observe(observer: Observer, layer: int, q: Tensor, k: Tensor, spans: Spans)
         return
     for own_q, own_k in spans.sequences(q, k):
         observer(layer, own_q, own_k, Spans((own_k.shape[2],), (0,)))
+
+
+def own_softmax(arguments: dict[str, Any]) -> Softmax:
+    """What the model changes about the softmax, by the names of transformers' interface."""
+    softcap, sink = arguments.get("softcap"), arguments.get("s_aux")
+    return PLAIN if softcap is None and sink is None else Softmax(softcap, sink)
 
 
 def stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
@@ -134,7 +152,7 @@ def refuse_unsupported(
             "attention dropout is not supported by a patched model; call model.eval() or set "
             "attention_dropout to 0"
         )
-    for name in _SOFTMAX_ARGUMENTS:
+    for name in _OTHER_ARGUMENTS:
         if kwargs.get(name) is not None:
             raise UserError(
                 f"layer {module.layer_idx} of this model changes its softmax by {name!r}, which "

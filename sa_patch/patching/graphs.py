@@ -16,6 +16,8 @@ from transformers.masking_utils import AttentionMaskInterface, causal_mask_funct
 
 from sa_patch.patching import operator
 from sa_patch.patching.attention import (
+    IMPLEMENTATION,
+    own_softmax,
     refuse_unsupported,
     sparse_attention_forward,
     stock_function,
@@ -24,9 +26,6 @@ from sa_patch.patching.documents import PADDING, document_numbers
 from sa_patch.patching.mask import OUTSIDE_OF_GRAPHS, SparseMask, sparse_mask
 from sa_patch.patching.plan import get_plan
 from sa_patch.patching.tile_queries import tile_queries
-
-IMPLEMENTATION = "sa_patch"
-"""The name under which our attention and mask functions are registered with transformers."""
 
 # A compiler would pin lengths one by one, recompiling for minutes.
 _attention_outside = disable(sparse_attention_forward, reason=OUTSIDE_OF_GRAPHS)
@@ -101,21 +100,25 @@ def attention_function(
         return _attention_outside(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    plan.reading.is_prompt(attention_mask)
     if plan.pattern is None:
         mask = attention_mask.stock(plan.stock)
         return stock_function(module, plan.stock)(
             module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
+    softmax = own_softmax(kwargs)
     out = operator.attention(
         query,
         key,
         value,
+        softmax.sink,
         attention_mask.layout(),
         plan.text,
         module.layer_idx,
         query.shape[3] ** -0.5 if scaling is None else scaling,
         plan.backend,
+        softmax.softcap,
     )
     return out, None
 

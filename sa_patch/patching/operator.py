@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_patch.kernels import Spans, attend
+from sa_patch.kernels import PLAIN, Softmax, Spans, attend
 from sa_patch.patching.documents import PADDING, documents_of_numbers
 from sa_patch.patching.mask import Packing
 from sa_patch.patterns import parse_pattern
@@ -57,11 +57,13 @@ def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    sink: Tensor | None,
     numbers: Tensor | None,
     pattern: str,
     layer: int,
     scale: float,
     backend: str,
+    softcap: float | None,
 ) -> Tensor:
     packing = _packing(numbers, len(q), q.shape[2])
     out = attend(
@@ -73,6 +75,7 @@ def _attend(
         spans=packing.spans,
         scale=scale,
         backend=backend,
+        softmax=PLAIN if softcap is None and sink is None else Softmax(softcap, sink),
     )
     return packing.unpack(out).transpose(1, 2).contiguous()
 
@@ -82,24 +85,27 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    sink: Tensor | None,
     numbers: Tensor | None,
     pattern: str,
     layer: int,
     scale: float,
     backend: str,
+    softcap: float | None,
 ) -> Tensor:
     """Attention of one layer.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``.
+        sink, softcap: of `Softmax`.
         numbers: of `layout`; None where each row is one document without padding.
         pattern: text form.
 
     Returns:
         ``[batch, n, q_heads, head_dim]``.
     """
-    return _attend(q, k, v, numbers, pattern, layer, scale, backend)
+    return _attend(q, k, v, sink, numbers, pattern, layer, scale, backend, softcap)
 
 
 @attention.register_fake
@@ -113,40 +119,44 @@ def attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    sink: Tensor | None,
     numbers: Tensor | None,
     pattern: str,
     layer: int,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `attention` by q, k and v, for which it is computed once more."""
+    softcap: float | None,
+) -> list[Tensor]:
+    """Gradients of `attention` by q, k, v and a sink, for which it is computed once more."""
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
+    sink = None if sink is None else sink.detach().requires_grad_()
     # Within an operator nothing is recorded, unless torch is told to dispatch to autograd again.
     recording = torch._C._SetExcludeDispatchKeyGuard(
         torch._C.DispatchKey.AutogradFunctionality, False
     )
     with recording, torch.enable_grad():
-        out = _attend(q, k, v, numbers, pattern, layer, scale, backend)
-    gradients = torch.autograd.grad(out, (q, k, v), gradient)
-    by_q, by_k, by_v = (x.contiguous() for x in gradients)
-    return by_q, by_k, by_v
+        out = _attend(q, k, v, sink, numbers, pattern, layer, scale, backend, softcap)
+    inputs = [q, k, v] if sink is None else [q, k, v, sink]
+    return [x.contiguous() for x in torch.autograd.grad(out, inputs, gradient)]
 
 
 @attention_backward.register_fake
-def _(gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    by_q, by_k, by_v = (x.new_empty(x.shape) for x in (q, k, v))
-    return by_q, by_k, by_v
+def _(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, *others: Any
+) -> list[Tensor]:
+    inputs = [q, k, v] if sink is None else [q, k, v, sink]
+    return [x.new_empty(x.shape) for x in inputs]
 
 
 # Torch names the arguments.
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.others = inputs[4:]
+    ctx.save_for_backward(*inputs[:5])
+    ctx.others = inputs[5:]
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     gradients = attention_backward(gradient, *ctx.saved_tensors, *ctx.others)
-    return (*gradients, *[None] * 5)
+    return (*gradients, *[None] * (10 - len(gradients)))
 
 
 attention.register_autograd(_backward, setup_context=_keep)

@@ -12,11 +12,12 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
+from sa_patch.patching.attention import IMPLEMENTATION, OWN_NAMES
 from sa_patch.patching.drafting import draft_after_prompt
-from sa_patch.patching.graphs import IMPLEMENTATION
 from sa_patch.patching.layers import attention_layers, base_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
 from sa_patch.patching.prefix import refuse_prefix_adapter
+from sa_patch.patching.reading import Reading, read_prompts
 from sa_patch.patching.schedule import Layers, Schedule
 from sa_patch.patterns import SA, Full, Pattern, parse_pattern
 
@@ -48,11 +49,12 @@ def patch_model(
             "full" for stock attention (``{"0-3": "full", 7: SWA(64)}``); layers that it does not
             name take the pattern if one is given, else keep their stock attention. Default: all
             full-attention layers.
-        decode: what a query does that arrives when keys are already cached. "full": it sees all
-            of them. "pattern": the pattern goes on over the whole sequence; layers whose pattern
-            reaches no further than sinks and a window then keep no other keys in a dynamic cache,
-            so that its size no longer grows. Layers with any other pattern, and static,
-            quantized or foreign caches, keep all keys.
+        decode: what generated tokens see. "full": everything. "pattern": the pattern goes on over
+            the whole sequence; layers whose pattern reaches no further than sinks and a window
+            then keep no other keys in a dynamic cache, so that its size no longer grows. Layers
+            with any other pattern, and static, quantized or foreign caches, keep all keys. Several
+            tokens behind cached keys are prompt, whatever `decode` says, unless `generate`
+            verifies them as a draft; patterns that are not prefix-stable refuse them.
         backend: kernel backend, or "auto" for the fastest that is able.
 
     Returns:
@@ -66,17 +68,18 @@ def patch_model(
     given = _read_pattern(pattern, window, optional=schedule.own is not None)
     check_decode(decode)
     check_backend(backend)
-    refuse_prefix_adapter(model, decode)
     inner = base_model(model)
     modules = attention_layers(inner)
     assigned = _keep_branches(inner, schedule.assign(inner, given))
+    refuse_prefix_adapter(model, assigned.values())
     stock = _stock_implementation(inner)
     if inner.config._attn_implementation != IMPLEMENTATION:
         _own_config(inner)
+    reading = Reading()
     for index, module in modules.items():
-        set_plan(module, LayerPlan(assigned[index], decode, backend, stock))
+        set_plan(module, LayerPlan(assigned[index], decode, backend, stock, reading))
     inner.set_attn_implementation(IMPLEMENTATION)
-    draft_after_prompt(inner, active=True)
+    _say_what_is_read(inner, reading)
     return model
 
 
@@ -101,8 +104,8 @@ def unpatch_model(model: Model) -> Model:
     stock = _stock_implementation(inner)
     for module in inner.modules():
         set_plan(module, None)
-    draft_after_prompt(inner, active=False)
-    if inner.config._attn_implementation == IMPLEMENTATION:
+    _say_what_is_read(inner, None)
+    if inner.config._attn_implementation in OWN_NAMES:
         inner.set_attn_implementation(stock)
     return model
 
@@ -123,15 +126,19 @@ def patched(
     """
     inner = base_model(model)
     before = {index: get_plan(module) for index, module in attention_layers(inner).items()}
+    name = inner.config._attn_implementation
     patch_model(model, pattern, window=window, layers=layers, decode=decode, backend=backend)
     try:
         yield model
     finally:
         if all(plan is None for plan in before.values()):
             unpatch_model(model)
+            if name in OWN_NAMES:
+                inner.set_attn_implementation(name)
         else:
             for index, module in attention_layers(inner).items():
                 set_plan(module, before[index])
+            _say_what_is_read(inner, next(plan.reading for plan in before.values() if plan))
             inner.set_attn_implementation(IMPLEMENTATION)
 
 
@@ -159,6 +166,12 @@ def observe_layers(model: object, observer: Observer, layers: Iterable[int]) -> 
         plan = get_plan(modules[index])
         if plan is not None:
             set_plan(modules[index], dataclasses.replace(plan, observer=observer))
+
+
+def _say_what_is_read(model: PreTrainedModel, reading: Reading | None) -> None:
+    """Have `generate` of a model tell its layers what they read, or no longer."""
+    read_prompts(model, reading)
+    draft_after_prompt(model, reading)
 
 
 def _keep_branches(
@@ -205,8 +218,8 @@ def _stock_implementation(model: PreTrainedModel) -> str:
         if plan is not None:
             return plan.stock
     current = str(model.config._attn_implementation)
-    # A model that was loaded under our name without a pattern has nothing else to go back to.
-    return "sdpa" if current == IMPLEMENTATION else current
+    # A model that was loaded under a name of ours goes back to what it would have had without.
+    return str(model.get_correct_attn_implementation(None)) if current in OWN_NAMES else current
 
 
 def _own_config(model: PreTrainedModel) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from sa_patch.kernels import Spans
 from sa_patch.patching.cache import DropBeyondReach
-from sa_patch.patching.prefix import RefuseForeignKeys
+from sa_patch.patching.reading import Reading
 from sa_patch.patching.tile_queries import KeepTileQueries, forget_tile_queries
-from sa_patch.patterns import Full, Pattern
+from sa_patch.patterns import Pattern
 
 Observer = Callable[[int, Tensor, Tensor, Spans], None]
 
@@ -27,6 +27,7 @@ class LayerPlan:
         decode: "full" or "pattern", see `sa_patch.patching.patch_model`.
         backend: name of the kernel backend, or "auto".
         stock: the model's attention implementation before it was patched.
+        reading: what the forward pass reads, one for all modules of the model.
         observer: called with (layer, q, k, spans) before each sparse attention, with the tensors
             as `sa_patch.kernels.attend` takes them; None for nobody.
 
@@ -38,6 +39,7 @@ class LayerPlan:
     decode: str
     backend: str
     stock: str
+    reading: Reading
     observer: Observer | None = None
     text: str = field(init=False, default="")
 
@@ -52,15 +54,12 @@ class LayerPlan:
             return None
         return self.pattern.bounded_reach
 
-    def hook(self) -> DropBeyondReach | KeepTileQueries | RefuseForeignKeys | None:
+    def hook(self) -> DropBeyondReach | KeepTileQueries | None:
         """What has to see the cache before the module does; None if nothing has to."""
         if self.reach is not None:
             return DropBeyondReach(*self.reach)
-        if self.pattern is not None and self.decode == "pattern":
-            shared = self.pattern.shared_queries
-            return KeepTileQueries(shared) if shared > 1 else None
-        sparse = self.pattern is not None and not isinstance(self.pattern, Full)
-        return RefuseForeignKeys() if sparse and self.decode == "full" else None
+        shared = 1 if self.pattern is None else self.pattern.shared_queries
+        return KeepTileQueries(shared) if shared > 1 else None
 
 
 def get_plan(module: nn.Module) -> LayerPlan | None:

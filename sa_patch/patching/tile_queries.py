@@ -141,6 +141,18 @@ def tile_queries(module: nn.Module) -> TileQueriesLayer | None:
     return layer if isinstance(layer, TileQueriesLayer) else None
 
 
+def keep_queries(module: nn.Module, query: Tensor, mask: SparseMask) -> None:
+    """Let the module's cache keep queries that see everything, for tiles that later ones share.
+
+    Args:
+        query: ``[batch, q_heads, nq, head_dim]``, rotary embeddings applied.
+    """
+    cache = tile_queries(module)
+    if cache is not None:
+        packing = mask.packing()
+        cache.begin_tiles(packing.pack(query, packing.query_order), packing.spans)
+
+
 def forget_tile_queries(module: nn.Module) -> None:
     """Take away what `KeepTileQueries` left on a module."""
     module.__dict__.pop(_LAYER, None)

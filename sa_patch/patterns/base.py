@@ -145,6 +145,11 @@ class Pattern(ABC):
         return 1
 
     @property
+    def computed_as(self) -> Pattern:
+        """The pattern that shows the very same keys, in the terms that kernels know."""
+        return self
+
+    @property
     def bounded_reach(self) -> tuple[int, int] | None:
         """(sinks, window) if no query ever sees more than the first and the nearest keys."""
         return None
@@ -176,6 +181,10 @@ class Pattern(ABC):
             group: query heads that share a KV head; a choice they share costs each its part.
         """
         return torch.zeros(seq_len, dtype=torch.float64)
+
+    def means_read(self, positions: Tensor) -> int:
+        """Mean keys of blocks that queries at these positions read together to choose, at most."""
+        return 0
 
     def __str__(self) -> str:
         shown = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, whole_number
 from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, expected_choices
-from sa_patch.patterns.block_selection.tree import best_blocks, scored_nodes
+from sa_patch.patterns.block_selection.tree import best_blocks, read_nodes, scored_nodes
 
 Positions = TypeVar("Positions", int, Tensor)
 
@@ -270,3 +270,7 @@ class BlockTopK(Pattern):
             beam=self.beam,
         )
         return dots.double() / (group if self.grouped else 1)
+
+    def means_read(self, positions: Tensor) -> int:
+        search = {"topk": self.topk, "branch": self.branch, "beam": self.beam}
+        return read_nodes(self.eligible(positions), **search)

@@ -10,21 +10,9 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, whole_number
+from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_selection.top_candidates import first_best
-
-
-def block_means(k: Tensor, block_size: int) -> Tensor:
-    """Mean key of every complete block, in fp32.
-
-    Args:
-        k: ``[..., seq_len, head_dim]``.
-
-    Returns:
-        fp32 ``[..., seq_len // block_size, head_dim]``.
-    """
-    complete = k.shape[-2] // block_size
-    blocks = k[..., : complete * block_size, :].unflatten(-2, (complete, block_size))
-    return blocks.mean(-2, dtype=torch.float32)
+from sa_patch.patterns.block_topk import BlockTopK
 
 
 @dataclass(frozen=True)
@@ -35,16 +23,24 @@ class MoBA(Pattern):
     dot product with the query (with grouped-query attention: the mean key of its KV head);
     of equal ones the earlier (arXiv 2502.13189).
 
+    With `shared` above 1 a tile of so many queries, by position, shares its choices: query i sees
+    the blocks that the queries of its tile up to i chose. With `grouped` the query heads that share
+    a KV head choose together, by the sum of their queries.
+
     Args:
         block_size: tokens in a block, at least 1.
-        topk: blocks in view, the query's own among them, at least 1.
+        topk: blocks in view, the query's own among them, at least 1; more by `shared`.
+        shared: queries that share their choices; 1 for none.
+        grouped: one choice for the query heads that share a KV head.
 
     Raises:
-        UserError: if a parameter is not a whole number of at least 1.
+        UserError: if a parameter is not of these kinds.
     """
 
     block_size: int = field(metadata={"always": True})
     topk: int = field(default=2, metadata={"always": True})
+    shared: int = 1
+    grouped: bool = False
 
     name: ClassVar[str] = "moba"
     summary: ClassVar[str] = "mixture of block attention: own block + best blocks (2502.13189)"
@@ -53,9 +49,14 @@ class MoBA(Pattern):
     def __post_init__(self) -> None:
         whole_number(self.block_size, "block_size", 1)
         whole_number(self.topk, "topk", 1)
+        whole_number(self.shared, "shared", 1)
+        if not isinstance(self.grouped, bool):
+            raise UserError(f"grouped must be true or false, got {self.grouped!r}")
 
     @classmethod
-    def from_window(cls, window: int, topk: int = 2) -> MoBA:
+    def from_window(
+        cls, window: int, topk: int = 2, shared: int = 1, grouped: bool = False
+    ) -> MoBA:
         """The pattern whose `topk` blocks hold `window` tokens together.
 
         Raises:
@@ -68,7 +69,26 @@ class MoBA(Pattern):
                 f"moba's window must be a multiple of topk={topk} (blocks of window / topk tokens),"
                 f" got window={window}"
             )
-        return cls(block_size=window // topk, topk=topk)
+        return cls(window // topk, topk, shared, grouped)
+
+    @property
+    def computed_as(self) -> Pattern:
+        """With choices that queries or heads share, the same pattern in `BlockTopK`'s terms."""
+        if self.shared == 1 and not self.grouped:
+            return self
+        return self._blocks
+
+    @property
+    def _blocks(self) -> BlockTopK:
+        return BlockTopK(
+            self.block_size,
+            self.topk - 1,
+            sinks=0,
+            local=0,
+            branch=0,
+            grouped=self.grouped,
+            shared=self.shared,
+        )
 
     def rank_blocks(self, q: Tensor, means: Tensor, query_blocks: Tensor) -> Tensor:
         """The earlier blocks that every query chooses, best first.
@@ -118,6 +138,10 @@ class MoBA(Pattern):
     ) -> Tensor:
         if q is None or k is None:
             raise UserError("moba chooses blocks by content: visible() needs q and k")
+        if self.computed_as is not self:
+            return self._blocks.visible(
+                query_positions, seq_len, layer=layer, heads=heads, q=q, k=k
+            )
         query_blocks = query_positions // self.block_size
         chosen = self.choose_blocks(q, block_means(k, self.block_size), query_blocks)
         keys = torch.arange(seq_len, device=query_positions.device)
@@ -129,7 +153,15 @@ class MoBA(Pattern):
         return (own | from_chosen) & (keys <= query_positions[:, None])
 
     def keys_per_query(self, seq_len: int) -> Tensor:
-        return self.count_visible(seq_len)[0].double()
+        return self._blocks.keys_per_query(seq_len)
+
+    @property
+    def shared_queries(self) -> int:
+        return self.shared
+
+    @property
+    def counts_need_content(self) -> bool:
+        return self.shared > 1
 
     def saturated(self, seq_len: int) -> bool:
         return (seq_len - 1) // self.block_size < self.topk
@@ -139,12 +171,13 @@ class MoBA(Pattern):
         return self.block_size * self.topk
 
     def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
-        # How many keys are seen does not depend on which blocks are chosen.
-        positions = torch.arange(seq_len)
-        chosen = (positions // self.block_size).clamp(max=self.topk - 1)
-        return (chosen * self.block_size + positions % self.block_size + 1)[None]
+        return self._blocks.count_visible(seq_len, layer=layer, heads=heads)
 
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         if self.topk == 1:
             return torch.zeros(seq_len, dtype=torch.float64)
-        return (torch.arange(seq_len) // self.block_size).double()
+        blocks = (torch.arange(seq_len) // self.block_size).double()
+        return blocks / (group if self.grouped else 1)
+
+    def means_read(self, positions: Tensor) -> int:
+        return self._blocks.means_read(positions)

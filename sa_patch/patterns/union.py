@@ -113,6 +113,10 @@ class Union(Pattern):
         return math.lcm(*(part.shared_queries for part in self.parts))
 
     @property
+    def computed_as(self) -> Pattern:
+        return _computed_as(self)
+
+    @property
     def bounded_reach(self) -> tuple[int, int] | None:
         reaches = [part.bounded_reach for part in self.parts]
         if any(reach is None for reach in reaches):
@@ -187,6 +191,9 @@ class Union(Pattern):
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         return reduce(torch.add, (part.selection_dots(seq_len, group) for part in self.parts))
 
+    def means_read(self, positions: Tensor) -> int:
+        return sum(part.means_read(positions) for part in self.parts)
+
     def __str__(self) -> str:
         return "+".join(map(str, self.parts))
 
@@ -221,6 +228,12 @@ def seed_of(pattern: Pattern) -> int | None:
     """The seed of a pattern, of a union that of its first random part; None without one."""
     seeds = [part.seed for part in parts_of(pattern) if hasattr(part, "seed")]
     return seeds[0] if seeds else None
+
+
+# Asked in every call.
+@lru_cache(maxsize=256)
+def _computed_as(union: Union) -> Pattern:
+    return unite(*(part.computed_as for part in union.parts))
 
 
 # Asked several times in every call, and a profile takes time that grows with the sequence.

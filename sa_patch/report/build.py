@@ -1,6 +1,6 @@
 """The report on one or several run folders: tables, figures, and where they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,11 @@ from sa_patch.report.accuracy_figures import (
     draw_tasks,
 )
 from sa_patch.report.aggregate import Comparison, compare
-from sa_patch.report.depth_figure import draw_depth
+from sa_patch.report.lengths.by_length import by_length
+from sa_patch.report.lengths.depth_figure import draw_depth
+from sa_patch.report.lengths.figures import LENGTH_FIGURES, draw_length_figures
+from sa_patch.report.lengths.section import length_section
+from sa_patch.report.lengths.tables import length_tables, markdown_length_tables
 from sa_patch.report.page.build import page
 from sa_patch.report.page.data import page_data
 from sa_patch.report.pareto_figure import draw_pareto
@@ -99,16 +103,17 @@ def write_report(
     folder = report.runs[0].path if out is None else Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        drawn = draw_figures(report, x)
         figures = [
             path
-            for name, figure in draw_figures(report, x).items()
+            for name, figure in drawn.items()
             for path in write_figure(folder / figure_name(name, x), figure)
         ]
         csv_file = folder / "results.csv"
         write_whole(csv_file, csv_text(report.comparison).encode())
         markdown_file = folder / "results.md"
         page_file = folder / "report.html"
-        write_whole(page_file, report_page(report).encode())
+        write_whole(page_file, report_page(report, drawn).encode())
         pictures = [path.name for path in figures if path.suffix == ".png"]
         write_whole(markdown_file, markdown(report, pictures).encode())
     except OSError as error:
@@ -121,16 +126,19 @@ def write_report(
     return ReportFiles(report, page_file, markdown_file, csv_file, tuple(figures))
 
 
-def report_page(report: Report) -> str:
-    """The page to explore the report with, as HTML."""
+def report_page(report: Report, figures: Mapping[str, Figure] | None = None) -> str:
+    """The page to explore the report with, as HTML; those of ``figures`` that show lengths are part
+    of it."""
     notes = reading_notes(report.comparison, apart=False)
     unused = captions.set_aside_lines(report.set_aside)
-    return page(page_data(report.runs, report.cells, report.comparison, notes, unused))
+    data = page_data(report.runs, report.cells, report.comparison, notes, unused)
+    return page(data, length_section(report.comparison, figures or {}))
 
 
 def draw_figures(report: Report, x: str) -> dict[str, Figure]:
     """The figures by name: "average" (if any task is shared by all points), "tasks", "pareto" (if
-    costs were measured) and "depth" (if a task scores by depth)."""
+    costs were measured), "depth" (if a task scores by depth), and those of `LENGTH_FIGURES` (if
+    tasks were run at several lengths)."""
     comparison, cells, runs = report.comparison, report.cells, report.runs
     figures = {}
     if comparison.averages:
@@ -155,7 +163,7 @@ def draw_figures(report: Report, x: str) -> dict[str, Figure]:
     ):
         if figure is not None:
             figures[name] = figure
-    return figures
+    return figures | draw_length_figures(comparison, cells, runs)
 
 
 def pareto_axis(x: str) -> str:
@@ -165,7 +173,7 @@ def pareto_axis(x: str) -> str:
 
 def figure_name(name: str, x: str) -> str:
     """The file name of a figure, without its ending."""
-    if name == "depth":
+    if name == "depth" or name in LENGTH_FIGURES:
         return name
     if name == "pareto":
         return name if pareto_axis(x) == "mean_keys" else f"{name}_vs_{x}"
@@ -181,6 +189,9 @@ def markdown(report: Report, pictures: Sequence[str]) -> str:
             lines += [f"**{note}**", ""]
     for name in pictures:
         lines += [f"![{name.rsplit('.', 1)[0].replace('_', ' ')}]({name})", ""]
+    found = by_length(comparison)
+    if found is not None:
+        lines += [markdown_length_tables(length_tables(found)), ""]
     lines += [markdown_tables(comparison), "", "## How to read this", ""]
     lines += [f"- {note}" for note in reading_notes(comparison)]
     lines += ["", "## Where the figures come from", ""]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sa_patch.report.variants import Variant, by_budget, by_split, family, in_full
+from sa_patch.sweep.cells import PROMPT_SETTINGS
 from sa_patch.sweep.results import Cell
 
 METHOD_ORDER = ("full", "sa", "psa", "swa", "sinks", "moba", "block_topk", "union")
@@ -17,7 +18,7 @@ MODEL_SETTINGS = ("model", "model_name", "dtype")
 PATTERN_SETTINGS = ("layers", "decode", "backend")
 # Characters of a schedule of layers that a label has room for.
 LONGEST_LAYERS = 32
-TASK_SETTINGS = ("limit", "num_fewshot", "gen_kwargs", "task_version")
+TASK_SETTINGS = ("limit", "num_fewshot", "gen_kwargs", "task_version", *PROMPT_SETTINGS)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sa_patch.errors import UserError, one_line
 from sa_patch.evaluation.full_answers import FullAnswers
-from sa_patch.evaluation.tasks import Catalogue
+from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.files.provenance import hardware, now, versions
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.free_memory import free_memory
@@ -58,9 +59,11 @@ class CellRunner:
         self._catalogue, self._benchmarks = catalogue, benchmarks
         self._lm = load_model(model, config.batch_size, config.batch_tokens)
         self._hardware = hardware()
+        self._lm.share_contexts = answers is not None
         if answers is not None:
             self._lm.full_answers = FullAnswers(self._identity(model), answers)
         self._loaded: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._tokenizer: TemporaryDirectory[str] | None = None
 
     def _identity(self, model: ModelSpec) -> dict[str, Any]:
         """What determines full attention's answers beside the tokens."""
@@ -101,11 +104,20 @@ class CellRunner:
         try:
             loaded = self._data(cell)
             self._use(cell)
+            self._lm.cut_prompts(cell.task.truncation, cell.task.max_prompt_tokens)
             self._lm.meter.reset()
             if self._lm.full_answers is not None:
                 self._lm.full_answers.refresh()
             with counting_backends() as calls:
-                results = scoring.score(self._lm, loaded, cell.task.limit, self._run_code)
+                results = scoring.score(
+                    self._lm,
+                    loaded,
+                    cell.task.limit,
+                    self._run_code,
+                    apply_chat_template=cell.task.apply_chat_template,
+                    system_instruction=cell.task.system_instruction,
+                    fewshot_as_multiturn=cell.task.fewshot_as_multiturn,
+                )
             scores = scoring.plain_scores(results, cell.info.name)
             content["primary"] = scoring.primary_score(results, cell.info, scores)
             content["scores"] = scores
@@ -132,13 +144,23 @@ class CellRunner:
         wanted = (repr(cell.task), cell.info.name)
         found = self._loaded.pop(wanted, None)
         if found is None:
-            found = self._catalogue.load(cell.info.name, self._benchmarks)
+            metadata = dict(cell.task.metadata)
+            if cell.info.needs_tokenizer:
+                metadata = {"tokenizer": self._tokenizer_folder(), **metadata}
+            found = self._catalogue.load(cell.info, self._benchmarks, metadata)
             scoring.prepare(found, cell.task.num_fewshot, cell.task.gen_kwargs)
         # The last used comes last.
         self._loaded[wanted] = found
         if len(self._loaded) > TASKS_HELD:
             del self._loaded[next(iter(self._loaded))]
         return found
+
+    def _tokenizer_folder(self) -> str:
+        """The model's own tokenizer as a folder, which is all that tasks can be told of it."""
+        if self._tokenizer is None:
+            self._tokenizer = TemporaryDirectory(prefix="sa_patch_tokenizer_")
+            self._lm.tokenizer.save_pretrained(self._tokenizer.name)
+        return self._tokenizer.name
 
     def _use(self, cell: PlannedCell) -> None:
         self._lm.use_pattern(

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from sa_patch.patterns import Pattern
 
 SCHEMA = 1
+# Settings of a task that are part of a cell's identity only where they are given.
+PROMPT_SETTINGS = (
+    "metadata",
+    "apply_chat_template",
+    "system_instruction",
+    "fewshot_as_multiturn",
+    "truncation",
+    "max_prompt_tokens",
+)
 
 
 def cell_id(cell: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
@@ -49,22 +49,42 @@ class ModelSpec(Settings):
     resources: WorkerResources = WorkerResources()
 
 
-class TaskSpec(Settings):
-    """One lm-eval task or group, with the settings that change its result."""
+class TaskSettings(Settings):
+    """What changes the result of a task, beside its name.
 
-    task: Text
+    Args:
+        metadata: for the functions that make a task's documents. Each of its ``max_seq_lengths`` is
+            a cell of its own.
+        apply_chat_template: put prompts into the template of the model's tokenizer.
+        truncation: where prompts are cut that are too long: "left", as lm-eval does, or "middle",
+            as LongBench does.
+        max_prompt_tokens: of a prompt, beside the model's own limit.
+    """
+
     limit: Positive | None = None
     num_fewshot: Shots | None = None
     gen_kwargs: Keywords = {}
+    metadata: Keywords = {}
+    apply_chat_template: bool = False
+    system_instruction: Text | None = None
+    fewshot_as_multiturn: bool = False
+    truncation: Literal["left", "middle"] = "left"
+    max_prompt_tokens: Positive | None = None
 
 
-class SweepConfig(Settings):
+class TaskSpec(TaskSettings):
+    """One lm-eval task or group, with the settings that change its result."""
+
+    task: Text
+
+
+class SweepConfig(TaskSettings):
     """A whole sweep: every model with every pattern on every task.
 
     Args:
         name: of the run and its figures; the file's name by default.
         dtype, resources: of each model that has none of its own.
-        limit, num_fewshot, gen_kwargs: of each task that has none of its own.
+        limit, num_fewshot, ... (those of `TaskSettings`): of each task that has none of its own.
         windows: of each method that has none of its own.
         models: "model" in the file, a list or a single one.
         layers: that take a method's pattern where the method has none of its own.
@@ -76,9 +96,6 @@ class SweepConfig(Settings):
     name: Text = "sweep"
     dtype: Dtype = "auto"
     resources: WorkerResources = WorkerResources()
-    limit: Positive | None = None
-    num_fewshot: Shots | None = None
-    gen_kwargs: Keywords = {}
     windows: Windows = ()
     models: Annotated[tuple[Annotated[ModelSpec, text_is("pretrained")], ...], LISTED] = Field(
         default=(ModelSpec(pretrained=DEFAULT_MODEL),), alias="model", validate_default=True
@@ -112,7 +129,14 @@ class SweepConfig(Settings):
     def _complete_tasks(
         cls, tasks: tuple[TaskSpec, ...], info: ValidationInfo
     ) -> tuple[TaskSpec, ...]:
-        return _not_empty(_unique(task.completed(info.data) for task in tasks), "tasks")
+        completed = _unique(task.completed(info.data) for task in tasks)
+        for task in completed:
+            if task.fewshot_as_multiturn and not task.apply_chat_template:
+                raise UserError(
+                    f"task {task.task!r}: fewshot_as_multiturn means turns of a chat, so it needs "
+                    "apply_chat_template: true"
+                )
+        return _not_empty(completed, "tasks")
 
     @property
     def patterns(self) -> tuple[Pattern, ...]:
@@ -128,6 +152,14 @@ class SweepConfig(Settings):
         if isinstance(method.pattern, Full) and self.layers.own is not None:
             return Schedule()
         return self.layers if method.layers is None else method.layers
+
+    def with_metadata(self, metadata: Mapping[str, Any]) -> SweepConfig:
+        """The same sweep with `metadata` over that of every task; empty changes nothing."""
+        tasks = tuple(
+            task.model_copy(update={"metadata": {**task.metadata, **metadata}})
+            for task in self.tasks
+        )
+        return self.model_copy(update={"tasks": tasks})
 
     def with_limit(self, limit: int | None) -> SweepConfig:
         """The same sweep with every task cut to its first `limit` items (None changes nothing)."""

@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
-from sa_patch.evaluation.tasks import Benchmarks, Catalogue, TaskInfo
+from sa_patch.evaluation.tasks.benchmarks import Benchmarks
+from sa_patch.evaluation.tasks.catalogue import Catalogue, TaskInfo
+from sa_patch.evaluation.tasks.names import recorded_name
+from sa_patch.evaluation.tasks.ruler import DEFAULT_LENGTH, check_length
+from sa_patch.files.settings import as_tuple
 from sa_patch.models.embedded import resolve_model
 from sa_patch.patching import Schedule
 from sa_patch.patterns import Pattern, seed_of
-from sa_patch.sweep.cells import cell_id, pattern_fields
-from sa_patch.sweep.config import ModelSpec, SweepConfig, TaskSpec
+from sa_patch.sweep.cells import PROMPT_SETTINGS, cell_id, pattern_fields
+from sa_patch.sweep.config import ModelSpec, SweepConfig, TaskSettings, TaskSpec
 from sa_patch.sweep.grid import MethodSpec
+
+LENGTHS = "max_seq_lengths"
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class PlannedCell:
     @property
     def label(self) -> str:
         layers = f"  layers {self.layers}" if str(self.layers) else ""
-        return f"{self.info.name}  {self.pattern}{layers}"
+        length = f" {self.info.length}" if self.info.length else ""
+        return f"{self.info.name}{length}  {self.pattern}{layers}"
 
 
 @dataclass(frozen=True)
@@ -54,15 +61,16 @@ def make_plan(
     """Lay out the grid; loads no model and no data.
 
     Raises:
-        UserError: if a model or task is unknown, a local data set is missing, or a task runs
-            generated code and `run_code` is not given.
+        UserError: if a model or task is unknown, a local data set or what a task's documents are
+            made from is missing, or a task runs generated code and `run_code` is not given.
     """
     local = None if benchmarks is None else Benchmarks(benchmarks)
     catalogue = Catalogue([task.task for task in config.tasks])
     tasks = [
-        (task, catalogue.info(member))
+        (one, catalogue.info(member, _length(one.metadata)))
         for task in config.tasks
-        for member in catalogue.members(task.task)
+        for one in _each_length(task, catalogue.is_ruler(task.task))
+        for member in catalogue.members(task.task, apart=LENGTHS in one.metadata)
     ]
     unsafe = [info.name for _, info in tasks if info.runs_code]
     if unsafe and not run_code:
@@ -70,13 +78,15 @@ def make_plan(
             f"{', '.join(unsafe)} runs code that the model writes on this machine; add "
             "--confirm-run-unsafe-code if you accept that, or leave the task out"
         )
+    for info in dict.fromkeys(info for _, info in tasks):
+        catalogue.check_inputs(info, None if local is None else local.folder)
     methods = sorted(config.methods, key=_early)
     cells: dict[str, PlannedCell] = {}
     for model in config.models:
         identity = resolve_model(model.pretrained, model.gguf_file, model.revision).identity
         for task, info in tasks:
             shared = _shared_fields(config, model, identity, task, info)
-            shared["data"] = None if local is None else local.digest(info)
+            shared["data"] = None if local is None else local.digest(info.name, info.datasets)
             for method in methods:
                 layers = config.layers_of(method)
                 cell = {
@@ -88,6 +98,29 @@ def make_plan(
                 planned = PlannedCell(identifier, cell, model, method.pattern, layers, task, info)
                 cells.setdefault(identifier, planned)
     return Plan(tuple(cells.values()), catalogue, None if local is None else local.folder)
+
+
+def _each_length(task: TaskSpec, ruler: bool) -> list[TaskSpec]:
+    """The task once for each length that its metadata names, so that lengths are cells."""
+    default = [DEFAULT_LENGTH] if ruler else None
+    lengths = task.metadata.get(LENGTHS, default)
+    if lengths is None:
+        return [task]
+    lengths = as_tuple(lengths)
+    if not lengths:
+        raise UserError(f"task {task.task!r}: {LENGTHS} lists nothing; give [4096], for example")
+    if ruler:
+        for length in lengths:
+            check_length(length)
+    return [
+        task.model_copy(update={"metadata": {**task.metadata, LENGTHS: [length]}})
+        for length in dict.fromkeys(lengths)
+    ]
+
+
+def _length(metadata: Mapping[str, Any]) -> Any:
+    found = metadata.get(LENGTHS)
+    return found[0] if found else None
 
 
 def _early(method: MethodSpec) -> tuple[bool, int]:
@@ -103,9 +136,17 @@ def _shared_fields(
         "decode": config.decode,
         "backend": config.backend,
         "dtype": model.dtype,
-        "task": info.name,
+        "task": recorded_name(info.name),
         "task_version": info.version,
         "limit": task.limit,
         "num_fewshot": info.num_fewshot(task.num_fewshot),
         "gen_kwargs": dict(task.gen_kwargs) if info.generates else {},
+        **_given(task),
     }
+
+
+def _given(task: TaskSpec) -> dict[str, Any]:
+    """The later settings where they are used: cells from before them keep their names."""
+    unused = TaskSettings()
+    found = {key: getattr(task, key) for key in PROMPT_SETTINGS}
+    return {key: value for key, value in found.items() if value != getattr(unused, key)}

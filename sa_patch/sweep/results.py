@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
+from sa_patch.evaluation.tasks.names import current_name
 from sa_patch.files.packed import packed_path, stored_files, stored_text, torn_lines
 from sa_patch.sweep.cells import SCHEMA, cell_id
 
@@ -33,8 +34,8 @@ class Cell:
     ``stderr`` are in the metric's own unit (accuracies as fractions of 1). ``mean_keys`` and
     ``last_query_keys`` count visible keys per query; ``flops`` and ``full_flops`` are attention
     FLOPs of the prefill per sequence, of the pattern and of full attention on the same prompts;
-    ``visited_share`` is what tiles of queries read in blocks of 16 keys, of what they read under
-    full attention.
+    ``visited_share`` is what tiles of queries read in blocks of 16 keys, choosing included, of what
+    they read under full attention.
     ``seconds`` is the time of the whole evaluation, ``model_seconds`` that of the model's calls
     per sequence that was run (the decoding of generated tokens included; see `reused_fraction`
     of `sa_patch.evaluation.metering.pattern_meter`).
@@ -67,8 +68,16 @@ class Cell:
         return str(self.setting["method"])
 
     @property
+    def length(self) -> int | str | None:
+        """What the task's metadata says of its prompts' length, if anything."""
+        lengths = (self.setting.get("metadata") or {}).get("max_seq_lengths")
+        return lengths[0] if isinstance(lengths, list) and lengths else None
+
+    @property
     def task(self) -> str:
-        return str(self.setting["task"])
+        """The task's present name, with its length behind it where that is a setting."""
+        name = current_name(str(self.setting["task"]))
+        return name if self.length is None else f"{name}_{self.length}"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sa_patch.errors import UserError
-from sa_patch.evaluation.tasks import Benchmarks, Catalogue, working_directory
+from sa_patch.evaluation.tasks.benchmarks import Benchmarks, working_directory
+from sa_patch.evaluation.tasks.catalogue import Catalogue
 
 
 @pytest.fixture(scope="module")
@@ -97,22 +98,22 @@ def make_arc(folder: Path) -> Path:
 
 def test_lm_evals_own_file_reads_a_local_copy(everything: Catalogue, tmp_path: Path) -> None:
     make_arc(tmp_path)
-    loaded = everything.load("arc_easy", tmp_path)
+    loaded = everything.load(everything.info("arc_easy"), tmp_path)
     assert len(loaded["tasks"]["arc_easy"].eval_docs) == 6
 
 
 def test_local_data_enter_the_identity_of_a_cell(everything: Catalogue, tmp_path: Path) -> None:
     split = make_arc(tmp_path)
     info = everything.info("arc_easy")
-    first = Benchmarks(tmp_path).digest(info)
-    assert first == Benchmarks(tmp_path).digest(info)
+    first = Benchmarks(tmp_path).digest(info.name, info.datasets)
+    assert first == Benchmarks(tmp_path).digest(info.name, info.datasets)
     split.write_text("{}")
-    assert Benchmarks(tmp_path).digest(info) != first
-    assert Benchmarks(tmp_path).digest(everything.info("needle")) is None
+    assert Benchmarks(tmp_path).digest(info.name, info.datasets) != first
+    assert Benchmarks(tmp_path).digest("needle", ()) is None
 
 
 def test_missing_local_data_is_named(everything: Catalogue, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no Rowan/hellaswag, which task 'hellaswag' reads"):
-        Benchmarks(tmp_path).digest(everything.info("hellaswag"))
+        Benchmarks(tmp_path).digest("hellaswag", ["Rowan/hellaswag"])
     with pytest.raises(UserError, match="no benchmarks folder at"):
         Benchmarks(tmp_path / "nowhere")

@@ -15,7 +15,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
+from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks, register_implementation
 from sa_patch.errors import UserError
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
 from sa_patch.kernels import Spans
@@ -98,6 +98,19 @@ def test_scores_do_not_depend_on_the_batch_size(
         rel = 0.2 if pattern.reads_content else 1e-6
         assert one.pop(name) == pytest.approx(eight.pop(name), rel=rel)
     assert one == pytest.approx(eight)
+
+
+def test_lm_evals_own_model_takes_a_registered_name(checkpoint: Path, single: SAPatchLM) -> None:
+    register_implementation("lm-eval-sa-4", SA(4))
+    named = HFLM(
+        pretrained=str(checkpoint),
+        attn_implementation="lm-eval-sa-4",
+        batch_size=1,
+        dtype="float32",
+        device="cpu",
+    )
+    single.use_pattern(SA(4))
+    assert close(answers(named, "loglikelihood"), answers(single, "loglikelihood"))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)

@@ -15,20 +15,20 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer
 
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
-from sa_patch.evaluation.tasks import Catalogue
+from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.files.packaged import tasks_dir
 from sa_patch.models.embedded import DEFAULT_MODEL, resolve_model
 from sa_patch.report.recovery import RETRIEVAL, group_of, length_of
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-CHOICES = {"passkey": 10, "multikey": 4, "vartrack": 2}
+CHOICES = {"recall_passkey": 10, "recall_multikey": 4, "recall_vartrack": 2}
 NAMES = [f"{task}_{length}" for task in CHOICES for length in LENGTHS]
 SHORT = [f"{task}_512" for task in CHOICES]
 DEPTHS = range(5, 100, 10)
 DIGESTS = {
-    "passkey_512": "2e609b7f2a5235f2",
-    "multikey_512": "a3e3d8e126258f31",
-    "vartrack_512": "e7371a3d2b662969",
+    "recall_passkey_512": "2e609b7f2a5235f2",
+    "recall_multikey_512": "a3e3d8e126258f31",
+    "recall_vartrack_512": "e7371a3d2b662969",
 }
 # Arguments of a model reach a task's dataset function through lm-eval's metadata.
 MODEL_ARGUMENTS = {"pretrained": "x", "seed": 7, "window": 3, "topk": 1, "layers": "0", "limit": 1}
@@ -89,7 +89,7 @@ def test_choices_differ_in_their_last_token_alone(
         assert len({tuple(ids[:-1]) for ids in coded}) == 1
         assert len({ids[-1] for ids in coded}) == len(coded)
         # A digit has a token for the space before it.
-        assert len(coded[0]) == context + (1 if name == "multikey_512" else 2)
+        assert len(coded[0]) == context + (1 if name == "recall_multikey_512" else 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,7 +99,7 @@ def test_each_ten_documents_have_ten_depths_and_answers_are_spread(name: str) ->
     for start in range(0, 100, 10):
         found = sorted(round(100 * doc["depth"]) for doc in docs[start : start + 10])
         assert found == list(DEPTHS)
-    count = CHOICES[name.partition("_")[0]]
+    count = CHOICES[name.rpartition("_")[0]]
     places = [doc["answer"] for doc in docs]
     assert all(len(set(doc["choices"])) == count for doc in docs)
     assert all(60 / count <= places.count(place) <= 150 / count for place in range(count))
@@ -116,7 +116,7 @@ def test_the_fact_with_the_answer_stands_at_its_depth(name: str) -> None:
 
 @pytest.mark.parametrize("length", LENGTHS)
 def test_passkey_hides_one_number_and_pairs_digits_with_depths(length: int) -> None:
-    docs = documents(f"passkey_{length}")
+    docs = documents(f"recall_passkey_{length}")
     for doc in docs:
         assert re.findall(r"\d+", doc["prompt"]) == [answer_of(doc)]
         assert split(doc)[0].count(f"The pass key is {answer_of(doc)}.") == 1
@@ -129,7 +129,7 @@ def test_passkey_hides_one_number_and_pairs_digits_with_depths(length: int) -> N
 @pytest.mark.parametrize("length", LENGTHS)
 def test_multikey_asks_for_one_of_four_pass_words_and_offers_all(length: int) -> None:
     ranks = []
-    for doc in documents(f"multikey_{length}"):
+    for doc in documents(f"recall_multikey_{length}"):
         text, question = split(doc)
         words = dict(re.findall(r"The pass word of (\w+) is (\w+)\.", text))
         assert len(words) == 4
@@ -156,7 +156,7 @@ def follow(text: str, variable: str) -> str:
 @pytest.mark.parametrize("length", LENGTHS)
 def test_vartrack_asks_for_the_end_of_one_of_two_chains(length: int) -> None:
     firsts = []
-    for doc in documents(f"vartrack_{length}"):
+    for doc in documents(f"recall_vartrack_{length}"):
         text, question = split(doc)
         links = dict(ASSIGNMENT.findall(text))
         assert len(links) == 4
@@ -189,7 +189,8 @@ def test_tasks_describe_themselves_and_count_as_retrieval_at_their_length() -> N
     for name in [*NAMES, *CHOICES]:
         info = catalogue.info(name)
         assert (info.primary_metric, info.version) == ("acc", 1.0)
-        assert info.chance == 1 / CHOICES[name.partition("_")[0]]
+        task = name if name in CHOICES else name.rpartition("_")[0]
+        assert info.chance == 1 / CHOICES[task]
         assert not info.datasets
     assert {group_of(name, "acc,none") for name in NAMES} == {RETRIEVAL}
 
@@ -226,10 +227,12 @@ def evaluate(name: str, model: LM, limit: int) -> dict[str, Any]:
 
 
 def test_lm_eval_scores_a_group() -> None:
-    found = evaluate("multikey", Reader(reach=50), limit=10)
-    lengths = {name: found[name]["acc,none"] for name in NAMES if name.startswith("multikey")}
+    found = evaluate("recall_multikey", Reader(reach=50), limit=10)
+    lengths = {
+        name: found[name]["acc,none"] for name in NAMES if name.startswith("recall_multikey")
+    }
     assert set(lengths.values()) == {0.5} and len(lengths) == 5
-    assert found["multikey"]["acc,none"] == 0.5
+    assert found["recall_multikey"]["acc,none"] == 0.5
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -241,7 +244,7 @@ def test_lm_eval_scores_each_depth(name: str) -> None:
 
 
 def test_a_depth_that_the_limit_leaves_out_has_no_score() -> None:
-    found = evaluate("passkey_512", Reader(reach=0), limit=3)["passkey_512"]
+    found = evaluate("recall_passkey_512", Reader(reach=0), limit=3)["recall_passkey_512"]
     known = {depth for depth in DEPTHS if not math.isnan(found[f"acc_depth_{depth},none"])}
     assert known == {5, 35, 65}
 

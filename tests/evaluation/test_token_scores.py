@@ -14,10 +14,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
+import sa_patch
 from sa_patch import SA, SWA, Full
 from sa_patch.errors import UserError
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
-from sa_patch.evaluation.tasks import Catalogue
+from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.files.packaged import tasks_dir
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
@@ -129,6 +130,24 @@ def test_documents_are_long_enough_and_share_no_text(length: int) -> None:
         assert doc["tokens"] == length and len(doc["text"]) == 6 * length
     starts = [doc["text"][:400] for doc in docs]
     assert not any(start in doc["text"] for doc, start in zip(docs, starts[1:], strict=False))
+
+
+@pytest.mark.parametrize("length", [4096, 8192])
+def test_own_sources_are_documents_too(length: int) -> None:
+    name = f"own_position_{length}"
+    docs = list(
+        TaskManager(include_path=tasks_dir(), include_defaults=False)
+        .load([name])["tasks"][name]
+        .test_docs()
+    )
+    first = Path(sa_patch.__file__).parent / "patterns" / "__init__.py"
+    assert len(docs) >= 5
+    assert docs[0]["text"].startswith(first.read_text(encoding="utf-8")[:1000])
+    assert all(doc["tokens"] == length and len(doc["text"]) == 6 * length for doc in docs)
+    assert len({doc["text"] for doc in docs}) == len(docs)
+    info = Catalogue([name]).info(name)
+    assert (info.primary_metric, info.chance) == ("perplexity", None)
+    assert len(str(info.version)) == len("1.0+") + 12
 
 
 def test_the_model_runs_the_task_by_lm_eval(lm: SAPatchLM) -> None:

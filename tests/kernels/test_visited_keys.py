@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sa_patch.kernels.visited_keys import visited_keys
-from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Sinks, Tail
+from sa_patch.kernels.visited_keys import choosing_keys, visited_keys
+from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Tail
 
 N, HEADS, KV_HEADS, SIZES = 512, 8, 2, (16, 64)
 QUERIES = 128 // (HEADS // KV_HEADS)
@@ -71,6 +71,36 @@ def test_parts_of_a_union_are_passes_and_a_tail_reads_everything() -> None:
     tiles = N // QUERIES
     own = counted(SWA(40))[16]
     assert counted(SWA(40) | Tail(32))[16] == pytest.approx(own + (N - own) / tiles)
+
+
+def choosing(pattern: Pattern, n: int) -> float:
+    return choosing_keys(pattern, n, heads=HEADS, kv_heads=KV_HEADS)
+
+
+def test_a_flat_choice_reads_the_mean_of_every_block_that_the_last_query_may_choose() -> None:
+    n = 8 * QUERIES
+    flat = BlockTopK(8, 3, 8, 0, branch=0, shared=8, segment=32)
+    # Segments as long as tiles: blocks before the tile, without the sinks.
+    expected = [max(0, tile * QUERIES // 8 - 1) for tile in range(8)]
+    assert choosing(flat, n) == sum(each for each in expected if each > 3) / 2 / 8
+    own = [(tile + 1) * QUERIES // 16 - 1 for tile in range(8)]
+    assert choosing(MoBA(16, 3), n) == sum(each for each in own if each > 2) / 2 / 8
+    assert choosing(Sinks(4) | SWA(9), n) == choosing(MoBA(16, 1), n) == 0
+    assert choosing(Sinks(4) | flat | MoBA(16, 3), n) == choosing(flat, n) + choosing(
+        MoBA(16, 3), n
+    )
+
+
+def test_a_tree_reads_fewer_means_than_its_queries_score_and_no_more_than_there_are() -> None:
+    # One query to a tile reads what it scores; many read each mean once.
+    tree, n = BlockTopK(4, 2, 4, 0, branch=4, beam=2), 2048
+    eligible = tree.eligible(torch.arange(n))
+    scored = tree.selection_dots(n)
+    assert [tree.means_read(torch.tensor([i])) for i in range(n)] == scored.tolist()
+    last = torch.arange(n - 128, n)
+    levels = int(eligible[-1]), int(eligible[-1]) // 4, int(eligible[-1]) // 16
+    assert scored[-1] < tree.means_read(last) < scored[last].sum()
+    assert tree.means_read(last) <= sum(levels) + int(eligible[-1]) // 64 + 2
 
 
 def test_a_saturated_pattern_reads_what_full_attention_reads() -> None:

@@ -53,7 +53,12 @@ def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
     if method == "psa":
         return PSA(window, draw(seeds), per_head=draw(st.booleans()))
     if method == "moba":
-        return MoBA(block_size=draw(st.integers(1, max_window // 2)), topk=draw(st.integers(1, 4)))
+        return MoBA(
+            block_size=draw(st.integers(1, max_window // 2)),
+            topk=draw(st.integers(1, 4)),
+            shared=draw(st.sampled_from([1, 1, 2, 4])),
+            grouped=draw(st.booleans()),
+        )
     if method == "block_topk":
         block_size = draw(st.integers(1, 4))
         shared = draw(st.sampled_from([1, 1, 2, 4]))
@@ -130,7 +135,10 @@ def grid_patterns(method: str, n: int) -> list[Pattern]:
             *(SA(9, circular=False), SA(9, per_head=True)),
         ],
         "psa": [*(PSA(window, seed=window) for window in windows), PSA(9, per_head=True)],
-        "moba": [MoBA(block_size=max(1, window // 2), topk=3) for window in windows],
+        "moba": [
+            *(MoBA(block_size=max(1, window // 2), topk=3) for window in windows),
+            *(MoBA(3, topk=2, shared=8, grouped=grouped) for grouped in (False, True)),
+        ],
         "block_topk": [
             *(BlockTopK(size, topk=3, sinks=2, local=size, beam=2) for size in (1, 4, 16)),
             *(BlockTopK(2, topk=near, branch=0, grouped=grouped) for grouped in (False, True)),
@@ -157,7 +165,8 @@ def oracle_arguments(pattern: Pattern, layer: int) -> dict[str, Any]:
     if isinstance(pattern, (Sinks, Tail)):
         return {"size": pattern.size}
     if isinstance(pattern, MoBA):
-        return {"block_size": pattern.block_size, "topk": pattern.topk}
+        names = ("block_size", "topk", "shared", "grouped")
+        return {name: getattr(pattern, name) for name in names}
     if isinstance(pattern, BlockTopK):
         names = (
             *("block_size", "topk", "sinks", "local", "branch", "beam", "grouped"),

@@ -17,9 +17,9 @@ from peft import (
     get_peft_model,
 )
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sa_patch import SA, SWA, Full, MoBA, patch_model, patched, unpatch_model
+from sa_patch import SA, SWA, Full, Tail, patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patching import layer_patterns
 from sa_patch.patterns import Pattern, Sinks
@@ -163,13 +163,14 @@ def test_virtual_tokens_count_as_tokens_of_the_prompt(kind: Any, decode: str) ->
     assert torch.equal(written(adapted), text)
 
 
-def test_prefix_tuning_is_refused_where_it_would_hide_the_pattern() -> None:
+@pytest.mark.parametrize("decode", ["full", "pattern"])
+def test_prefix_tuning_is_refused_where_prompts_must_be_whole(decode: str) -> None:
     adapted = with_adapter(tiny_model("llama"), prefix())
     stock = logits(adapted)
     with pytest.raises(UserError, match="PREFIX_TUNING adapter puts keys into the cache"):
-        patch_model(adapted, SA(3))
-    with pytest.raises(UserError, match="PREFIX_TUNING"), patched(adapted, SWA(3)):
-        pass
+        patch_model(adapted, SA(3), decode=decode)
+    with pytest.raises(UserError, match="PREFIX_TUNING"):
+        patch_model(adapted, SWA(3), layers={1: Tail(2)}, decode=decode)
     assert adapted.get_base_model().config._attn_implementation == "sdpa"
     assert torch.equal(logits(adapted), stock)
 
@@ -181,7 +182,7 @@ def test_a_prefix_put_on_later_is_noticed(layers: list[int] | None) -> None:
     stock, text = logits(adapted), written(adapted)
     patch_model(model, SA(3), layers=layers)  # the model itself, which knows of no adapter
     for use in (logits, written):
-        with pytest.raises(UserError, match=f"cache holds {PREFIX} keys .* prefix adapter"):
+        with pytest.raises(UserError, match=f"in one piece, and {PREFIX} keys are cached"):
             use(adapted)
     with adapted.disable_adapter():
         logits(adapted)
@@ -211,35 +212,16 @@ def by_definition(adapted: PeftModel, pattern: Pattern) -> Tensor:
     return torch.cat(rows)
 
 
+@pytest.mark.parametrize("decode", ["full", "pattern"])
 @pytest.mark.parametrize("pattern", [SWA(4), Sinks(2) | SWA(3), Full()], ids=str)
-def test_with_decode_pattern_the_pattern_goes_on_over_prefix_and_prompt(pattern: Pattern) -> None:
+def test_the_pattern_goes_on_over_prefix_and_prompt(pattern: Pattern, decode: str) -> None:
     adapted = with_adapter(tiny_model("llama"), prefix())
     stock, text = logits(adapted), written(adapted)
     expected = by_definition(adapted, pattern)
-    patch_model(adapted, pattern, decode="pattern")
+    patch_model(adapted, pattern, decode=decode)
     torch.testing.assert_close(logits(adapted), expected, atol=1e-4, rtol=1e-4)
     assert torch.allclose(expected, stock, atol=1e-3) == isinstance(pattern, Full)
     assert written(adapted).shape == text.shape
     unpatch_model(adapted)
     assert torch.equal(logits(adapted), stock)
     assert torch.equal(written(adapted), text)
-
-
-def test_a_cache_from_before_patching_serves_tokens_but_no_prompt() -> None:
-    model, mask = tiny_model("llama"), torch.ones_like(TOKENS)
-
-    def feed(cache: DynamicCache, first: int, last: int) -> None:
-        with torch.no_grad():
-            model(TOKENS[:, first:last], attention_mask=mask[:, :last], past_key_values=cache)
-
-    stock = DynamicCache(config=model.config)
-    feed(stock, 0, 8)
-    patch_model(model, MoBA(4, 2))
-    feed(stock, 8, 9)
-    with pytest.raises(UserError, match="holds 9 keys from before this model was patched"):
-        feed(stock, 9, 12)
-    own = DynamicCache(config=model.config)
-    for first, last in ((0, 8), (8, 9), (9, 12)):
-        feed(own, first, last)
-    with patched(model, Full()):
-        feed(stock, 9, 12)

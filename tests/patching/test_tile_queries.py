@@ -8,20 +8,21 @@ from transformers import DynamicCache, StaticCache
 
 from sa_patch import patch_model, sparse_attention, unpatch_model
 from sa_patch.errors import UserError
-from sa_patch.patterns import BlockTopK
+from sa_patch.patterns import BlockTopK, MoBA, Pattern, Sinks
 from tests.small_models import random_tokens, tiny_model
 
 PATTERN = BlockTopK(2, 2, 2, 0, branch=0, shared=8, segment=8)
 TOLERANCE = 1e-4
 
 
-def patched_model():  # type: ignore[no-untyped-def]
-    return patch_model(tiny_model("llama"), PATTERN, decode="pattern")
+def patched_model(pattern: Pattern = PATTERN):  # type: ignore[no-untyped-def]
+    return patch_model(tiny_model("llama"), pattern, decode="pattern")
 
 
+@pytest.mark.parametrize("pattern", [PATTERN, Sinks(2) | MoBA(3, 2, shared=8)], ids=str)
 @torch.no_grad()
-def test_tokens_that_were_taken_back_leave_no_trace() -> None:
-    model = patched_model()
+def test_tokens_that_were_taken_back_leave_no_trace(pattern: Pattern) -> None:
+    model = patched_model(pattern)
     tokens = random_tokens(1, 45)
     whole = model(tokens).logits
     cache = DynamicCache(config=model.config)

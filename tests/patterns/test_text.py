@@ -80,7 +80,7 @@ def test_every_pattern_names_itself() -> None:
         ("sa:x", "key=value"),
         ("swa:60,window=3", "given twice"),
         ("sa:seed=3,64", "key=value"),
-        ("moba:16,8,4", "key=value"),
+        ("moba:16,8,4,true,5", "key=value"),
         ("sinks:4+", "is empty"),
         ("+swa:3", "is empty"),
         ("sinks:4+swa", "needs 'window'"),

@@ -27,8 +27,8 @@ from tests.sweep.run_builder import RunBuilder
 BUDGETS = (1 / 16, 1 / 8, 1 / 4)
 OWN_TASKS: dict[str, tuple[str, float | None, float, int]] = {
     "stdlib_position_1024": ("perplexity,none", None, 8.0, 1024),
-    "passkey_1024": ("acc,none", 0.0, 1.0, 1000),
-    "multikey_1024": ("acc,none", 0.125, 0.9, 1000),
+    "recall_passkey_1024": ("acc,none", 0.0, 1.0, 1000),
+    "recall_multikey_1024": ("acc,none", 0.125, 0.9, 1000),
 }
 
 
@@ -56,21 +56,21 @@ class Runs:
 def runs(tmp_path: Path) -> Runs:
     found = Runs(tmp_path / "run")
     found.add("full", "stdlib_position_1024", [-2.0, -2.2, -1.8, -2.0], 1.0)
-    found.add("full", "passkey_1024", [1.0, 1.0, 1.0, 1.0, 0.0], 1.0)
-    found.add("full", "multikey_1024", [1.0, 1.0, 1.0, 0.0], 1.0)
+    found.add("full", "recall_passkey_1024", [1.0, 1.0, 1.0, 1.0, 0.0], 1.0)
+    found.add("full", "recall_multikey_1024", [1.0, 1.0, 1.0, 0.0], 1.0)
     found.add("full", "arc_easy", [1.0, 1.0, 1.0, 1.0], 1.0)
     return found
 
 
 def test_recovery_is_its_definition(runs: Runs) -> None:
     runs.add("swa:window=64", "stdlib_position_1024", [-2.5, -2.5, -2.5, -2.5], 0.12)
-    runs.add("swa:window=64", "passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
-    runs.add("swa:window=64", "multikey_1024", [1.0, 0.0, 0.0, 0.0], 0.12)
+    runs.add("swa:window=64", "recall_passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
+    runs.add("swa:window=64", "recall_multikey_1024", [1.0, 0.0, 0.0, 0.0], 0.12)
     runs.add("swa:window=64", "arc_easy", [1.0, 1.0, 1.0, 0.0], 0.9)
     (point,) = runs.points()
     assert point.groups[LANGUAGE].value == pytest.approx(2.0 / 2.5)
     passkey, multikey = 0.4 / 0.8, (0.25 - 0.125) / (0.75 - 0.125)
-    assert point.tasks["passkey_1024"] == pytest.approx(passkey)
+    assert point.tasks["recall_passkey_1024"] == pytest.approx(passkey)
     assert point.groups[RETRIEVAL].value == pytest.approx((passkey + multikey) / 2)
     assert point.groups[BENCHMARKS].value == pytest.approx((0.75 - 0.25) / (1.0 - 0.25))
     assert point.mean.value == pytest.approx(np.mean([g.value for g in point.groups.values()]))
@@ -108,7 +108,7 @@ def test_equal_scores_are_whole_in_every_draw(tmp_path: Path) -> None:
     # One right answer in five: a third of the draws leave full attention at chance.
     runs = Runs(tmp_path / "rare")
     for pattern, share in (("full", 1.0), ("swa:window=64", 0.12)):
-        runs.add(pattern, "passkey_1024", [1.0, 0.0, 0.0, 0.0, 0.0], share)
+        runs.add(pattern, "recall_passkey_1024", [1.0, 0.0, 0.0, 0.0, 0.0], share)
     (point,) = runs.points()
     assert (point.mean.low, point.mean.value, point.mean.high) == (1.0, 1.0, 1.0)
 
@@ -116,15 +116,15 @@ def test_equal_scores_are_whole_in_every_draw(tmp_path: Path) -> None:
 def test_benchmarks_join_the_length_they_share_most_patterns_with(
     runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(run_builder.TASKS, "passkey_2048", ("acc,none", 0.0, 1.0, 2000))
-    runs.add("full", "passkey_2048", [1.0, 1.0], 1.0)
+    monkeypatch.setitem(run_builder.TASKS, "recall_passkey_2048", ("acc,none", 0.0, 1.0, 2000))
+    runs.add("full", "recall_passkey_2048", [1.0, 1.0], 1.0)
     for window, tasks in (
-        (64, ("passkey_1024", "arc_easy")),
-        (32, ("passkey_1024", "passkey_2048", "arc_easy")),
-        (16, ("passkey_2048",)),
+        (64, ("recall_passkey_1024", "arc_easy")),
+        (32, ("recall_passkey_1024", "recall_passkey_2048", "arc_easy")),
+        (16, ("recall_passkey_2048",)),
     ):
         for task in tasks:
-            count = {"passkey_1024": 5, "passkey_2048": 2, "arc_easy": 4}[task]
+            count = {"recall_passkey_1024": 5, "recall_passkey_2048": 2, "arc_easy": 4}[task]
             runs.add(f"swa:window={window}", task, [1.0] * count, 0.12)
     found = {(point.n, point.pattern): set(point.groups) for point in runs.points()}
     assert found == {
@@ -150,9 +150,9 @@ def test_points_belong_to_the_smallest_budget_they_fit(runs: Runs) -> None:
 def test_a_task_that_full_attention_cannot_do_is_left_out(runs: Runs) -> None:
     runs.add("full", "hellaswag", [0.0, 0.0, 1.0, 0.0], 1.0)
     runs.add("swa:window=64", "hellaswag", [1.0, 1.0, 1.0, 0.0], 0.9)
-    runs.add("swa:window=64", "passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
+    runs.add("swa:window=64", "recall_passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
     (point,) = runs.points()
-    assert set(point.tasks) == {"passkey_1024"}
+    assert set(point.tasks) == {"recall_passkey_1024"}
 
 
 def test_layers_make_points_of_their_own(runs: Runs) -> None:
@@ -175,13 +175,13 @@ def test_full_attention_is_needed(tmp_path: Path) -> None:
 
 
 def test_cells_without_items_are_refused(runs: Runs) -> None:
-    runs.builder.add("swa:window=64", "passkey_1024", 0.5)
+    runs.builder.add("swa:window=64", "recall_passkey_1024", 0.5)
     with pytest.raises(UserError, match="no scores of single items"):
         runs.points()
 
 
 def test_a_folder_of_runs_stands_for_the_runs_in_it(runs: Runs) -> None:
-    runs.add("swa:window=64", "passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
+    runs.add("swa:window=64", "recall_passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
     folder = runs.builder.write()
     assert [run.path for run in load([folder.parent])] == [folder]
     assert [run.path for run in load([folder])] == [folder]
@@ -190,7 +190,7 @@ def test_a_folder_of_runs_stands_for_the_runs_in_it(runs: Runs) -> None:
 def test_report_holds_every_point_and_comparison(runs: Runs, tmp_path: Path) -> None:
     for window, correct in ((64, 3), (32, 1), (8, 2)):
         items = [1.0] * correct + [0.0] * (5 - correct)
-        runs.add(f"swa:window={window}", "passkey_1024", items, 0.12 if window > 8 else 0.05)
+        runs.add(f"swa:window={window}", "recall_passkey_1024", items, 0.12 if window > 8 else 0.05)
     loaded = load([runs.builder.write()])
     points = recover(loaded, BUDGETS)
     files = write_recovery(points, loaded, tmp_path / "out")
@@ -206,8 +206,8 @@ def test_report_holds_every_point_and_comparison(runs: Runs, tmp_path: Path) -> 
 
 def test_long_labels_stay_within_the_figure(runs: Runs) -> None:
     layers = {"0-3,5,7,9,11-15": "block_topk:block_size=4,topk=8,sinks=4,local=8"}
-    runs.add("sinks:size=4+swa:window=64", "passkey_1024", [1.0] * 5, 0.12, layers=layers)
-    runs.add("sinks:size=4+swa:window=64+psa:window=99", "passkey_1024", [1.0] * 5, 0.12)
+    runs.add("sinks:size=4+swa:window=64", "recall_passkey_1024", [1.0] * 5, 0.12, layers=layers)
+    runs.add("sinks:size=4+swa:window=64+psa:window=99", "recall_passkey_1024", [1.0] * 5, 0.12)
     figure = draw(runs.points())
     figure.canvas.draw()
     (legend,) = figure.legends
@@ -222,8 +222,8 @@ def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
         ("tail:size=16+block_topk:block_size=2,topk=3,sinks=4,local=4", 0.12),
         ("sinks:size=4+swa:window=64", 0.12),
     ):
-        runs.add(pattern, "passkey_1024", [1.0] * 5, share)
-    runs.add("swa:window=64", "passkey_1024", [1.0] * 5, 0.12, layers={"1": "full"})
+        runs.add(pattern, "recall_passkey_1024", [1.0] * 5, share)
+    runs.add("swa:window=64", "recall_passkey_1024", [1.0] * 5, 0.12, layers={"1": "full"})
     points = runs.points()
     assert {composition(point) for point in points} == {
         "BlockTopK + tail",
@@ -235,7 +235,7 @@ def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
 
 
 def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    runs.add("swa:window=64", "passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
+    runs.add("swa:window=64", "recall_passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
     folder = runs.builder.write()
     assert main(["recovery", str(folder), "--budgets", "1/8"]) == 0
     assert "at most 0.125" in capsys.readouterr().out

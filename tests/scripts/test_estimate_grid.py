@@ -41,7 +41,8 @@ def test_an_estimate_of_the_published_run_comes_near_the_time_that_it_took(scrip
 
 def test_assumed_hours_are_tokens_and_steps_over_their_speed(script: Script) -> None:
     def assumed(speed: str, step: str) -> float:
-        status, said = script("qwen3-8b", "--tokens-per-second", speed, "--seconds-per-step", step)
+        speeds = ("--tokens-per-second", speed, "--seconds-per-step", step)
+        status, said = script("qwen3-8b", "--no-reuse", *speeds)
         assert status == 0 and "qwen3-8b: 217 cells, 142 million tokens" in said
         return hours(said)
 
@@ -51,9 +52,18 @@ def test_assumed_hours_are_tokens_and_steps_over_their_speed(script: Script) -> 
 
 
 def test_measured_hours_grow_with_the_data(script: Script) -> None:
-    status, said = script("smollm2-seven")
+    status, said = script("smollm2-seven", "--no-reuse")
     # 50 items of HellaSwag took 303 s in 31 cells, and it has 10,042.
     assert status == 0 and re.search(r"hellaswag .* 16.92 h", said)
+
+
+def test_saturated_prompts_are_left_out_of_a_run_that_ran_them(script: Script) -> None:
+    _, everything = script("smollm2-seven", "--no-reuse")
+    status, said = script("smollm2-seven")
+    share = int(re.findall(r"hellaswag .* x +(\d+)% =", said)[0]) / 100
+    # Of 31 cells that of full attention is run whole.
+    assert status == 0 and 1 / 31 < share < 0.5
+    assert hours(said) < 0.5 * hours(everything)
 
 
 @pytest.mark.parametrize(

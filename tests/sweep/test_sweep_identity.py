@@ -65,3 +65,41 @@ def test_cells_keep_the_names_they_had(checkpoint: Path) -> None:
     plan = make_plan(sweep_of(checkpoint, layers="0-1"))
     known = set(cells[0]["cell"])
     assert all(set(cell.cell) == known and cell.cell["layers"] == [0, 1] for cell in plan.cells)
+
+
+def test_settings_of_prompts_are_part_of_a_cell_where_they_are_given(checkpoint: Path) -> None:
+    plain = make_plan(sweep_of(checkpoint)).cells
+    given = {
+        "metadata": {"needle_documents": 3},
+        "apply_chat_template": True,
+        "system_instruction": "Be brief.",
+        "truncation": "middle",
+        "max_prompt_tokens": 64,
+    }
+    seen = {cell.id for cell in plain}
+    for key, value in given.items():
+        cells = make_plan(sweep_of(checkpoint, **{key: value})).cells
+        assert [cell.cell[key] for cell in cells] == [value] * len(plain)
+        assert all(
+            cell.cell == {**old.cell, key: value} for cell, old in zip(cells, plain, strict=True)
+        )
+        seen |= {cell.id for cell in cells}
+    assert len(seen) == (1 + len(given)) * len(plain)
+
+
+def test_each_length_is_a_cell(checkpoint: Path) -> None:
+    tasks = [{"task": "needle", "metadata": {"max_seq_lengths": [1024, 4096]}}]
+    plan = make_plan(sweep_of(checkpoint, methods=["full"], tasks=tasks))
+    found = [(cell.info.name, cell.cell["metadata"]["max_seq_lengths"]) for cell in plan.cells]
+    names = ["needle_128", "needle_256", "needle_512", "needle_1024"]
+    assert found == [(name, [length]) for length in (1024, 4096) for name in names]
+
+
+def test_a_renamed_task_goes_on_with_its_old_cells(checkpoint: Path) -> None:
+    old, new = (
+        make_plan(sweep_of(checkpoint, tasks=[name]))
+        for name in ("passkey_512", "recall_passkey_512")
+    )
+    assert [cell.id for cell in old.cells] == [cell.id for cell in new.cells]
+    assert {cell.cell["task"] for cell in new.cells} == {"passkey_512"}
+    assert {cell.info.name for cell in old.cells} == {"recall_passkey_512"}

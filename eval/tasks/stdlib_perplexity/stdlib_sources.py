@@ -11,6 +11,7 @@ a document is longer than any common tokenizer needs, and the model cuts it.
 import platform
 import re
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,15 @@ def windows(window_tokens: int, **_: Any) -> DatasetDict:
 
     No module is in two documents. The rest is as for `documents`.
     """
+    return joined(map(source, MODULES), window_tokens)
+
+
+def joined(texts: Iterable[str], window_tokens: int) -> DatasetDict:
+    """Documents of at least `window_tokens` tokens, of texts joined until they are enough."""
     characters = CHARACTERS_PER_TOKEN * window_tokens
     rows, text = [], ""
-    for name in MODULES:
-        text += source(name)
+    for each in texts:
+        text += each
         if len(text) >= characters:
             rows.append({"text": text[:characters], "tokens": window_tokens})
             text = ""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sa_patch.patterns import BlockTopK, MoBA, Pattern
 from sa_patch.patterns import visible_pairs as pairs
-from sa_patch.patterns.moba import block_means
+from sa_patch.patterns.block_selection.block_means import block_means
 
 HEAD_DIM = 64
 
@@ -60,6 +60,7 @@ def visible_ranges(
         First keys and ends (the key after the last), int64 ``[m, ranges]`` each; a range that does
         not end after its first key is empty. None for a pattern that is not known here.
     """
+    pattern = pattern.computed_as
     if isinstance(pattern, MoBA) and content is not None:
         return _moba(pattern, queries, content)
     if isinstance(pattern, BlockTopK) and content is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sa_patch.patterns import MoBA, Pattern
-from sa_patch.patterns.moba import block_means
+from sa_patch.patterns.block_selection.block_means import block_means
 
 FP32_TOLERANCE = 1e-5  # absolute, for inputs of size 1
 HALF_FACTOR = 2.0  # half precision: times the error of torch's own attention on the same mask
@@ -124,7 +124,7 @@ def expect(
                 q[own][None], keys, values, attn_mask=mask[own][None], scale=scale
             )[0].double()
     decided = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
-    if isinstance(shown, MoBA):
+    if isinstance(shown, MoBA) and shown.computed_as is shown:
         decided = _decided(shown, q, k, positions)
     elif shown.reads_content:
         # A choice that rounding may turn turns when the keys are moved by as much.

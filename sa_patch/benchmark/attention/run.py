@@ -45,7 +45,6 @@ def run_bench(
     say: Say = say_line,
     *,
     command: Sequence[str] = (),
-    stem: str = "attention",
     json_only: bool = False,
     small_ceilings: bool = False,
     resumed: AttentionBench | None = None,
@@ -57,7 +56,6 @@ def run_bench(
     Args:
         say: takes a line of progress or of results.
         command: the command line, for the provenance.
-        stem: of the files' names.
         json_only: write no Markdown and no figure.
         resumed: what an earlier run measured and this one need not measure again.
         small_ceilings: measure the ceilings on tiny arrays, where no rate will be believed.
@@ -83,13 +81,13 @@ def run_bench(
                 measurer.measure(n, length_share(n, lengths[index:]))
                 for cell in bench.where(n=n):
                     say(cell_line(bench, cell))
-                write(options.out / stem, bench, json_only=json_only, figure=False)
+                write(options.out / "attention", bench, json_only=json_only, figure=False)
             again = measure_ceilings(clock, options.torch_dtype, small=small_ceilings)
             bench.ceilings = better(ceilings, again)
             bench.complete = True
         finally:
             bench.provenance["ended"] = now()
-            files = write(options.out / stem, bench, json_only=json_only)
+            files = write(options.out / "attention", bench, json_only=json_only)
     for line in summary(bench):
         say(line)
     return BenchOutcome(bench, files, int(bool(bench.wrong())))

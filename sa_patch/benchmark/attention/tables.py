@@ -55,9 +55,9 @@ def cell_line(bench: AttentionBench, cell: AttentionCell) -> str:
     return f"{name} {number(median):>8s} ms {between:32s}{speed}"
 
 
-def markdown(bench: AttentionBench, title: str = "Attention benchmark") -> str:
+def markdown(bench: AttentionBench) -> str:
     """The whole run as Markdown."""
-    parts = [f"# {title}", *_heading(bench)]
+    parts = ["# Attention benchmark", *_heading(bench)]
     if wrong := [cell for cell in bench.cells if cell.status == WRONG]:
         names = ", ".join(f"{c.label} on {c.backend} at n = {c.n}" for c in wrong)
         parts.append(f"**Wrong results, not timed:** {names}")

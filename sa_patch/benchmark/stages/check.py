@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sa_patch.benchmark.attention.correctness_grid import REFUSED, Case, check
+from sa_patch.benchmark.attention.cases import REFUSED, Case, check
 from sa_patch.benchmark.clock import Clock, measure_ceilings
 from sa_patch.benchmark.record import FAILED, WRONG, read_content, write_results
 from sa_patch.benchmark.stages.stage import Found, Visit

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sa_patch.benchmark.attention.goals import judge_goals
 from sa_patch.benchmark.attention.options import make_options
-from sa_patch.benchmark.attention.record import read_bench
+from sa_patch.benchmark.attention.record import AttentionBench, read_bench
 from sa_patch.benchmark.attention.run import run_bench
-from sa_patch.benchmark.record import TIMED
+from sa_patch.benchmark.goals import goals_markdown
+from sa_patch.benchmark.record import TIMED, write_results
 from sa_patch.benchmark.stages.stage import Found, Visit
 from sa_patch.benchmark.tables import number
 from sa_patch.errors import UserError
@@ -26,7 +28,7 @@ B = TypeVar("B")
 
 
 def time_attention(visit: Visit) -> Found:
-    """One layer of Qwen3-8B; ``attention.json`` and ``.md``."""
+    """One layer of Qwen3-8B; ``attention.json`` and ``.md``, and on a GPU ``goals``."""
     given: dict[str, Any] = {"methods": LAYER_METHODS, "n": LENGTHS, "order": LENGTHS}
     if visit.small:
         given = {"methods": SMALL_METHODS, "n": (128, 64), "order": (128, 64), "repeats": 3}
@@ -51,6 +53,8 @@ def time_attention(visit: Visit) -> Found:
     for n in options.order:
         for cell in bench.where(n=n, status=TIMED):
             rows.append((f"n = {n}: {cell.label}, {cell.backend}", _ms(cell.median_ms)))
+    if visit.device == "cuda" and not visit.small:
+        rows += write_goals(visit.out, bench)
     return Found(rows, bench.wrong(), len(bench.unsettled()))
 
 
@@ -83,6 +87,19 @@ def _prefill(visit: Visit, stem: str, model: str, lengths: tuple[int, ...]) -> F
     bench = run_prefill(options, visit.say, stem=stem, resumed=resumed, building_counts=True)
     rows = [(f"n = {c.n}: {c.name}", _ms(c.median_ms)) for c in bench.where(status=TIMED)]
     return Found(rows, bench.wrong(), len(bench.unsettled()))
+
+
+def write_goals(out: Path, bench: AttentionBench) -> list[tuple[str, str]]:
+    """Judge the goals from what was timed; ``goals.json`` and ``.md``, and a row for each."""
+    goals = judge_goals(bench)
+    content = {
+        "kind": "sa_patch goals of attention",
+        "schema": 1,
+        "provenance": bench.provenance,
+        "goals": [dataclasses.asdict(goal) for goal in goals],
+    }
+    write_results(out / "goals", content, goals_markdown(goals) + "\n")
+    return [(f"goal: {goal.name}", goal.status) for goal in goals]
 
 
 def _earlier(path: Path, read: Callable[[Path], B]) -> B | None:

@@ -186,6 +186,7 @@ class PatternMeter:
             choosing, projections not counted; summed over sequences and layers), ``visited_keys``
             and ``full_visited_keys`` (keys that a tile of 128 rows reads in blocks of 16, 64 and
             128, of the pattern and of full attention; see `sa_patch.kernels.visited_keys`),
+            ``choosing_keys`` (the part of ``visited_keys`` that is read to choose blocks),
             ``saturated_fraction`` (share of sequences in which every layer was in truth dense),
             ``reused_fraction`` (share of sequences that were not run, their answers being those
             that full attention had given) and ``model_seconds`` (wall-clock time of the model's
@@ -204,6 +205,7 @@ class PatternMeter:
                 "full_attention_flops": 0.0,
                 "visited_keys": None,
                 "full_visited_keys": None,
+                "choosing_keys": None,
                 "saturated_fraction": None,
                 "reused_fraction": None,
                 "model_seconds": round(self.clock.seconds, 4),

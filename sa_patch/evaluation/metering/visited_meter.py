@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels import Spans
-from sa_patch.kernels.visited_keys import BLOCK_SIZES, TILE_ROWS, VisitedKeys, visited_keys
+from sa_patch.kernels.visited_keys import (
+    BLOCK_SIZES,
+    TILE_ROWS,
+    VisitedKeys,
+    choosing_keys,
+    visited_keys,
+)
 from sa_patch.patterns import Full, Pattern
 
 # Layers that stand for all, and sequences of about one length that stand for others.
@@ -74,15 +80,17 @@ class VisitedMeter:
     def summary(self, lengths: Mapping[int, int]) -> dict[str, Any]:
         """``visited_keys`` and ``full_visited_keys`` by block size: means over tiles and layers.
 
-        None for both where layers have several softmaxes, or nothing that was read was observed.
+        ``choosing_keys`` is the part of the former that is read to choose. None for all where
+        layers have several softmaxes, or nothing that was read was observed.
 
         Args:
             lengths: how many prefills of each length were run.
         """
-        nothing = {"visited_keys": None, "full_visited_keys": None}
+        nothing = {"visited_keys": None, "full_visited_keys": None, "choosing_keys": None}
         if not self._counted or not lengths:
             return nothing
         own, full = torch.zeros(2, len(BLOCK_SIZES), dtype=torch.float64).unbind(0)
+        choosing = 0.0
         tokens = sum(n * times for n, times in lengths.items())
         for n, times in lengths.items():
             dense = _full(n, max(1, TILE_ROWS * self._kv_heads // self._heads)) * (
@@ -95,11 +103,23 @@ class VisitedMeter:
             sparse = torch.stack(known).mean(0) if known else torch.ones_like(dense)
             own += dense * (1 - self._sparse_share * (1 - sparse))
             full += dense
+            chosen = [self._choosing(layer, n) for layer in self._layers]
+            mean = sum(chosen) / max(1, len(chosen))
+            choosing += self._sparse_share * mean * n * times / tokens
+        own += choosing
         names = [str(size) for size in BLOCK_SIZES]
         return {
             "visited_keys": dict(zip(names, own.tolist(), strict=True)),
             "full_visited_keys": dict(zip(names, full.tolist(), strict=True)),
+            "choosing_keys": choosing,
         }
+
+    def _choosing(self, layer: int, seq_len: int) -> float:
+        """What a tile of a layer reads to choose; nothing where the pattern hides nothing."""
+        pattern = self._sparse[layer]
+        if pattern.saturated(seq_len):
+            return 0.0
+        return _choosing_keys(pattern, seq_len, self._heads, self._kv_heads)
 
     def _share(self, layer: int, seq_len: int) -> Tensor | None:
         """Visited keys over those of full attention, by block size; None where not observed."""
@@ -132,6 +152,11 @@ def _shares(visited: VisitedKeys) -> Tensor:
 @lru_cache(maxsize=65536)
 def _drawn_share(pattern: Pattern, seq_len: int, layer: int, heads: int, kv_heads: int) -> Tensor:
     return _shares(visited_keys(pattern, seq_len, heads=heads, kv_heads=kv_heads, layer=layer))
+
+
+@lru_cache(maxsize=65536)
+def _choosing_keys(pattern: Pattern, seq_len: int, heads: int, kv_heads: int) -> float:
+    return choosing_keys(pattern, seq_len, heads=heads, kv_heads=kv_heads)
 
 
 @lru_cache(maxsize=65536)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, any_softmax
 from sa_patch.kernels.banded.chosen_blocks import attend_blocks
 from sa_patch.kernels.banded.decode import gather_blocks
 from sa_patch.kernels.banded.sliding_window import attend_local_window
@@ -33,9 +33,18 @@ def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
 
 
 def attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
-    prefill = q.shape[2] == k.shape[2] and not any(spans.starts)
+    # Torch's own attention knows the plain softmax alone.
+    prefill = q.shape[2] == k.shape[2] and not any(spans.starts) and softmax is PLAIN
     if prefill and pattern.saturated(max(spans.lengths)):
         # Causality alone hides right padding from every real query.
         return scaled_dot_product_attention(
@@ -59,6 +68,7 @@ def attend(
             layer=layer,
             start=start,
             scale=scale,
+            softmax=softmax,
         )
         padded = torch.nn.functional.pad(part, (0, 0, 0, q.shape[2] - count))
         out = out.index_copy(0, rows, padded)
@@ -66,10 +76,21 @@ def attend(
 
 
 def _attend_rows(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, start: int, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    start: int,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """Rows of one length n: queries at ``start .. start + nq - 1``, keys at ``0 .. n - 1``."""
     seq_len, queries = k.shape[2], q.shape[2]
+    if softmax is not PLAIN:
+        shown = SWA(seq_len) if pattern.saturated(seq_len) else pattern
+        return attend_union(shown, q, k, v, layer=layer, start=start, scale=scale, softmax=softmax)
     if pattern.saturated(seq_len):
         return _attend_local_window(SWA(seq_len), q, k, v, start=start, scale=scale)
     if pattern.bounded_reach is not None:
@@ -100,4 +121,5 @@ BACKEND = Backend(
     summary="pure torch, any device: tiles of queries against the keys they may see, O(n w)",
     supports=supports,
     attend=attend,
+    refuses=any_softmax,
 )

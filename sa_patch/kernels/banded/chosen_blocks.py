@@ -17,8 +17,9 @@ from sa_patch.kernels.banded.small_blocks import attend_small_blocks
 from sa_patch.kernels.merge import hidden_score, merge
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.patterns.base import Rule
+from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_topk import BlockTopK
-from sa_patch.patterns.moba import MoBA, block_means
+from sa_patch.patterns.moba import MoBA
 
 # Rows of a tile of queries against their own block.
 _OWN_TILE = 64
@@ -83,6 +84,7 @@ def attend_chosen(
     scale: float,
     unless: Rule | None = None,
     picks: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention over the chosen blocks alone, of queries at ``start .. start + nq - 1``.
 
@@ -92,6 +94,7 @@ def attend_chosen(
         unless: names keys of chosen blocks that are hidden all the same. For a batch of rows that
             differ in what is hidden, call this for each.
         picks: int64 ``[batch, q_heads, nq, m]``, of `choose`, where they are known already.
+        softcap: of `Softmax`.
 
     Returns:
         Output ``[batch, q_heads, nq, head_dim]``, finite, and the log-sum-exp of the scores
@@ -99,7 +102,7 @@ def attend_chosen(
         and in memory O(n).
     """
     outs, sums = [], []
-    tiled = pattern.shared_queries > 1 and picks is None and unless is None
+    tiled = pattern.shared_queries > 1 and picks is None and unless is None and softcap is None
     for row in range(len(q)):
         if tiled and isinstance(pattern, BlockTopK) and not needs_gradients(q, k, v):
             out, lse = _shared_of_row(pattern, q[row], k[row], v[row], start, scale)
@@ -107,7 +110,9 @@ def attend_chosen(
             sums.append(lse)
             continue
         chosen = choose(pattern, q[row], k[row], start) if picks is None else picks[row]
-        out, lse = _chosen_of_row(pattern, q[row], k[row], v[row], chosen, start, scale, unless)
+        out, lse = _chosen_of_row(
+            pattern, q[row], k[row], v[row], chosen, start, scale, unless, softcap
+        )
         outs.append(out)
         sums.append(lse)
     return torch.stack(outs), torch.stack(sums)
@@ -193,11 +198,12 @@ def _chosen_of_row(
     start: int,
     scale: float,
     unless: Rule | None,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """`attend_chosen` for one row."""
     first, size = _first_token(pattern), pattern.block_size
     wide, k_wide, v_wide = _widened(q, k, v, scale)
-    if _by_small_blocks(pattern, q, k, v):
+    if softcap is None and _by_small_blocks(pattern, q, k, v):
         blocks = {"first": first, "size": size, "start": start}
         return attend_small_blocks(wide, k_wide, v_wide, picks, **blocks, unless=unless)
     if not picks.shape[2] or k.shape[1] < first + size:
@@ -214,6 +220,7 @@ def _chosen_of_row(
             *_cut(k_wide[head, first:], v_wide[head, first:], size),
             picks[mine],
             None if hidden is None else hidden[mine],
+            softcap,
         )
         outs.append(out)
         sums.append(lse)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sa_patch.patterns.moba import MoBA, block_means
+from sa_patch.patterns.block_selection.block_means import block_means
+from sa_patch.patterns.moba import MoBA
 
 # Elements of gathered keys held at once: small enough to stay in a core's cache.
 _GATHER_ELEMENTS = 1 << 19

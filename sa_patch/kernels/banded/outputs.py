@@ -18,10 +18,20 @@ class OutputWriter:
         k, v: ``[batch, kv_heads, n, head_dim]``.
         sums: whether the log-sum-exps are wanted, for a merge with other parts; then all that is
             written is fp32 at least.
+        softcap: of `Softmax`; goes with sums.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, sums: bool):
-        self._q, self._scale = q, scale
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        sums: bool,
+        softcap: float | None = None,
+    ):
+        self._q, self._scale, self._softcap = q, scale, softcap
         wide = torch.promote_types(q.dtype, torch.float32) if sums else q.dtype
         self._rows = RowWriter(q, k, v, dtype=wide)
         self._sums = RowWriter(q[..., :1], k, v, dtype=wide) if sums else None
@@ -34,7 +44,7 @@ class OutputWriter:
         Without sums every query of a tile must see a key.
         """
         if self._sums is not None:
-            return attend_with_lse(q, k, v, bias, self._scale, causal=causal)
+            return attend_with_lse(q, k, v, bias, self._scale, causal=causal, softcap=self._softcap)
         out = scaled_dot_product_attention(
             q,
             k,
@@ -53,8 +63,10 @@ class OutputWriter:
         if self._sums is not None and lse is not None:
             self._sums.write(lse[..., None], low)
 
-    def write_tiles(self, parts: list[tuple[Tensor, Tensor | None]], low: int) -> None:
-        """Neighbouring tiles from query `low` on.
+    def write_tiles(
+        self, parts: list[tuple[Tensor, Tensor | None]], low: int, stride: int = 1
+    ) -> None:
+        """Every `stride`-th tile from query `low` on.
 
         Args:
             parts: for each row of the batch its output ``[tiles, q_heads, tile, head_dim]`` and
@@ -63,7 +75,12 @@ class OutputWriter:
         out = torch.stack([out for out, _ in parts]).transpose(1, 2).flatten(2, 3)
         sums = [lse for _, lse in parts if lse is not None]
         lse = torch.stack(sums).transpose(1, 2).flatten(2, 3) if sums else None
-        self.write((out, lse), low)
+        if stride == 1:
+            self.write((out, lse), low)
+            return
+        tiles, _, tile = parts[0][0].shape[:3]
+        begins = low + torch.arange(tiles, device=out.device)[:, None] * (stride * tile)
+        self.scatter((out, lse), (begins + torch.arange(tile, device=out.device)).view(1, -1))
 
     def scatter(self, part: tuple[Tensor, Tensor | None], places: Tensor) -> None:
         """Queries at ``places [draws, m]``, like `write`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.merge import hidden_score
 from sa_patch.kernels.tiling import needs_gradients
 
@@ -26,6 +27,7 @@ def attend_queries_by_block(
     v_blocks: Tensor,
     picks: Tensor,
     hidden: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Join to a result the attention of the queries of one KV head over their chosen blocks.
 
@@ -36,20 +38,26 @@ def attend_queries_by_block(
         k_blocks, v_blocks: ``[blocks, size, head_dim]``; the keys are scaled.
         picks: int64 ``[group, nq, m]``, -1 for none.
         hidden: bool ``[group, nq, m, size]``, keys of chosen blocks that are hidden all the same.
+        softcap: of `Softmax`.
 
     Returns:
         Output and log-sum-exp over both. Differentiable.
     """
     for pick, chosen in enumerate(picks.unbind(-1)):
         unseen = None if hidden is None else hidden[:, :, pick]
-        part, part_lse = _one_each(q, k_blocks, v_blocks, chosen, unseen)
+        part, part_lse = _one_each(q, k_blocks, v_blocks, chosen, unseen, softcap)
         lse = torch.logaddexp(lse, part_lse)
         out = torch.lerp(out, part, (part_lse - lse).exp()[..., None])
     return out, lse
 
 
 def _one_each(
-    q: Tensor, k_blocks: Tensor, v_blocks: Tensor, chosen: Tensor, hidden: Tensor | None
+    q: Tensor,
+    k_blocks: Tensor,
+    v_blocks: Tensor,
+    chosen: Tensor,
+    hidden: Tensor | None,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of every query over one chosen block: ``chosen [group, nq]``, -1 for none.
 
@@ -74,7 +82,7 @@ def _one_each(
         if hidden_rows is not None:
             unseen = hidden_rows[block_queries].unflatten(0, (-1, plan.tile))
             bias = torch.zeros_like(unseen, dtype=q.dtype).masked_fill_(unseen, nothing)
-        out, lse = attend_tiles(tiles, k_blocks[own], v_blocks[own], bias)
+        out, lse = attend_tiles(tiles, k_blocks[own], v_blocks[own], bias, softcap)
         sums.append(lse.flatten())
         if in_place:
             joined[places] = out.flatten(0, 1)
@@ -138,12 +146,17 @@ def _query_tile(block_queries: int) -> int:
 
 
 def attend_tiles(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention of tiles: q ``[tiles, rows, head_dim]``, k, v ``[tiles, keys, head_dim]``.
 
     Args:
         bias: added to the scores, ``[rows, keys]`` or ``[tiles, rows, keys]``.
+        softcap: of `Softmax`.
 
     Returns:
         Output like q and the log-sum-exp of its scores ``[tiles, rows]``.
@@ -152,7 +165,7 @@ def attend_tiles(
     step = max(1, _SCORES // (q.shape[1] * k.shape[1]))
     for low in range(0, len(q), step):
         group = slice(low, low + step)
-        scores = q[group] @ k[group].transpose(1, 2)
+        scores = Softmax(softcap).cap(q[group] @ k[group].transpose(1, 2))
         if bias is not None:
             scores = scores + (bias if bias.dim() == 2 else bias[group])
         weights = scores.softmax(-1)

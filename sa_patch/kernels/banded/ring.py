@@ -61,6 +61,7 @@ def attend_ranges(
     start: int,
     scale: float,
     sums: bool,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of queries at ``start .. start + nq - 1`` over what they see of a ring.
 
@@ -68,13 +69,14 @@ def attend_ranges(
         q: ``[batch, q_heads, nq, head_dim]``, rows of one length.
         k, v: ``[batch, kv_heads, n, head_dim]``, ``n = start + nq``.
         sums: whether to return the log-sum-exps too; without, every query must see a key.
+        softcap: of `Softmax`; goes with sums.
 
     Returns:
         Output like q and log-sum-exps ``[batch, q_heads, nq]``. Beyond these it holds a copy of k
         and v, O(n) indices, and a few ranges at a time.
     """
     seq_len = k.shape[2]
-    out = OutputWriter(q, k, v, scale=scale, sums=sums)
+    out = OutputWriter(q, k, v, scale=scale, sums=sums, softcap=softcap)
     # Whoever comes before may be shown nothing.
     first = max(start, int(torch.searchsorted(part.latest, part.sinks)))
     if first > start:

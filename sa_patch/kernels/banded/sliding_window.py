@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.banded.outputs import OutputWriter
-from sa_patch.kernels.local_window import LocalWindow
+from sa_patch.kernels.local_window import LocalWindow, Run
 from sa_patch.kernels.merge import hidden_score
 from sa_patch.kernels.tiling import tile_rows, whole_vectors
 
@@ -27,6 +27,7 @@ def attend_local_window(
     start: int,
     scale: float,
     sums: bool,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of queries at ``start .. start + nq - 1`` over sinks and their neighbourhood.
 
@@ -34,13 +35,14 @@ def attend_local_window(
         q: ``[batch, q_heads, nq, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``, ``n >= start + nq``.
         sums: whether to return the log-sum-exps too; without, every query must see a key.
+        softcap: of `Softmax`; goes with sums.
 
     Returns:
         Output like q and log-sum-exps ``[batch, q_heads, nq]``. Beyond these it holds O(w) at a
         time.
     """
     tile, queries = tile_rows(q.dtype), q.shape[2]
-    out = OutputWriter(q, k, v, scale=scale, sums=sums)
+    out = OutputWriter(q, k, v, scale=scale, sums=sums, softcap=softcap)
     dense = min(queries, max(0, local_window.all_seen(start + queries) - start))
     if dense:
         _dense(local_window, out, q[:, :, :dense], k, v, start=start)
@@ -49,13 +51,16 @@ def attend_local_window(
         return out.result()
     width = whole_vectors(local_window.sinks + tile + local_window.reach) - local_window.sinks
     # The first tile whose band does not begin before the last sink, and the end of the last tile.
-    first = min(queries, max(dense, local_window.sinks + width - tile - start))
+    first = max(dense, local_window.sinks + width - tile - start)
+    first = min(queries, first + local_window.until_aligned(start + first, tile))
     last = first + (queries - first) // tile * tile
     for low in (*range(dense, first, tile), *range(last, queries, tile)):
         high = min(low + tile, first if low < first else queries)
         _tile(local_window, out, q, k, v, start=start, low=low, high=high)
     if last > first:
-        _whole_tiles(local_window, out, q, k, v, start=start, width=width, tiles=(first, last))
+        tiles = first, last
+        for run in local_window.runs(start + first, tile, width):
+            _whole_tiles(local_window, out, q, k, v, start=start, run=run, tiles=tiles)
     return out.result()
 
 
@@ -135,41 +140,40 @@ def _whole_tiles(
     v: Tensor,
     *,
     start: int,
-    width: int,
+    run: Run,
     tiles: tuple[int, int],
 ) -> None:
-    """Whole tiles of the queries ``tiles[0] .. tiles[1] - 1``, several to a call.
+    """A run of the tiles of queries ``tiles[0] .. tiles[1] - 1``, several to a call.
 
     A band is the `width` keys that end with its tile's last query.
     """
-    first, last = tiles
     tile, heads = tile_rows(q.dtype), q.shape[1]
-    count = (last - first) // tile
-    bands = slice(start + first + tile - width, start + last)
+    first, last = tiles[0] + run.skipped * tile, tiles[1]
+    if first >= last:
+        return
+    count = -(-(last - first) // (run.stride * tile))
+    bands = slice(start + first + tile - run.width, start + last)
     # Every tile of a row is a problem of its own: [batch, tiles, heads, ., head_dim].
-    q_tiles = q[:, :, first:last].unflatten(2, (count, tile)).transpose(1, 2)
+    q_tiles = q[:, :, first:last].unflatten(2, (-1, tile)).transpose(1, 2)[:, :: run.stride]
     k_tiles, v_tiles = (
-        x[:, :, bands].unfold(2, width, tile).permute(0, 2, 1, 4, 3) for x in (k, v)
+        x[:, :, bands].unfold(2, run.width, run.stride * tile).permute(0, 2, 1, 4, 3)
+        for x in (k, v)
     )
-    step = max(1, _SCORES // (heads * tile * (local_window.sinks + width)))
-    same = (
-        _tiles_bias(local_window, start + first, 1, width, q)
-        if local_window.repeats(tile)
-        else None
-    )
+    step = max(1, _SCORES // (heads * tile * (local_window.sinks + run.width)))
+    same = _tiles_bias(local_window, start + first, 1, run.width, q) if run.alike else None
     for low in range(0, count, step):
         group = slice(low, min(low + step, count))
-        begin = first + low * tile
+        begin = first + low * run.stride * tile
         bias = same
         if bias is None:
-            bias = _tiles_bias(local_window, start + begin, group.stop - low, width, q)
+            bias = _tiles_bias(local_window, start + begin, group.stop - low, run.width, q)
         # Row by row: the overlapping bands of several rows could not be one view.
         parts = []
         for row, (q_row, k_row, v_row) in enumerate(zip(q_tiles, k_tiles, v_tiles, strict=True)):
             k_band = _behind_sinks(k_row[group], k[row], local_window.sinks)
             v_band = _behind_sinks(v_row[group], v[row], local_window.sinks)
             parts.append(out.attend(q_row[group], k_band, v_band, bias))
-        out.write_tiles(parts, begin)
+        out.write_tiles(parts, begin, run.stride)
 
 
 def _tiles_bias(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.backend import PLAIN, Softmax
 from sa_patch.kernels.banded.chosen_blocks import attend_chosen, choose, chosen_rule
 from sa_patch.kernels.banded.ring import RingPart, attend_ranges
 from sa_patch.kernels.banded.sliding_window import attend_local_window
@@ -21,7 +23,15 @@ from sa_patch.patterns.base import Rule
 
 
 def attend_union(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, start: int, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    start: int,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     """Attention of queries at ``start .. start + nq - 1`` over what the parts of a pattern show.
 
@@ -38,27 +48,28 @@ def attend_union(
     drawn = [part for part in parts if isinstance(part, (SA, PSA))]
     chosen = [part for part in parts if isinstance(part, (MoBA, BlockTopK)) and _chooses(part)]
     has_window = local_window.sinks > 0 or local_window.reach >= 0
-    sums = has_window + len(drawn) + len(chosen) > 1
+    sums = has_window + len(drawn) + len(chosen) > 1 or softmax is not PLAIN
+    inputs: dict[str, Any] = {"start": start, "scale": scale, "softcap": softmax.softcap}
     disjoint_parts: list[tuple[Tensor, Tensor | None]] = []
     hidden: list[Rule] = []
     if has_window:
-        disjoint_parts.append(
-            attend_local_window(local_window, q, k, v, start=start, scale=scale, sums=sums)
-        )
+        disjoint_parts.append(attend_local_window(local_window, q, k, v, sums=sums, **inputs))
     for part in drawn:
         part_on_ring = _ring_part(part, local_window, k.shape[2], layer, q, hidden)
-        disjoint_parts.append(
-            attend_ranges(part_on_ring, q, k, v, start=start, scale=scale, sums=sums)
-        )
+        disjoint_parts.append(attend_ranges(part_on_ring, q, k, v, sums=sums, **inputs))
         hidden.append(part_on_ring.ring.rule())
     if chosen:
         # What a choice shows by itself, it does not choose as well.
         if local_window != local_window_of(chosen[0]) or len(chosen) > 1:
             hidden.insert(0, local_window.sees)
-        disjoint_parts += _chosen_parts(chosen, q, k, v, start=start, scale=scale, hidden=hidden)
+        disjoint_parts += _chosen_parts(chosen, q, k, v, hidden=hidden, **inputs)
     if not sums:
         return disjoint_parts[0][0]
-    return merge([(out, lse) for out, lse in disjoint_parts if lse is not None]).to(q.dtype)
+    summed = [(out, lse) for out, lse in disjoint_parts if lse is not None]
+    out = merge(summed)
+    if softmax.sink is not None:
+        out = softmax.share(out, torch.stack([lse for _, lse in summed]).logsumexp(0))
+    return out.to(q.dtype)
 
 
 def _chooses(part: MoBA | BlockTopK) -> bool:
@@ -92,12 +103,17 @@ def _chosen_parts(
     *,
     start: int,
     scale: float,
+    softcap: float | None,
     hidden: list[Rule],
 ) -> list[tuple[Tensor, Tensor]]:
     """The chosen blocks of each part, without what `hidden` names or an earlier part chose."""
     if len(chosen) == 1:
         unless = _any_of(hidden)
-        return [attend_chosen(chosen[0], q, k, v, start=start, scale=scale, unless=unless)]
+        return [
+            attend_chosen(
+                chosen[0], q, k, v, start=start, scale=scale, unless=unless, softcap=softcap
+            )
+        ]
     rows = []
     for row in range(len(q)):
         one = slice(row, row + 1)
@@ -115,6 +131,7 @@ def _chosen_parts(
                     scale=scale,
                     unless=_any_of(named),
                     picks=picks[None],
+                    softcap=softcap,
                 )
             )
             named.append(chosen_rule(part, picks, start))

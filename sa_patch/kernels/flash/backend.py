@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need, Window
 from sa_patch.patterns import SWA, Pattern
 
@@ -68,7 +68,15 @@ def _library(q: Tensor, k: Tensor, v: Tensor, *, windowed: bool) -> Library:
 
 
 def attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     window: Window = (None, 0)
     if not pattern.saturated(max(spans.lengths)):

@@ -15,12 +15,13 @@ import sys
 import sysconfig
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.flex.plan import block_size, plan_of
 from sa_patch.kernels.tiling import needs_gradients, take_rows
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
@@ -77,45 +78,65 @@ def _cpu_refusal() -> str:
     return ""
 
 
+def refuses(softmax: Softmax) -> str:
+    if softmax.sink is None:
+        return ""
+    return "flex has no learned sinks: FlexAttention returns no log-sum-exps on CPUs"
+
+
 def attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
     if q.device.type == "cpu" and needs_gradients(q, k, v):
         raise UserError("FlexAttention computes no gradients on the CPU")
     narrower = _SMALLEST_CPU_HEAD_DIM - q.shape[3] if q.device.type == "cpu" else 0
     if narrower > 0:
         q, k, v = (torch.nn.functional.pad(x, (0, narrower)) for x in (q, k, v))
-    out = _attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale)
+    own = {"layer": layer, "scale": scale, "softcap": softmax.softcap}
+    out = _attend(pattern, q, k, v, spans, own)
     return out[..., : out.shape[3] - narrower] if narrower > 0 else out
 
 
 def _attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, spans: Spans, own: dict[str, Any]
 ) -> Tensor:
     seq_len, longest = q.shape[2], max(spans.lengths)
     if pattern.prefix_stable or pattern.saturated(longest):
         # What a query sees depends on nothing behind it: padding at the right included.
         shown = Full() if pattern.saturated(longest) else pattern
-        return _attend_rows(shown, q, k, v, layer=layer, scale=scale)
+        return _attend_rows(shown, q, k, v, **own)
     groups = spans.groups()
     if list(groups) == [(seq_len, 0)]:
-        return _attend_rows(pattern, q, k, v, layer=layer, scale=scale)
+        return _attend_rows(pattern, q, k, v, **own)
     out = q.new_zeros(q.shape)
     for (length, _), members in groups.items():
         if not length:
             continue
         rows = torch.tensor(members, device=q.device)
         shown = Full() if pattern.saturated(length) else pattern
-        of_rows = _attend_rows(
-            shown, *(x[rows, :, :length] for x in (q, k, v)), layer=layer, scale=scale
-        )
+        of_rows = _attend_rows(shown, *(x[rows, :, :length] for x in (q, k, v)), **own)
         padded = torch.nn.functional.pad(of_rows, (0, 0, 0, seq_len - length))
         out = out.index_copy(0, rows, padded)
     return out
 
 
 def _attend_rows(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """Whole rows of one length, or of any where the pattern is prefix-stable."""
     # Imported here, for it loads torch's compiler, which takes seconds.
@@ -127,9 +148,9 @@ def _attend_rows(
         return v.repeat_interleave(heads // v.shape[1], dim=1)
     plan = plan_of(pattern, q, k, layer=layer, block=block_size(q.device))
     if not plan.structure.ordered:
-        return attend_in_order(plan, q, k, v, scale)
+        return attend_in_order(plan, q, k, v, scale, softcap)
     q, k, v = (take_rows(x, plan.order, heads) for x in (q, k, v))
-    return take_rows(attend_in_order(plan, q, k, v, scale), plan.places, heads)
+    return take_rows(attend_in_order(plan, q, k, v, scale, softcap), plan.places, heads)
 
 
 BACKEND = Backend(
@@ -137,4 +158,5 @@ BACKEND = Backend(
     summary="torch's FlexAttention over a mask and lists of key blocks, compiled; CPU and CUDA",
     supports=supports,
     attend=attend,
+    refuses=refuses,
 )

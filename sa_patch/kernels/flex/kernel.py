@@ -15,6 +15,7 @@ from torch._C._dynamo.eval_frame import reset_code
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from sa_patch.errors import UserError
+from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.flex.plan import Plan, Structure, block_size
 
 # Compilations before a call fails. Dynamo's own bound, 8, is soon met by models of different widths
@@ -31,12 +32,15 @@ class _Uncompiled(UserError):
     """A call was run as plain Python."""
 
 
-def attend_in_order(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attend_in_order(
+    plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None = None
+) -> Tensor:
     """Attention of tokens that stand in the order of the plan.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``.
+        softcap: of `Softmax`.
 
     Raises:
         UserError: if torch did not compile it.
@@ -54,7 +58,7 @@ def attend_in_order(plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float) -
         ),
     ):
         try:
-            return _compiled(q, k, v, plan.lists, plan.tables, plan.structure, scale)
+            return _compiled(q, k, v, plan.lists, plan.tables, plan.structure, scale, softcap)
         except _Uncompiled:
             # Dynamo would go on to skip this code for good.
             reset_code(_attend.__code__)
@@ -72,6 +76,7 @@ def _attend(
     tables: Tensor,
     structure: Structure,
     scale: float,
+    softcap: float | None,
 ) -> Tensor:
     """Compiled for every number of heads, head_dim, dtype, device, scale and memory layout."""
     # Run without compilation, FlexAttention ignores the lists and builds all n x n scores.
@@ -93,10 +98,15 @@ def _attend(
         # Only gradients walk the lists from the keys' side.
         compute_q_blocks=torch.is_grad_enabled(),
     )
+
+    def capped(score: Tensor, *place: Tensor) -> Tensor:
+        return Softmax(softcap).cap(score)
+
     out: Tensor = flex_attention(
         q,
         k,
         v,
+        score_mod=None if softcap is None else capped,
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],

@@ -18,7 +18,7 @@ from sa_patch.kernels.flex.block_lists import Choice, InOrder, RingInOrder, bloc
 from sa_patch.kernels.local_window import LocalWindow, joined, local_window_of
 from sa_patch.kernels.tensor_cache import TensorCache
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, parts_of
-from sa_patch.patterns.moba import block_means
+from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.ring import Ring
 
 # At 128K tokens the plan of a layer takes 12 MiB on a GPU, so that all layers of a model stay.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Backend, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, any_softmax
 from sa_patch.kernels.triton.launch_table import Config
 from sa_patch.kernels.triton.parts import disjoint_parts
 from sa_patch.kernels.triton.tiles import Row
@@ -93,9 +93,19 @@ def _wrong_gradient(*tensors: Tensor) -> str:
 
 
 def attend(
-    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, *, layer: int, spans: Spans, scale: float
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    layer: int,
+    spans: Spans,
+    scale: float,
+    softmax: Softmax = PLAIN,
 ) -> Tensor:
-    return _attend(pattern, q, k, v, layer, spans, scale, False, ())[0]
+    with_lse = softmax.sink is not None
+    out, lse = _attend(pattern, q, k, v, layer, spans, scale, with_lse, (), softmax.softcap)
+    return out if lse is None else softmax.share(out, lse)
 
 
 def attend_with_lse(
@@ -136,6 +146,7 @@ def _attend(
     scale: float,
     with_lse: bool,
     configs: tuple[Config, ...],
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     if reason := _wrong_gradient(q, k, v):
         raise UserError(f"backend 'triton' cannot serve {pattern}: {reason}")
@@ -155,7 +166,7 @@ def _attend(
     from sa_patch.kernels.triton.launch import Call
 
     with torch.cuda.device_of(q):
-        serve(pattern, Call(q, k, v, out, lse, rows, layer, scale), configs)
+        serve(pattern, Call(q, k, v, out, lse, rows, layer, scale, softcap=softcap), configs)
     return out, lse
 
 
@@ -171,4 +182,5 @@ BACKEND = Backend(
     supports=supports,
     attend=attend,
     packs=packs,
+    refuses=any_softmax,
 )

@@ -52,6 +52,7 @@ def chosen_kernel(
     count: tl.tensor,
     sinks: tl.tensor,
     scale: tl.tensor,
+    cap: tl.tensor,
     q_batch: tl.tensor,
     q_head: tl.tensor,
     q_row: tl.tensor,
@@ -77,6 +78,7 @@ def chosen_kernel(
     RINGS: tl.constexpr,
     DRAWS: tl.constexpr,
     SPANS: tl.constexpr,
+    CAPPED: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """A tile of choices of one block: their softmax over its keys alone.
@@ -156,7 +158,9 @@ def chosen_kernel(
                 v_tile,
                 visible,
                 scale,
+                cap,
                 LIMITED or not EVEN,
+                CAPPED,
                 WIDEN,
             )
         result, log_total = finish_softmax(acc, top, total, scale)

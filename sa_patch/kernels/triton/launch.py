@@ -47,6 +47,7 @@ class Call(NamedTuple):
         scale: of the scores, above 0.
         join: take in what `out`, in fp32, and `lse` hold: attention over other keys, or zero and
             -inf.
+        softcap: of `Softmax`.
     """
 
     q: Tensor
@@ -58,6 +59,14 @@ class Call(NamedTuple):
     layer: int
     scale: float
     join: bool = False
+    softcap: float | None = None
+
+    @property
+    def scores(self) -> tuple[float, float]:
+        """What kernels take as `scale` and `cap`."""
+        if self.softcap is None:
+            return self.scale * LOG2_E, 0.0
+        return self.softcap * LOG2_E, self.scale / self.softcap
 
     @property
     def group(self) -> int:
@@ -190,11 +199,12 @@ def launch_local_window(
         call.query_len,
         local_window.sinks,
         0 if choices is None else choices.picks.shape[3],
-        call.scale * LOG2_E,
+        *call.scores,
         *call.strides(),
         PACK=pack,
         CHOOSERS=1 if choices is None else choices.picks.shape[1],
         CHOSEN=choices is not None,
+        CAPPED=call.softcap is not None,
         WIDEN=INTERPRETED,
         **call.results(),
         **shape(call.q, call.k, launch),
@@ -250,7 +260,7 @@ def launch_ring(
         call.query_len,
         plan.keys.shape[1],
         arguments["padded_len"],
-        call.scale * LOG2_E,
+        *call.scores,
         *strides(q, k, v, call.out),
         PACK=pack,
         TILES=config.tiles,
@@ -258,6 +268,7 @@ def launch_ring(
         SLOT_ORDER=ordered,
         RINGS=arguments["RINGS"],
         DRAWS=arguments["DRAWS"],
+        CAPPED=call.softcap is not None,
         WIDEN=INTERPRETED,
         **call.results(),
         **shape(q, k, launch),

@@ -38,9 +38,11 @@ def local_window_walk(
     first_low: tl.tensor,
     last_low: tl.tensor,
     scale: tl.tensor,
+    cap: tl.tensor,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    CAPPED: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> tl.tensor:
     """The nearest ``reach [m]`` and the first ``limits [m]`` keys of queries at ``first .. last``,
@@ -63,7 +65,9 @@ def local_window_walk(
         place = tl.cast(inner, tl.int64)
         k = load_rows(k_base + place * k_row, columns * k_row, HEAD_DIM, BLOCK_D)
         v = load_rows(v_base + place * v_row, columns * v_row, HEAD_DIM, BLOCK_D)
-        acc, top, total = softmax_step(acc, top, total, q, k, v, columns, scale, False, WIDEN)
+        acc, top, total = softmax_step(
+            acc, top, total, q, k, v, columns, scale, cap, False, CAPPED, WIDEN
+        )
     skipped = whole_end - whole
     # The first keys stand before the nearest, or among their blocks.
     last_limit = tl.max(limits, 0)
@@ -81,7 +85,9 @@ def local_window_walk(
         place = tl.cast(key, tl.int64)
         k = load_rows(k_base + place * k_row, clamped * k_row, HEAD_DIM, BLOCK_D)
         v = load_rows(v_base + place * v_row, clamped * v_row, HEAD_DIM, BLOCK_D)
-        acc, top, total = softmax_step(acc, top, total, q, k, v, visible, scale, True, WIDEN)
+        acc, top, total = softmax_step(
+            acc, top, total, q, k, v, visible, scale, cap, True, CAPPED, WIDEN
+        )
     return acc, top, total
 
 
@@ -134,6 +140,7 @@ def local_window_kernel(
     sinks: tl.tensor,
     count: tl.tensor,
     scale: tl.tensor,
+    cap: tl.tensor,
     q_batch: tl.tensor,
     q_head: tl.tensor,
     q_row: tl.tensor,
@@ -157,6 +164,7 @@ def local_window_kernel(
     CHOSEN: tl.constexpr,
     WITH_LSE: tl.constexpr,
     JOIN: tl.constexpr,
+    CAPPED: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """One tile of queries, of PACK query heads that share a KV head.
@@ -167,6 +175,7 @@ def local_window_kernel(
         lows: int32, by position; query i sees ``lows[i] <= j <= i`` and ``j < sinks``.
         partial, partial_lse, picks: of `Choices`, `count` to a query; read with CHOSEN.
         scale: at least 0, with log2(e) in it.
+        cap: of `softmax_step`.
     """
     batch, head, members, rows, positions, real, first, last = query_tile(
         table, HEADS, query_len, PACK, BLOCK_M
@@ -194,9 +203,11 @@ def local_window_kernel(
         tl.load(lows + first),
         tl.load(lows + last),
         scale,
+        cap,
         HEAD_DIM,
         BLOCK_D,
         BLOCK_N,
+        CAPPED,
         WIDEN,
     )
     places = (batch * HEADS + members) * query_len + rows

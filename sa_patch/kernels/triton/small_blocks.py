@@ -15,6 +15,7 @@ import triton.language as tl
 
 from sa_patch.kernels.triton.exclusion import shown_by_other_part
 from sa_patch.kernels.triton.softmax import (
+    hyperbolic_tangent,
     load_rows,
     query_tile,
     softmax_step,
@@ -54,6 +55,7 @@ def small_blocks_kernel(
     count: tl.tensor,
     sinks: tl.tensor,
     scale: tl.tensor,
+    cap: tl.tensor,
     q_batch: tl.tensor,
     q_head: tl.tensor,
     q_row: tl.tensor,
@@ -84,6 +86,7 @@ def small_blocks_kernel(
     SPANS: tl.constexpr,
     WITH_LSE: tl.constexpr,
     JOIN: tl.constexpr,
+    CAPPED: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """One tile of queries, of PACK query heads that share a KV head.
@@ -94,6 +97,7 @@ def small_blocks_kernel(
         picks: int32 ``[batch, CHOOSERS, query_len, count]``: the chosen blocks, -1 for none.
         origin: the token that block 0 begins with.
         scale: at least 0, with log2(e) in it.
+        cap: of `softmax_step`.
         rings ... SPANS: of `shown_by_other_part`.
     """
     batch, head, members, rows, positions, real, first, last = query_tile(
@@ -138,6 +142,8 @@ def small_blocks_kernel(
         keys = keys.to(tl.int64)
         gathered = load_gathered(k_base, keys * k_row, HEAD_DIM, BLOCK_D)
         scores = tl.sum(q_tile[:, None, :] * gathered, 2)
+        if CAPPED:
+            scores = hyperbolic_tangent(cap * scores)
         scores = tl.where(visible, scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
         # Where no key was visible so far the pivot must be finite: -inf - -inf is not a number.
@@ -183,6 +189,7 @@ def shared_blocks_kernel(
     tiles: tl.tensor,
     width: tl.tensor,
     scale: tl.tensor,
+    cap: tl.tensor,
     q_batch: tl.tensor,
     q_head: tl.tensor,
     q_row: tl.tensor,
@@ -206,6 +213,7 @@ def shared_blocks_kernel(
     BLOCK_N: tl.constexpr,
     WITH_LSE: tl.constexpr,
     JOIN: tl.constexpr,
+    CAPPED: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """One tile of SHARED queries, of PACK query heads: sinks, local window and the tile's blocks.
@@ -219,6 +227,7 @@ def shared_blocks_kernel(
         counts: int32 ``[batch, CHOOSERS, tiles]``, blocks that there are.
         origin: the token that block 0 begins with.
         scale: at least 0, with log2(e) in it.
+        cap: of `softmax_step`.
     """
     batch, head, members, rows, positions, real, first, last = query_tile(
         table, HEADS, query_len, PACK, BLOCK_M
@@ -243,7 +252,7 @@ def shared_blocks_kernel(
         k_tile = load_rows(k_base, at * k_row, HEAD_DIM, BLOCK_D)
         v_tile = load_rows(v_base, at * v_row, HEAD_DIM, BLOCK_D)
         acc, top, total = softmax_step(
-            acc, top, total, q_tile, k_tile, v_tile, visible, scale, True, WIDEN
+            acc, top, total, q_tile, k_tile, v_tile, visible, scale, cap, True, CAPPED, WIDEN
         )
     for begin in range(tl.maximum(tl.load(lows + first), sinks), last + 1, BLOCK_N):
         keys = begin + columns
@@ -252,7 +261,7 @@ def shared_blocks_kernel(
         k_tile = load_rows(k_base, at * k_row, HEAD_DIM, BLOCK_D)
         v_tile = load_rows(v_base, at * v_row, HEAD_DIM, BLOCK_D)
         acc, top, total = softmax_step(
-            acc, top, total, q_tile, k_tile, v_tile, visible, scale, True, WIDEN
+            acc, top, total, q_tile, k_tile, v_tile, visible, scale, cap, True, CAPPED, WIDEN
         )
     keys_chosen = tl.load(counts + listed) * block_size
     for begin in range(0, keys_chosen, BLOCK_N):
@@ -267,7 +276,7 @@ def shared_blocks_kernel(
         k_tile = load_rows(k_base, at * k_row, HEAD_DIM, BLOCK_D)
         v_tile = load_rows(v_base, at * v_row, HEAD_DIM, BLOCK_D)
         acc, top, total = softmax_step(
-            acc, top, total, q_tile, k_tile, v_tile, visible, scale, True, WIDEN
+            acc, top, total, q_tile, k_tile, v_tile, visible, scale, cap, True, CAPPED, WIDEN
         )
     store_result(
         out + batch * out_batch,

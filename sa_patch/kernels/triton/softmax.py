@@ -96,6 +96,12 @@ def store_rows(
 
 
 @triton.jit
+def hyperbolic_tangent(x: tl.tensor) -> tl.tensor:
+    """tanh, to 1e-7: beyond either end the exponential is 0 or infinite, and the result -1 or 1."""
+    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+
+
+@triton.jit
 def softmax_step(
     acc: tl.tensor,
     top: tl.tensor,
@@ -105,7 +111,9 @@ def softmax_step(
     v: tl.tensor,
     visible: tl.tensor,
     scale: tl.tensor,
+    cap: tl.tensor,
     MASKED: tl.constexpr,
+    CAPPED: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> tl.tensor:
     """Take a block of keys into the running softmax of every row.
@@ -115,6 +123,7 @@ def softmax_step(
             score (-inf where nothing was visible yet) and sum of weights.
         q, k, v: ``[m, d]``, ``[n, d]``, ``[n, d]``.
         visible: bool ``[m, n]``, read where MASKED.
+        cap: CAPPED, every score s counts as ``tanh(cap * s)``, which `scale` is for.
         WIDEN: round and multiply in fp32, for the interpreter, which has no bfloat16 product.
 
     Returns:
@@ -124,6 +133,8 @@ def softmax_step(
         scores = tl.dot(q.to(tl.float32), tl.trans(k.to(tl.float32)), input_precision="ieee")
     else:
         scores = tl.dot(q, tl.trans(k), input_precision="ieee")
+    if CAPPED:
+        scores = hyperbolic_tangent(cap * scores)
     if MASKED:
         scores = tl.where(visible, scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 1))

@@ -9,12 +9,14 @@ most `beam` nodes, so that it does not depend on n.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_selection.pair_dots import pair_dots
 from sa_patch.patterns.block_selection.top_candidates import first_best
-from sa_patch.patterns.moba import block_means
 
 # Scores that are held at once: on CPUs few enough to stay in the caches.
 _HELD_CPU = 1 << 18
@@ -170,14 +172,28 @@ def scored_nodes(eligible: Tensor, *, topk: int, branch: int, beam: int) -> Tens
 
     Candidates of which all are kept need none.
     """
-    if not topk:
-        return torch.zeros_like(eligible)
-    if not branch:
-        return eligible.where(eligible > topk, 0)
+    levels = [each for _, each in _scored_levels(eligible, topk, branch, beam)]
+    return torch.stack(levels).sum(0) if levels else torch.zeros_like(eligible)
+
+
+def read_nodes(eligible: Tensor, *, topk: int, branch: int, beam: int) -> int:
+    """Nodes whose means some queries read together for their searches, at most."""
+    levels = _scored_levels(eligible, topk, branch, beam)
+    return sum(min(nodes, int(each.sum())) for nodes, each in levels)
+
+
+def _scored_levels(
+    eligible: Tensor, topk: int, branch: int, beam: int
+) -> Iterator[tuple[int, Tensor]]:
+    """For each level how many nodes there are, and how many of them each query scores."""
     most = int(eligible.max()) if eligible.numel() else 0
-    total = torch.zeros_like(eligible)
+    if not topk or not most:
+        return
+    if not branch:
+        yield most, eligible.where(eligible > topk, 0)
+        return
     for level in range(level_count(most, branch, beam)):
         above = eligible // branch ** (level + 1)
         candidates = above.clamp(max=beam) * branch + eligible // branch**level - above * branch
-        total += candidates.where(candidates > (beam if level else topk), 0)
-    return total
+        scored = candidates.where(candidates > (beam if level else topk), 0)
+        yield most // branch**level, scored

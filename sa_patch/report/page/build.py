@@ -14,8 +14,10 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = ("state.js", "words.js", "charts.js", "panels.js", "controls.js", "table.js", "main.js")
 
 
-def page(data: Mapping[str, Any]) -> str:
+def page(data: Mapping[str, Any], section: str = "") -> str:
     """The page that shows ``data`` (see `sa_patch.report.page.data`), plotly's code in it.
+
+    ``section``: HTML of a section of its own, behind the charts.
 
     Raises:
         ValueError: if ``data`` holds a number that JSON cannot write (NaN, infinity).
@@ -26,6 +28,7 @@ def page(data: Mapping[str, Any]) -> str:
         title=html.escape(f"Results: {data['title']}"),
         style=_asset("page.css"),
         data=_in_script(data),
+        section=section,
         plotly=get_plotlyjs(),
         script="\n".join(_asset(name) for name in SCRIPTS),
     )

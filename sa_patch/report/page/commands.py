@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from sa_patch.sweep.cells import cell_id
+from sa_patch.evaluation.tasks.names import current_name
+from sa_patch.sweep.cells import PROMPT_SETTINGS, cell_id
 from sa_patch.sweep.results import Cell, Run
 
 # Options of the sweep that decide which data are read and what may be run.
@@ -60,7 +61,11 @@ def _model(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _task(cell: Cell) -> dict[str, Any]:
     """The settings of a cell's task, without those that are lm-eval's own."""
-    settings = {key: cell.setting.get(key) for key in ("task", "limit", "num_fewshot")}
+    kept = ("limit", "num_fewshot", *PROMPT_SETTINGS)
+    settings = {
+        "task": current_name(cell.setting["task"]),
+        **{key: cell.setting.get(key) for key in kept},
+    }
     settings["gen_kwargs"] = cell.setting.get("gen_kwargs") or None
     return {key: value for key, value in settings.items() if value is not None}
 

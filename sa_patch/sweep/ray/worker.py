@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError
-from sa_patch.evaluation.tasks import Benchmarks, Catalogue
+from sa_patch.evaluation.tasks.benchmarks import Benchmarks
+from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.files.provenance import code_digest, versions
 from sa_patch.models.embedded import resolve_model
 from sa_patch.sweep.cell_runner import CellRunner, Computed, check_model
@@ -89,7 +90,7 @@ class SweepWorker:
         local = Benchmarks(job.benchmarks)
         for cell in _one_of_each_task(job.cells):
             what = f"the data of {cell.info.name} in {job.benchmarks}"
-            _require_same(what, local.digest(cell.info), cell.cell["data"])
+            _require_same(what, local.digest(cell.info.name, cell.info.datasets), cell.cell["data"])
 
 
 def _one_of_each_task(cells: Sequence[PlannedCell]) -> list[PlannedCell]:

@@ -1,31 +1,27 @@
-"""The GPU goal sheet: how goals are judged, the correctness grid, and the rehearsal on a CPU.
+"""How the goals for a GPU are judged, and how one case is checked against float64.
 
 Seen red when the best length stood for the worst, a length without a time was passed over, any
-FlashAttention counted as version 3, FlexAttention counted as our kernel, a wrong backend passed
-the grid, and a rehearsal judged its goals.
+FlashAttention counted as version 3, FlexAttention counted as our kernel, and a wrong backend
+passed.
 """
 
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
-from sa_patch.benchmark.attention import correctness_grid as check_module
-from sa_patch.benchmark.attention import goal_sheet
+from sa_patch.benchmark.attention.cases import PASSED, REFUSED, Case, Checked, check
 from sa_patch.benchmark.attention.correctness import Verdict
-from sa_patch.benchmark.attention.correctness_grid import PASSED, REFUSED, Case, check, grid
 from sa_patch.benchmark.attention.goals import growth_exponent, judge_goals
 from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
 from sa_patch.benchmark.goals import MET, MISSED, UNMEASURED, Goal
 from sa_patch.benchmark.record import FAILED, SKIPPED, TIMED, WRONG, fastest
-from sa_patch.errors import UserError
+from sa_patch.benchmark.stages.speed import write_goals
 from sa_patch.kernels import BACKENDS, Backend, reference
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
 
@@ -51,7 +47,7 @@ def judged(*cells: AttentionCell) -> list[Goal]:
 
 
 def test_nothing_measured_meets_nothing() -> None:
-    assert [goal.status for goal in judged()] == [UNMEASURED] * 6
+    assert [goal.status for goal in judged()] == [UNMEASURED] * 5
     assert all(goal.value is None and goal.detail for goal in judged())
 
 
@@ -122,13 +118,22 @@ def test_memory_that_grows_as_the_square_is_seen() -> None:
         sizes = (2048, 4096, 8192)
         return [cell(n, SA_LABEL, backend, 1.0, extra_bytes=int(n**power)) for n in sizes]
 
-    assert judged(*growing("triton", 1))[5].status == MET
-    goal = judged(*growing("triton", 1), *growing("banded", 2))[5]
+    assert judged(*growing("triton", 1))[-1].status == MET
+    goal = judged(*growing("triton", 1), *growing("banded", 2))[-1]
     assert goal.status == MISSED and goal.value == pytest.approx(2, abs=0.01)
     assert goal.detail.startswith(f"{SA_LABEL} on banded 2.00; ")
-    assert judged(*growing("triton", 1), *growing("reference", 2))[5].status == MET
-    assert judged(*growing("triton", 1)[:2])[5].status == UNMEASURED
+    assert judged(*growing("triton", 1), *growing("reference", 2))[-1].status == MET
+    assert judged(*growing("triton", 1)[:2])[-1].status == UNMEASURED
     assert growth_exponent([(1, 5.0), (2, 10.0), (4, 20.0)]) == pytest.approx(1)
+
+
+def test_goals_are_written_with_what_they_were_judged_from(tmp_path: Path) -> None:
+    cells = [cell(32768, "full", "flash", 9.0, method="full"), cell(32768, SA_LABEL, "triton", 1.0)]
+    rows = write_goals(tmp_path, AttentionBench({"gpu": "a card"}, {}, cells=cells))
+    assert ("goal: SA over the best full attention at 32K", MISSED) in rows
+    content = json.loads((tmp_path / "goals.json").read_text())
+    assert content["provenance"] == {"gpu": "a card"} and len(content["goals"]) == len(rows)
+    assert "| 9.00 | missed |" in (tmp_path / "goals.md").read_text()
 
 
 def test_the_fastest_of_what_was_chosen() -> None:
@@ -147,7 +152,7 @@ def register(monkeypatch: pytest.MonkeyPatch, attend: Callable[..., Tensor]) -> 
     monkeypatch.setitem(BACKENDS, "mine", backend)
 
 
-def test_the_grid_finds_a_wrong_a_failing_and_a_refusing_backend(
+def test_a_check_finds_a_wrong_a_failing_and_a_refusing_backend(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def second_row_off(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
@@ -160,9 +165,7 @@ def test_the_grid_finds_a_wrong_a_failing_and_a_refusing_backend(
 
     register(monkeypatch, reference.attend)
     assert check(case(SA(7)), "cpu").status == PASSED
-    assert check(case(MoBA(4)), "cpu") == check_module.Checked(
-        case(MoBA(4)), REFUSED, reason="no moba"
-    )
+    assert check(case(MoBA(4)), "cpu") == Checked(case(MoBA(4)), REFUSED, reason="no moba")
     register(monkeypatch, second_row_off)
     assert check(case(SA(7)), "cpu").status == WRONG
     register(monkeypatch, fails)
@@ -172,103 +175,17 @@ def test_the_grid_finds_a_wrong_a_failing_and_a_refusing_backend(
 
 @pytest.mark.parametrize("backend", ["reference", "banded"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_plain_backends_pass_the_grid(backend: str, dtype: str) -> None:
-    cases = [c for c in grid([backend], small=True) if c.dtype == dtype and max(c.lengths) < 64]
-    assert len(cases) >= 14 and len(cases[-1].lengths) == 2
-    cases = cases[:14]
-    found = [check(one, "cpu") for one in cases]
-    assert [one for one in found if one.status != PASSED] == []
+def test_the_plain_backends_pass_every_check(backend: str, dtype: str) -> None:
+    patterns = (Full(), SWA(7), SA(7, seed=1, circular=False), SA(2, per_head=True), MoBA(3, 2))
+    for lengths in ((1,), (63, 21)):
+        for pattern in patterns:
+            one = Case(backend, pattern, dtype, 64, 9, 3, lengths)
+            assert check(one, "cpu").status == PASSED, one
 
 
-def test_the_grid_covers_what_it_promises() -> None:
-    every = grid(["flex", "triton"], small=False)
-    own = [one for one in every if one.backend == "triton"]
-    assert {(c.dtype, c.head_dim, c.heads, c.kv_heads) for c in own} == {
-        (dtype, width, *heads)
-        for dtype in ("float32", "bfloat16", "float16")
-        for width in (64, 96, 128)
-        for heads in ((8, 2), (9, 3))
-    }
-    assert {max(c.lengths) for c in own} == {1, 63, 1000, 4096}
-    assert {len(c.lengths) for c in own} == {1, 2}
-    large = {c.pattern for c in own if c.lengths == (4096,)}
-    assert {SWA(256), SA(256), Full()} <= large
-    assert {p.circular for p in large if isinstance(p, SA)} == {True, False}
-    assert any(isinstance(p, SA) and p.per_head for p in large)
-    assert len(set(own)) == len(own)
-    assert own[0].dtype == "bfloat16" and own[0].head_dim == 128
-    assert 0 < len(every) - len(own) < len(own) / 4, "flex compiles for long"
-
-
-def test_checks_stop_in_time_and_can_go_on() -> None:
-    waiting = iter(grid(["reference"], small=True))
-    first = check_module.run_checks(waiting, "cpu", time.monotonic() - 1, lambda line: None)
-    assert len(first) == 1
-    rest = check_module.run_checks(waiting, "cpu", time.monotonic() - 1, lambda line: None)
-    assert len(rest) == 1 and rest[0].case != first[0].case
-
-
-@pytest.fixture
-def plain_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in set(BACKENDS) - {"reference", "banded"}:
-        monkeypatch.delitem(BACKENDS, name)
-
-
-@pytest.mark.usefixtures("plain_backends")
-def test_a_rehearsal_writes_everything_and_judges_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_attention_stage_needs_neither_rich_nor_transformers_nor_matplotlib(
+    tmp_path: Path,
 ) -> None:
-    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.5)
-    printed = capsys.readouterr().out
-    assert status == 0 and "rehearsal on a CPU" in printed
-    content = json.loads((tmp_path / "goals.json").read_text())
-    assert content["rehearsal"] and len(content["goals"]) == 6
-    assert {goal["status"] for goal in content["goals"]} == {UNMEASURED}
-    assert {one["status"] for one in content["checks"]} == {PASSED}
-    assert "**This is a rehearsal on a CPU" in (tmp_path / "goals.md").read_text()
-    names = {path.name for path in tmp_path.iterdir()}
-    assert {"goals.json", "goals.md", "attention.json", "attention.md"} <= names
-
-
-@pytest.mark.usefixtures("plain_backends")
-def test_a_wrong_backend_is_on_the_sheet_and_in_the_exit_status(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def zeros(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
-        return torch.zeros_like(q)
-
-    register(monkeypatch, zeros)
-    status = goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.0)
-    assert status == 1
-    sheet = (tmp_path / "goals.md").read_text()
-    assert "- wrong: mine full" in sheet and "Nothing was wrong" not in sheet
-    assert "wrong: mine" in capsys.readouterr().out
-
-
-def test_what_was_measured_is_on_disk_when_it_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_backends: None
-) -> None:
-    def stopped(*args: Any, **rest: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(goal_sheet, "run_bench", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        goal_sheet.run_goal_sheet(tmp_path, device="cpu", small=True, budget=1.0)
-    content = json.loads((tmp_path / "goals.json").read_text())
-    assert content["checks"] and content["goals"] == []
-    assert "Not reached." in (tmp_path / "goals.md").read_text()
-
-
-def test_a_machine_without_a_gpu_is_told_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="sees no CUDA device"):
-        goal_sheet.run_goal_sheet(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_the_goal_sheet_needs_neither_rich_nor_transformers_nor_matplotlib(tmp_path: Path) -> None:
     """It runs from a bare clone; whatever else is imported there must be optional."""
     barred = (
         *("rich", "matplotlib", "transformers", "lm_eval", "yaml", "datasets", "accelerate"),
@@ -279,7 +196,7 @@ import sys
 from pathlib import Path
 for name in {barred}:
     sys.modules[name] = None
-from sa_patch.benchmark.attention import goal_sheet
+from sa_patch.benchmark.stages import speed
 from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
 from sa_patch.benchmark.attention.run import write
 shape = dict.fromkeys(("heads", "kv_heads", "head_dim", "batch", "dtype"), 1)

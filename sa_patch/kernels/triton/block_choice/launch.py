@@ -14,9 +14,9 @@ from sa_patch.kernels.triton.launch import Call, shape, strides
 from sa_patch.kernels.triton.launch_table import Launch, next_power_of_2, packed_heads
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.patterns import BlockTopK, MoBA
+from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_selection.shared_choice import chosen_so_far
 from sa_patch.patterns.block_selection.tree import level_count, level_means
-from sa_patch.patterns.moba import block_means
 
 # Picks that one sweep of the flat choice holds in registers.
 _PICKS = 4

@@ -43,6 +43,7 @@ def ring_kernel(
     width: tl.tensor,
     padded_len: tl.tensor,
     scale: tl.tensor,
+    cap: tl.tensor,
     q_batch: tl.tensor,
     q_head: tl.tensor,
     q_row: tl.tensor,
@@ -69,6 +70,7 @@ def ring_kernel(
     DRAWS: tl.constexpr,
     WITH_LSE: tl.constexpr,
     JOIN: tl.constexpr,
+    CAPPED: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """One tile of queries, of PACK query heads that share a KV head.
@@ -80,6 +82,7 @@ def ring_kernel(
         rings, sizes, padded_len: of `shown_by_other_part`; read where there are RINGS.
         width: keys of a band, padding counted.
         scale: at least 0, with log2(e) in it.
+        cap: of `softmax_step`.
         SLOT_ORDER: k and v stand in the order of slots, and are read by slot.
     """
     SLOTS: tl.constexpr = BLOCK_M // PACK
@@ -150,7 +153,7 @@ def ring_kernel(
         k_tile = load_rows(k_base, places * k_row, HEAD_DIM, BLOCK_D)
         v_tile = load_rows(v_base, places * v_row, HEAD_DIM, BLOCK_D)
         acc, top, total = softmax_step(
-            acc, top, total, q_tile, k_tile, v_tile, visible, scale, True, WIDEN
+            acc, top, total, q_tile, k_tile, v_tile, visible, scale, cap, True, CAPPED, WIDEN
         )
     store_result(
         out + batch * out_batch,
