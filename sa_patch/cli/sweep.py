@@ -17,6 +17,11 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     parser.add_argument("--limit", type=int, help="first N items of each task, over the file's")
     parser.add_argument(
+        "--metadata",
+        metavar="JSON",
+        help="for the tasks' own functions, over the file's: '{\"max_seq_lengths\": [1024, 4096]}'",
+    )
+    parser.add_argument(
         "--benchmarks", type=Path, help="folder of local data sets laid out like their hub copies"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the grid, load nothing")
@@ -94,6 +99,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
         executor = RayExecutor(options.ray, modules=["sa_patch.training"])
     config = load_config(options.config).with_limit(options.limit)
+    config = config.with_metadata(options.metadata)
     know_gated_models()
     out = options.out or Path("runs") / config.name
     run_code = options.confirm_run_unsafe_code
