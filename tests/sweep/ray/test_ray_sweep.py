@@ -104,12 +104,10 @@ class KillableWorker(SweepWorker):
     def compute(self, cell: PlannedCell) -> Computed:
         original = scoring.score
 
-        def score(
-            lm: Any, loaded: Mapping[str, Any], limit: int | None, run_code: bool
-        ) -> Mapping[str, Any]:
+        def score(lm: Any, *rest: Any, **settings: Any) -> Mapping[str, Any]:
             if lm.pattern.name == "moba":
                 self._await_death()
-            return original(lm, loaded, limit, run_code)
+            return original(lm, *rest, **settings)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scoring, "score", score)
