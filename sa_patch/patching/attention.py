@@ -7,15 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.compiler import disable
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import PLAIN, Softmax, attend
-from sa_patch.patching.mask import Packing, SparseMask, sparse_mask
-from sa_patch.patching.plan import get_plan
+from sa_patch.kernels import PLAIN, Softmax, Spans, attend
+from sa_patch.patching.mask import Packing, SparseMask
+from sa_patch.patching.plan import Observer, get_plan
 from sa_patch.patching.reading import refuse_pieces
 from sa_patch.patching.tile_queries import keep_queries, tile_queries, without_earlier
 
@@ -65,8 +62,8 @@ def sparse_attention_forward(
     prompt = plan.reading.is_prompt(attention_mask)
     if plan.pattern is None or (not prompt and plan.decode == "full"):
         keep_queries(module, query, attention_mask)
-        stock_mask = attention_mask.stock(plan.stock)
-        return _stock_function(module, plan.stock)(
+        stock_mask = attention_mask.stock(plan.stock, kwargs)
+        return stock_function(module, plan.stock)(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
@@ -77,14 +74,14 @@ def sparse_attention_forward(
         # The cache has dropped what lies between the sinks and the window.
         packing = Packing.compact(len(key), key.shape[2], query.shape[2])
     else:
-        packing = attention_mask.packing()
+        packing = attention_mask.packing(kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     query = packing.pack(query, packing.query_order)
     key = packing.pack(key, packing.key_order)
     spans, new = packing.spans, query.shape[2]
     if plan.observer is not None:
-        plan.observer(layer, query, key, spans)
-    cache = tile_queries(module)
+        _observe(plan.observer, layer, query, key, spans)
+    cache = tile_queries(module) if spans.packed_in is None else None
     earlier: list[int] = []
     if cache is not None:
         query, spans, earlier = cache.begin_tiles(query, spans)
@@ -97,19 +94,28 @@ def sparse_attention_forward(
         spans=spans,
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
         backend=plan.backend,
-        softmax=_own_softmax(kwargs),
+        softmax=own_softmax(kwargs),
     )
     out = without_earlier(out, earlier, new)
     return packing.unpack(out).transpose(1, 2).contiguous(), None
 
 
-def _own_softmax(arguments: dict[str, Any]) -> Softmax:
+def _observe(observer: Observer, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+    """Show an observer the call, documents of packed rows one by one."""
+    if spans.packed_in is None:
+        observer(layer, q, k, spans)
+        return
+    for own_q, own_k in spans.sequences(q, k):
+        observer(layer, own_q, own_k, Spans((own_k.shape[2],), (0,)))
+
+
+def own_softmax(arguments: dict[str, Any]) -> Softmax:
     """What the model changes about the softmax, by the names of transformers' interface."""
     softcap, sink = arguments.get("softcap"), arguments.get("s_aux")
     return PLAIN if softcap is None and sink is None else Softmax(softcap, sink)
 
 
-def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
+def stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
     """The attention function that the module would have called unpatched."""
     # Each model file has an eager function of its own, which is the interface's default.
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
@@ -141,11 +147,6 @@ def refuse_unsupported(
             "output_attentions=True is not supported by a patched model: a sparse layer never "
             "holds the n x n weights; unpatch_model(model) first"
         )
-    if kwargs.get("cu_seq_lens_q") is not None:
-        raise UserError(
-            "packed sequences (cu_seq_lens_q) are not supported by a patched model; give one "
-            "sequence per row"
-        )
     if dropout:
         raise UserError(
             "attention dropout is not supported by a patched model; call model.eval() or set "
@@ -157,11 +158,3 @@ def refuse_unsupported(
                 f"layer {module.layer_idx} of this model changes its softmax by {name!r}, which "
                 "sparse attention does not support; leave it out with layers=..."
             )
-
-
-# Out of torch.compile's sight: what a pattern computes depends on padding and lengths, which the
-# compiler would pin one by one, recompiling for minutes. The rest of the model is compiled.
-_REASON = "sa_patch computes sparse attention outside of compiled graphs"
-AttentionInterface.register(IMPLEMENTATION, disable(sparse_attention_forward, reason=_REASON))
-# Without a mask function of the same name transformers would drop the padding mask in silence.
-AttentionMaskInterface.register(IMPLEMENTATION, disable(sparse_mask, reason=_REASON))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -30,6 +30,9 @@ class LayerPlan:
         reading: what the forward pass reads, one for all modules of the model.
         observer: called with (layer, q, k, spans) before each sparse attention, with the tensors
             as `sa_patch.kernels.attend` takes them; None for nobody.
+
+    Attributes:
+        text: the pattern's text form.
     """
 
     pattern: Pattern | None
@@ -38,6 +41,11 @@ class LayerPlan:
     stock: str
     reading: Reading
     observer: Observer | None = None
+    text: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        # Written once: a graph in the making cannot.
+        object.__setattr__(self, "text", str(self.pattern))
 
     @property
     def reach(self) -> tuple[int, int] | None:
