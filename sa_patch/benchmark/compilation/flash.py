@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def compile_patterns(case: Case, patterns: Sequence[str]) -> list[CompiledPatter
             needs: list[tuple[int, int, int]] = []
             began = time.monotonic()
             refusal = _compile(
-                text, capability[0], getattr(torch, dtype), head_dim, lambda: _take(folder, needs)
+                text, capability[0], getattr(torch, dtype), head_dim, partial(_take, folder, needs)
             )
             seconds = round(time.monotonic() - began, 1)
             most = [max(each, default=0) for each in zip(*needs, strict=True)] or [0, 0, 0]

@@ -6,6 +6,8 @@ and a pattern's numbers are inputs of the compiled code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.fx.experimental._config as fx_config
 from torch import Tensor
@@ -14,7 +16,6 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
 from sa_patch.kernels.plans.plan import Plan
