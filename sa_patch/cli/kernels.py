@@ -32,6 +32,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="instead, find this GPU's launch parameters and keep them for backend='auto'",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="instead, tell what FlashAttention-4 would visit for each pattern; no GPU is needed",
+    )
     parser.set_defaults(run=_bench)
 
 
@@ -52,6 +57,8 @@ def _bench(options: argparse.Namespace) -> int:
 
     if options.tune:
         return _tune(options)
+    if options.plan:
+        return _plan(options)
     fields = [name.replace("-", "_") for name, _, _ in ATTENTION_OPTIONS]
     given = {field: getattr(options, field) for field in fields}
     outcome = run_bench(make_options(**given), command=options.command_line)
@@ -67,4 +74,25 @@ def _tune(options: argparse.Namespace) -> int:
 
     chosen = make_options(device=options.device, budget=options.budget)
     print(tune_for_user(chosen.device, chosen.budget, say_line))
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from sa_patch.benchmark.arguments import read_size, read_sizes, split_names
+    from sa_patch.benchmark.plan_fit import (
+        LENGTHS,
+        PATTERNS,
+        Model,
+        chosen_patterns,
+        plan_fit,
+        plan_table,
+    )
+
+    asked = {"heads": options.heads, "kv_heads": options.kv_heads, "head_dim": options.head_dim}
+    given = {name: read_size(text, name) for name, text in asked.items() if text}
+    methods = split_names(options.methods or PATTERNS)
+    lengths = read_sizes(options.n or LENGTHS, "n")
+    model = Model(**given)
+    patterns = chosen_patterns(methods, read_size(options.window or "256", "window"))
+    print(plan_table([plan_fit(pattern, n, model) for n in lengths for pattern in patterns]))
     return 0

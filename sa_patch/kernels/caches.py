@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sa_patch.kernels.flex.plan import PLANS as FLEX_PLANS
+from sa_patch.kernels.plans.plan import PLANS as BLOCK_PLANS
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.patterns.permutation import forget_permutations
 
@@ -15,4 +15,4 @@ def forget_plans() -> None:
     """
     forget_permutations()
     triton_plans.PLANS.clear()
-    FLEX_PLANS.clear()
+    BLOCK_PLANS.clear()

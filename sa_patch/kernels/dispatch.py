@@ -44,6 +44,12 @@ BACKENDS: dict[str, Backend] = {
 # compared there: shorter prompts, fp32, PSA, block choices and unions.
 _DENSE_KEYS, _DENSE_KEYS_DRAWN = 128, 256
 
+# What sparse prompts are given to on CUDA, the first that can serve; by major compute capability.
+# FlashAttention-4 where it is installed comes first on Hopper and Blackwell on its authors' and
+# PyTorch's word, that it outruns Triton under the same masks there: measurements are to change it.
+_FUSED_ORDER: dict[int, tuple[str, ...]] = {9: ("flash", "triton"), 10: ("flash", "triton")}
+_ANY_CARD = ("triton",)
+
 
 def _dense_keys(pattern: Pattern, dtype: torch.dtype) -> int:
     bands = pattern.prefix_stable and not pattern.reads_content
@@ -78,8 +84,8 @@ def choose_backend(
     Args:
         q, k: ``[batch, q_heads, nq, head_dim]`` and ``[batch, kv_heads, n, head_dim]``.
         backend: a name, which must be able, or "auto" for the fastest that is able. On CUDA that is
-            `triton` for prompts that a pattern does not saturate, once one small case of its kind
-            has been compared with `reference` there.
+            the first of `_FUSED_ORDER` for prompts that a pattern does not saturate, once one small
+            case of its kind has been compared with `reference` there.
         v: like k; whether it needs a gradient is asked as well.
         softmax: of the layer.
 
@@ -95,8 +101,9 @@ def choose_backend(
     pattern = pattern.computed_as
     banded_ok, _ = BACKENDS["banded"].supports(pattern, q, k)
     if _fused_device(q.device):
-        if _fused(pattern, q, k, v, softmax):
-            return BACKENDS["triton"]
+        fused = _fused(pattern, q, k, v, softmax)
+        if fused is not None:
+            return fused
         # Torch's own attention, without a mask.
         if banded_ok and q.shape[2] == k.shape[2] and pattern.saturated(k.shape[2]):
             return BACKENDS["banded"]
@@ -109,15 +116,31 @@ def _fused_device(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _fused(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None, softmax: Softmax) -> bool:
-    """Whether `triton` takes a call: a sparse prompt that it can serve and serves right here."""
+def _fused_order(device: torch.device) -> tuple[str, ...]:
+    if device.type != "cuda":
+        return _ANY_CARD
+    return _FUSED_ORDER.get(torch.cuda.get_device_capability(device)[0], _ANY_CARD)
+
+
+def _fused(
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor | None, softmax: Softmax
+) -> Backend | None:
+    """The first that takes a call, a sparse prompt: that can serve it and serves right here."""
     if q.shape[2] == 1 or pattern.saturated(k.shape[2]):
-        return False
+        return None
     if needs_gradients(q, k, *(() if v is None else (v,))):
-        return False
-    backend = BACKENDS["triton"]
-    able, _ = backend.supports(pattern, q, k)
-    return able and not failure(backend, split_tail(pattern)[0], q, k, softmax)
+        return None
+    kind = split_tail(pattern)[0]
+    for name in _fused_order(q.device):
+        backend = BACKENDS[name]
+        able, _ = backend.supports(pattern, q, k)
+        able = able and not backend.refuses(softmax)
+        # Older FlashAttention libraries were not compared with `triton`.
+        if name == "flash" and not flash.attention4_serves(kind, q, k):
+            continue
+        if able and not failure(backend, kind, q, k, softmax):
+            return backend
+    return None
 
 
 def attend(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sa_patch.benchmark.compilation import SHARED_MEMORY, CompiledKernel, compile_in_child
+from sa_patch.benchmark.compilation.triton import SHARED_MEMORY, CompiledKernel, compile_in_child
 from sa_patch.kernels.triton.launch_table import class_of_capability
 
 KERNELS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sa_patch.kernels import forget_plans, sparse_attention
-from sa_patch.kernels.flex import plan as flex_plans
+from sa_patch.kernels.plans import plan as block_plans
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.patterns import SA, permutation
 
@@ -16,7 +16,7 @@ from sa_patch.patterns import SA, permutation
 def test_forgotten_plans_are_made_anew_and_the_same(backend: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 40, 64).unbind()
     before = sparse_attention(q, k, v, SA(8), backend=backend)
-    held = {"flex": flex_plans.PLANS, "triton": triton_plans.PLANS}
+    held = {"flex": block_plans.PLANS, "triton": triton_plans.PLANS}
     assert permutation._draw_cached.cache_info().currsize
     assert backend == "banded" or len(held[backend])
     forget_plans()

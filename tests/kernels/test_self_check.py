@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels import BACKENDS, choose_backend, dispatch, self_check, sparse_attention
+from sa_patch.kernels.flash import backend as flash
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern, parse_pattern
 
 
@@ -99,3 +100,22 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, error:
     with pytest.warns(UserWarning, match="PTXAS error|out of resource"):
         out = sparse_attention(q, k, v, MoBA(8, 2))
     assert torch.isfinite(out).all()
+
+
+def test_the_order_on_cuda_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention-4 first where it serves and passes its check, then Triton."""
+    q = torch.zeros(1, 2, 300, 16)
+    pattern = SA(8)
+    monkeypatch.setattr(dispatch, "_fused_device", lambda device: True)
+    monkeypatch.setattr(dispatch, "_fused_order", lambda device: dispatch._FUSED_ORDER[9])
+    monkeypatch.setattr(dispatch, "failure", lambda backend, *given: "")
+    assert dispatch.choose_backend(pattern, q, q).name == "triton", "the CPU has no flash"
+    able = dataclasses.replace(dispatch.BACKENDS["flash"], supports=lambda *given: (True, ""))
+    monkeypatch.setitem(dispatch.BACKENDS, "flash", able)
+    assert dispatch.choose_backend(pattern, q, q).name == "triton", "an older library"
+    monkeypatch.setattr(flash, "attention4_serves", lambda *given: True)
+    assert dispatch.choose_backend(pattern, q, q).name == "flash"
+    monkeypatch.setattr(
+        dispatch, "failure", lambda backend, *given: "wrong" if backend.name == "flash" else ""
+    )
+    assert dispatch.choose_backend(pattern, q, q).name == "triton", "one that failed its check"

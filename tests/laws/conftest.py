@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.flex_lists import walked_lists
+from tests.block_walk import walked_lists
 
 __all__ = ["walked_lists"]
 

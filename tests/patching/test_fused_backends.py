@@ -10,7 +10,7 @@ import torch
 from sa_patch import patch_model
 from sa_patch.errors import UserError
 from sa_patch.patterns import SA, SWA, MoBA, Pattern
-from tests.flex_lists import walked_lists
+from tests.block_walk import walked_lists
 from tests.small_models import random_tokens, tiny_model
 
 __all__ = ["walked_lists"]

@@ -1,34 +1,79 @@
-"""Backend `flash`: sliding windows and full attention on FlashAttention's kernels, on CUDA.
+"""Backend `flash`: FlashAttention's kernels on CUDA, for every pattern where FlashAttention-4 is.
 
-The newest library that is installed and able serves a call: FlashAttention-4, 3 or 2. Rows of
-different lengths are packed, so that padding is not computed. Fewer queries than keys are the last
-ones, which is how these kernels align their masks.
+Full attention and sliding windows go to the newest library that is installed and able:
+FlashAttention-4, 3 or 2. Rows of different lengths are packed, so that padding is not computed.
+Fewer queries than keys are the last ones, which is how these kernels align their masks. All other
+patterns are block plans, which FlashAttention-4 alone can walk.
 
-Tested against stand-ins with the libraries' signatures, computed on the CPU; of the libraries,
-FlashAttention-3 (fa3-fwd 0.0.3) was run on a GPU, an H200, for full attention.
+Tested against stand-ins with the libraries' signatures, and block plans by walking them, on the
+CPU; FlashAttention-4's kernels were compiled for cards that were not there. Run on a GPU, an H200,
+was FlashAttention-3 (fa3-fwd 0.0.3) alone, for full attention.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
+from sa_patch.kernels.flash.attention4 import attend_lists, blocks_for
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need, Window
-from sa_patch.patterns import SWA, Pattern
+from sa_patch.kernels.flash.walk import walk_rows
+from sa_patch.kernels.plans.plan import KINDS
+from sa_patch.patterns import SWA, Pattern, parts_of
 
 _DTYPES = (torch.float16, torch.bfloat16)
+# Where its kernels compile with a mask, lists and the log-sum-exp together (eval/results/gpu).
+PLAN_MAJORS = (9, 10)
 
 
 def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
-    longest = k.shape[2]
-    if not pattern.saturated(longest) and not isinstance(pattern, SWA):
-        return False, "flash serves full attention and sliding windows only"
     if q.device.type != "cuda":
         return False, f"FlashAttention runs on CUDA GPUs only, not on {q.device.type!r}"
-    library = _able(_need(q, k, windowed=not pattern.saturated(longest)))
-    return (False, library) if isinstance(library, str) else (True, "")
+    if by_library(pattern, k.shape[2]):
+        library = _able(_need(q, k, windowed=not pattern.saturated(k.shape[2])))
+        return (False, library) if isinstance(library, str) else (True, "")
+    reason = plan_refusal(pattern, _need(q, k, windowed=False))
+    if not reason and q.shape[2] != k.shape[2] and not pattern.prefix_stable:
+        reason = f"flash computes {pattern.name} on whole prompts only"
+    return not reason, reason
+
+
+def by_library(pattern: Pattern, longest: int) -> bool:
+    """Whether the libraries' own windows show what a pattern does; else it is a block plan."""
+    return isinstance(pattern, SWA) or pattern.saturated(longest)
+
+
+def plan_refusal(pattern: Pattern, need: Need) -> str:
+    """Why FlashAttention-4 cannot walk the block plan of a pattern; empty where it can."""
+    if unknown := [part.name for part in parts_of(pattern) if not isinstance(part, KINDS)]:
+        return f"flash has no rule for the pattern {unknown[0]!r}"
+    if need.dtype not in _DTYPES:
+        return f"FlashAttention takes float16 and bfloat16, not {str(need.dtype).split('.')[-1]}"
+    major = need.capability[0]
+    if major not in PLAN_MAJORS:
+        return (
+            "FlashAttention-4 walks lists of key blocks on compute capability 9.x and 10.x, not on "
+            f"{major}.{need.capability[1]}"
+        )
+    if need.gradients:
+        return "FlashAttention-4 computes no gradients here over lists of key blocks"
+    return LIBRARIES[0].refusal(need)
+
+
+def attention4_serves(pattern: Pattern, q: Tensor, k: Tensor) -> bool:
+    """Whether FlashAttention-4 itself, and no older library, would serve a call."""
+    able, _ = supports(pattern, q, k)
+    return able and not LIBRARIES[0].refusal(_need(q, k, windowed=isinstance(pattern, SWA)))
+
+
+def refuses(softmax: Softmax) -> str:
+    if softmax is PLAIN or LIBRARIES[0].load() is not None:
+        return ""
+    return "soft caps and learned sinks need FlashAttention-4, which is not installed"
 
 
 def _need(*tensors: Tensor, windowed: bool) -> Need:
@@ -78,14 +123,29 @@ def attend(
     scale: float,
     softmax: Softmax = PLAIN,
 ) -> Tensor:
+    if not by_library(pattern, max(spans.lengths)) or softmax is not PLAIN:
+        own: dict[str, Any] = {"layer": layer, "spans": spans, "scale": scale, "softmax": softmax}
+        return _attend_plans(pattern, q, k, v, own)
     window: Window = (None, 0)
-    if not pattern.saturated(max(spans.lengths)):
-        # A pattern saturated at n may not be named by `supports`' word for longer keys.
-        if not isinstance(pattern, SWA):
-            raise UserError("flash serves full attention and sliding windows only")
+    if isinstance(pattern, SWA) and not pattern.saturated(max(spans.lengths)):
         window = (pattern.window - 1, 0)
     library = _library(q, k, v, windowed=window[0] is not None)
     return causal_rows(library, q, k, v, spans=spans, window=window, scale=scale)
+
+
+def _attend_plans(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, own: dict[str, Any]) -> Tensor:
+    need = _need(q, k, v, windowed=False)
+    if reason := plan_refusal(pattern, need):
+        raise UserError(reason)
+    return walk_rows(
+        pattern,
+        q,
+        k,
+        v,
+        **own,
+        blocks=blocks_for(need.capability[0], q.shape[3]),
+        kernel=attend_lists,
+    )
 
 
 def causal_rows(
@@ -199,7 +259,8 @@ def serving(q: Tensor, k: Tensor, *, windowed: bool) -> str:
 
 BACKEND = Backend(
     name="flash",
-    summary="FlashAttention 4, 3 or 2 on CUDA: sliding windows and full attention, fp16 and bf16",
+    summary="FlashAttention on CUDA, fp16 and bf16: windows and full; with version 4 every pattern",
     supports=supports,
     attend=attend,
+    refuses=refuses,
 )

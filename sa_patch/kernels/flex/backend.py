@@ -22,9 +22,10 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
-from sa_patch.kernels.flex.plan import block_size, plan_of
+from sa_patch.kernels.plans.plan import KINDS, plan_of, whole_pass
+from sa_patch.kernels.plans.rows import attend_by_length
 from sa_patch.kernels.tiling import needs_gradients, take_rows
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
+from sa_patch.patterns import Pattern, parts_of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of FlexAttention's GPU kernels.
@@ -44,7 +45,7 @@ def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
 def _refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:
     """Why flex cannot serve a call; empty where it can."""
     for part in parts_of(pattern):
-        if not isinstance(part, (Full, Sinks, SWA, SA, PSA, MoBA, BlockTopK)):
+        if not isinstance(part, KINDS):
             return f"flex has no rule for the pattern {part.name!r}"
     if q.shape[2] != k.shape[2]:
         return "flex serves prefill only: as many queries as keys"
@@ -108,24 +109,10 @@ def attend(
 def _attend(
     pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, spans: Spans, own: dict[str, Any]
 ) -> Tensor:
-    seq_len, longest = q.shape[2], max(spans.lengths)
-    if pattern.prefix_stable or pattern.saturated(longest):
-        # What a query sees depends on nothing behind it: padding at the right included.
-        shown = Full() if pattern.saturated(longest) else pattern
-        return _attend_rows(shown, q, k, v, **own)
-    groups = spans.groups()
-    if list(groups) == [(seq_len, 0)]:
-        return _attend_rows(pattern, q, k, v, **own)
-    out = q.new_zeros(q.shape)
-    for (length, _), members in groups.items():
-        if not length:
-            continue
-        rows = torch.tensor(members, device=q.device)
-        shown = Full() if pattern.saturated(length) else pattern
-        of_rows = _attend_rows(shown, *(x[rows, :, :length] for x in (q, k, v)), **own)
-        padded = torch.nn.functional.pad(of_rows, (0, 0, 0, seq_len - length))
-        out = out.index_copy(0, rows, padded)
-    return out
+    def rows(shown: Pattern, *tensors: Tensor) -> Tensor:
+        return _attend_rows(shown, *tensors, **own)
+
+    return attend_by_length(pattern, q, k, v, spans, rows)
 
 
 def _attend_rows(
@@ -140,16 +127,16 @@ def _attend_rows(
 ) -> Tensor:
     """Whole rows of one length, or of any where the pattern is prefix-stable."""
     # Imported here, for it loads torch's compiler, which takes seconds.
-    from sa_patch.kernels.flex.kernel import attend_in_order
+    from sa_patch.kernels.flex.kernel import attend_in_order, blocks_on
 
     heads, seq_len = q.shape[1:3]
     if seq_len == 1:
         # One token sees itself.
         return v.repeat_interleave(heads // v.shape[1], dim=1)
-    plan = plan_of(pattern, q, k, layer=layer, block=block_size(q.device))
+    plan = plan_of(whole_pass(pattern), q, k, layer=layer, blocks=blocks_on(q.device))
     if not plan.structure.ordered:
         return attend_in_order(plan, q, k, v, scale, softcap)
-    q, k, v = (take_rows(x, plan.order, heads) for x in (q, k, v))
+    q, k, v = (take_rows(x, plan.keys, heads) for x in (q, k, v))
     return take_rows(attend_in_order(plan, q, k, v, scale, softcap), plan.places, heads)
 
 

@@ -1,4 +1,4 @@
-"""The one mask, and the one call of compiled FlexAttention.
+"""The one call of compiled FlexAttention.
 
 What is compiled anew: a structure of the mask, and what `_attend` says. Sequence length, batch size
 and a pattern's numbers are inputs of the compiled code.
@@ -13,10 +13,13 @@ import torch.fx.experimental._config as fx_config
 from torch import Tensor
 from torch._C._dynamo.eval_frame import reset_code
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.functional import pad
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Softmax
-from sa_patch.kernels.flex.plan import Plan, Structure, block_size
+from sa_patch.kernels.plans.block_lists import Blocks, Lists
+from sa_patch.kernels.plans.mask import mask_function
+from sa_patch.kernels.plans.plan import Plan
+from sa_patch.kernels.plans.tables import Structure
 
 # Compilations before a call fails. Dynamo's own bound, 8, is soon met by models of different widths
 # in one process.
@@ -28,8 +31,20 @@ _COMPILER_ERRORS = (
 )
 
 
+# Measured at n = 2048, 8 query and 2 KV heads of 64, one CPU thread, SWA w = 256 and 64 in fp32,
+# milliseconds for blocks of 32, 64, 128, 256: 36, 37, 47, 61 and 14, 17, 33, 59; in bf16
+# 13, 9.1, 9.0, 10.5 and 5.1, 4.4, 6.4, 8.9. On GPUs 128 is what FlexAttention's tiles divide.
+# At least two of everything, because sizes of 1 are compiled in.
+_CPU_BLOCKS, _GPU_BLOCKS = Blocks(64, 64, least=2), Blocks(128, 128, least=2)
+
+
 class _Uncompiled(UserError):
     """A call was run as plain Python."""
+
+
+def blocks_on(device: torch.device) -> Blocks:
+    """How FlexAttention cuts tokens there."""
+    return _CPU_BLOCKS if device.type == "cpu" else _GPU_BLOCKS
 
 
 def attend_in_order(
@@ -48,6 +63,9 @@ def attend_in_order(
     graded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not graded:
         q, k, v = q.detach(), k.detach(), v.detach()
+    lists = _lists_of_heads(plan.lists, q.shape[1])
+    # As a number it would be compiled in, or be a symbol, which FlexAttention does not take.
+    cap = None if softcap is None else torch.full((), softcap, device=q.device)
     with (
         torch.set_grad_enabled(graded),
         torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS, specialize_int=True),
@@ -58,7 +76,7 @@ def attend_in_order(
         ),
     ):
         try:
-            return _compiled(q, k, v, plan.lists, plan.tables, plan.structure, scale, softcap)
+            return _compiled(q, k, v, lists, plan.tables, plan.structure, scale, cap)
         except _Uncompiled:
             # Dynamo would go on to skip this code for good.
             reset_code(_attend.__code__)
@@ -68,15 +86,28 @@ def attend_in_order(
             raise UserError(f"flex could not be compiled: {first_line}") from error
 
 
+def _lists_of_heads(lists: Lists, heads: int) -> Lists:
+    """The lists for every query head where KV heads differ, as wide as all rows.
+
+    FlexAttention's CPU template takes their width for the number of key blocks, and so do
+    gradients, for which it turns them round.
+    """
+    choosers, rows, width = lists.blocks.shape[1:]
+    each = heads // choosers if choosers > 1 else 1
+    counts, blocks, whole_counts, whole_blocks = (x.repeat_interleave(each, dim=1) for x in lists)
+    room = (0, rows - width)
+    return Lists(counts, pad(blocks, room), whole_counts, pad(whole_blocks, room))
+
+
 def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    lists: tuple[Tensor, ...],
+    lists: Lists,
     tables: Tensor,
     structure: Structure,
     scale: float,
-    softcap: float | None,
+    cap: Tensor | None,
 ) -> Tensor:
     """Compiled for every number of heads, head_dim, dtype, device, scale and memory layout."""
     # Run without compilation, FlexAttention ignores the lists and builds all n x n scores.
@@ -85,28 +116,20 @@ def _attend(
             "flex must be compiled, and torch did not: compilation is turned off, or a "
             "TorchDispatchMode is active"
         )
-    block = block_size(q.device)
-    counts, blocks, whole_counts, whole_blocks = lists
+    blocks = blocks_on(q.device)
     block_mask = BlockMask.from_kv_blocks(
-        counts,
-        blocks,
-        whole_counts,
-        whole_blocks,
-        BLOCK_SIZE=(block, block),
+        *lists,
+        BLOCK_SIZE=(blocks.queries, blocks.keys),
         mask_mod=mask_function(tables, structure),
         seq_lengths=(q.shape[2], k.shape[2]),
         # Only gradients walk the lists from the keys' side.
         compute_q_blocks=torch.is_grad_enabled(),
     )
-
-    def capped(score: Tensor, *place: Tensor) -> Tensor:
-        return Softmax(softcap).cap(score)
-
     out: Tensor = flex_attention(
         q,
         k,
         v,
-        score_mod=None if softcap is None else capped,
+        score_mod=None if cap is None else score_cap(cap),
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -116,51 +139,11 @@ def _attend(
     return out
 
 
+def score_cap(cap: Tensor) -> Callable[..., Tensor]:
+    """What `Softmax` does to scaled scores, for a cap of shape ``[]``."""
+    return lambda score, *place: cap * torch.tanh(score / cap)
+
+
 _compiled = torch.compile(
     _attend, dynamic=True, fullgraph=True, options={"assert_indirect_indexing": False}
 )
-
-
-def mask_function(
-    tables: Tensor, structure: Structure
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """``visible(batch, head, i, j)``: whether the query in place i sees the key in place j.
-
-    Args:
-        tables, structure: of a `Plan`.
-    """
-    # Five numbers each, as `plan._tables` writes them.
-    rings = [5 * (1 + ring) for ring in range(structure.rings)]
-    choices = [5 * (1 + len(rings) + choice) for choice in range(len(structure.halvings))]
-
-    def at(number: int, head: Tensor, place: Tensor) -> Tensor:
-        return tables[tables[number].long() + tables[number + 1] * head + place]
-
-    def within_reach(ring: int, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        distance = (at(ring, head, i) - at(ring, head, j)).abs()
-        reach = at(ring + 2, head, i)
-        return (distance <= reach) | (distance >= tables[ring + 4] - reach)
-
-    def in_chosen_block(
-        choice: int, halvings: int, batch: Tensor, head: Tensor, i: Tensor, j: Tensor
-    ) -> Tensor:
-        """Whether the last chosen block that does not begin behind the key holds it."""
-        start, of_head, heads, seq_len, size = (tables[choice + n].long() for n in range(5))
-        place = start + of_head * (heads * batch + head) + i + torch.zeros_like(j)
-        for bit in reversed(range(halvings)):
-            # A choice between two places would double what is compiled, here and below.
-            place = place + (seq_len << bit) * (tables[place + (seq_len << bit)] <= j)
-        step = j - tables[place]
-        return (step >= 0) & (step < size)
-
-    def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        query, key = (at(0, head, i), at(0, head, j)) if structure.ordered else (i, j)
-        # No key comes before the first.
-        seen = (key < tables[4]) | (key >= at(2, head, i)) if structure.local else key < 0
-        for ring in rings:
-            seen = seen | within_reach(ring, head, i, j)
-        for choice, halvings in zip(choices, structure.halvings, strict=True):
-            seen = seen | in_chosen_block(choice, halvings, batch, head, i, j)
-        return seen & (key <= query)
-
-    return visible

@@ -22,7 +22,7 @@ from sa_patch.kernels.backend import Spans
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.flash import libraries as flash_libraries
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need
-from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern
+from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern, Sinks, Tail
 from tests.kernels.flash import stand_ins
 from tests.laws.strategies import Case, make_case
 
@@ -233,11 +233,29 @@ def test_refusals_on_this_machine() -> None:
     q = torch.zeros(1, 2, 64, 64, dtype=torch.bfloat16)
     able, reason = flash.supports(SWA(8), q, q)
     assert not able and "CUDA GPUs only, not on 'cpu'" in reason
-    for pattern in (SA(8), MoBA(8, 2)):
-        assert "full attention and sliding windows only" in flash.supports(pattern, q, q)[1]
     with pytest.raises(UserError, match="CUDA GPUs only"):
         flash.full(q, q, q, 1.0)
     with pytest.raises(UserError, match="CUDA GPUs only"):
         flash.banded(q, q, q, 3, 3, 1.0)
     with pytest.raises(UserError, match="CUDA GPUs only"):
         flash.attend(SWA(8), q, q, q, layer=0, spans=Spans((64,), (0,)), scale=1.0)
+
+
+def test_block_plans_are_refused_where_flash_attention_4_cannot_walk_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for pattern in (SA(8), MoBA(8, 2), Sinks(2) | SWA(4)):
+        assert flash.plan_refusal(pattern, need()) == "FlashAttention-4 is not installed"
+    install(monkeypatch, FA3)
+    assert flash.plan_refusal(SA(8), need()) == "FlashAttention-4 is not installed"
+    install(monkeypatch, FA4)
+    assert flash.plan_refusal(SA(8), need()) == ""
+    for changed, reason in (
+        ({"capability": (8, 0)}, "on compute capability 9.x and 10.x, not on 8.0"),
+        ({"dtype": torch.float32}, "float16 and bfloat16, not float32"),
+        ({"gradients": True}, "no gradients here over lists"),
+        ({"head_dim": 264}, "head_dim of at most 256"),
+        ({"head_dim": 192, "capability": (10, 0)}, "head_dim of at most 128"),
+    ):
+        assert reason in flash.plan_refusal(SA(8), need(**changed))
+    assert "no rule for the pattern 'tail'" in flash.plan_refusal(Tail(3), need())

@@ -19,7 +19,7 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import sparse_attention
 from sa_patch.kernels.flex import backend as flex
 from sa_patch.kernels.flex import kernel as flex_kernel
-from sa_patch.kernels.flex.plan import PLANS
+from sa_patch.kernels.plans.plan import PLANS
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
 from tests.laws.strategies import Case, make_case
 from tests.thorough import unless_thorough

@@ -126,7 +126,7 @@ def compile_kernels(capability: tuple[int, int], dtype: str, head_dim: int) -> l
             f"{options['BLOCK_M']} x {options['BLOCK_N']}, {options['num_warps']} warps, "
             f"{options['num_stages']} stages"
         )
-        registers, spilled = _machine_code_needs(compiled.asm["cubin"])
+        registers, spilled = machine_code_needs(compiled.asm["cubin"])
         kernel = CompiledKernel(
             capability, dtype, head_dim, name, tile, registers, spilled, compiled.metadata.shared
         )
@@ -144,7 +144,7 @@ def compile_kernels(capability: tuple[int, int], dtype: str, head_dim: int) -> l
     return list(found)
 
 
-def _machine_code_needs(cubin: bytes) -> tuple[int, int]:
+def machine_code_needs(cubin: bytes) -> tuple[int, int]:
     """Registers of a thread, and bytes that it spills: of its stack and of local memory."""
     import triton
 

@@ -1,4 +1,4 @@
-"""The plans of backend `flex`, against the definitions of patterns: not compiled, in plain torch.
+"""Block plans against the definitions of patterns, in plain torch.
 
 Exhaustive over pairs: what a list leaves out, no kernel would ever see.
 """
@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sa_patch.kernels.flex import plan as flex_plan
-from sa_patch.kernels.flex.kernel import mask_function
-from sa_patch.kernels.flex.plan import Plan, chosen_starts, plan_of
+from sa_patch.kernels.plans import chosen
+from sa_patch.kernels.plans.block_lists import Blocks
+from sa_patch.kernels.plans.chosen import chosen_starts
+from sa_patch.kernels.plans.mask import mask_function
+from sa_patch.kernels.plans.plan import Plan, plan_of, whole_pass
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, split_tail
 from tests.laws.drawn import METHODS, patterns
 
@@ -56,10 +58,18 @@ def by_blocks(pairs: Tensor, rows: int, block: int) -> Tensor:
 
 def listed_blocks(counts: Tensor, blocks: Tensor) -> Tensor:
     """bool ``[.., rows, rows]``; every entry that counts stands there once."""
+    rows = counts.shape[-1]
+    assert counts.max() <= blocks.shape[-1], "a list is narrower than what it counts"
     counted = torch.arange(blocks.shape[-1]) < counts[..., None]
-    times = torch.zeros_like(blocks).scatter_add_(-1, blocks.long(), counted.int())
+    times = torch.zeros(*counts.shape, rows, dtype=torch.int32)
+    times.scatter_add_(-1, blocks.long(), counted.int())
     assert times.max() <= 1, "a block that is listed twice enters the softmax twice"
     return times > 0
+
+
+def of_heads(listed: Tensor) -> Tensor:
+    """Lists of KV heads, or of all heads, for every query head."""
+    return listed.repeat_interleave(HEADS // listed.shape[1], dim=1)
 
 
 @settings(max_examples=60)
@@ -75,25 +85,28 @@ def test_mask_and_lists_are_those_of_the_definition(
 ) -> None:
     pattern, _ = split_tail(data.draw(patterns(method)))
     q, k = inputs(seq_len, seed)
-    plan = plan_of(pattern, q, k, layer=LAYER, block=block)
-    visible = visible_pairs(pattern, q, k, plan.order)
-    assert torch.equal(
-        plan.order.gather(1, plan.places), torch.arange(seq_len).expand_as(plan.order)
-    )
+    plan = plan_of(whole_pass(pattern), q, k, layer=LAYER, blocks=Blocks(block, block))
+    visible = visible_pairs(pattern, q, k, plan.keys)
+    assert torch.equal(plan.queries, plan.keys)
+    assert torch.equal(plan.keys.gather(1, plan.places), torch.arange(seq_len).expand_as(plan.keys))
     assert torch.equal(masked_pairs(plan, seq_len), visible)
     some, whole = listed_blocks(*plan.lists[:2]), listed_blocks(*plan.lists[2:])
     assert not (some & whole).any(), "a block in both lists enters the softmax twice"
-    rows = some.shape[-1]
+    rows = -(-seq_len // block)
+    some, whole = (of_heads(x) for x in (some, whole))
     pairs = by_blocks(visible, rows, block)
     real = by_blocks(torch.ones_like(visible), rows, block)
     assert (pairs.any(-1) <= (some | whole)).all(), "a visible pair is not listed"
     assert ((pairs | ~real).all(-1) >= whole).all(), "a whole block hides a pair"
     if not plan.structure.rings:
-        # Each row lists its own block, whatever it sees there.
-        needless = (some | whole) & ~pairs.any(-1)
-        assert not (needless & ~torch.eye(rows, dtype=torch.bool))[
-            ..., : -(-seq_len // block), :
-        ].any()
+        needless = (some | whole) & ~any_head(pairs.any(-1), plan.lists.counts.shape[1])
+        assert not needless.any(), "a block is listed for nothing"
+
+
+def any_head(seen: Tensor, lists: int) -> Tensor:
+    """Whether one of the heads that share a list sees a block: like ``seen [.., heads, r, c]``."""
+    of_list = seen.unflatten(1, (lists, -1))
+    return of_list.any(2, keepdim=True).expand_as(of_list).flatten(1, 2)
 
 
 def masked_pairs(plan: Plan, seq_len: int) -> Tensor:
@@ -106,7 +119,7 @@ def masked_pairs(plan: Plan, seq_len: int) -> Tensor:
 def mean_blocks(pattern: Pattern, seq_len: int) -> tuple[float, float]:
     """Key blocks of a block of queries, on average: those with a mask, and whole ones."""
     q, k = inputs(seq_len)
-    plan = plan_of(pattern, q, k, layer=LAYER, block=64)
+    plan = plan_of(whole_pass(pattern), q, k, layer=LAYER, blocks=Blocks(64, 64))
     return float(plan.lists[0].float().mean()), float(plan.lists[2].float().mean())
 
 
@@ -128,7 +141,8 @@ def test_both_lists_of_a_call_have_the_same_strides(pattern: Pattern, seq_len: i
 
     No CPU shows it: full attention was wrong on an H200 while the two lists had different widths.
     """
-    lists = plan_of(pattern, *inputs(seq_len), layer=0, block=64).lists
+    blocks = Blocks(64, 64, least=2)
+    lists = plan_of(whole_pass(pattern), *inputs(seq_len), layer=0, blocks=blocks).lists
     assert lists[1].stride() == lists[3].stride() and lists[1].is_contiguous()
     assert lists[0].stride() == lists[2].stride()
     assert lists[1].shape[-1] >= 2, "sizes of 1 are compiled in"
@@ -140,7 +154,7 @@ def test_choosing_a_few_queries_at_a_time_changes_nothing(
 ) -> None:
     q, k = inputs(100)
     at_once = chosen_starts(pattern, q, k)
-    monkeypatch.setitem(flex_plan._SCORE_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(chosen._SCORE_ELEMENTS, "cpu", 1)
     assert torch.equal(chosen_starts(pattern, q, k), at_once)
 
 

@@ -1,0 +1,1 @@
+"""Kernels compiled for cards that are not there: what they need, and what does not compile."""

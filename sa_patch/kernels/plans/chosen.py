@@ -1,0 +1,58 @@
+"""The blocks that every query chose, as tables that a mask can search."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sa_patch.patterns import BlockTopK, MoBA
+from sa_patch.patterns.block_selection.block_means import block_means
+
+# Scores of MoBA's choice that are held at once: few enough for a core's cache, and on a GPU enough
+# to be worth a launch.
+_SCORE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
+
+
+@torch.no_grad()
+def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
+    """Where the blocks that every query chose begin, ascending.
+
+    A chosen block lies before the query's neighbourhood and is therefore whole and real, so that
+    padding behind the last token changes no choice.
+
+    Args:
+        q: ``[batch, q_heads, nq, head_dim]``, the last queries where they are fewer than the keys.
+        k: ``[batch, kv_heads, n, head_dim]``.
+
+    Returns:
+        int32 ``[batch, choosers, picks, nq]``, n where there is none; a chooser is a query head, or
+        a KV head where its query heads choose together. The number of picks is a power of four, so
+        that few masks are compiled, or 0 for a pattern that chooses nothing.
+    """
+    batch, seq_len = k.shape[0], k.shape[2]
+    queries, keys = q.flatten(0, 1), k.flatten(0, 1)
+    positions = torch.arange(seq_len - q.shape[2], seq_len, device=q.device)
+    if isinstance(pattern, MoBA):
+        first, most = 0, pattern.topk - 1
+        picks = _moba_picks(pattern, queries, keys, positions)
+    else:
+        first, most = pattern.sinks, pattern.shared * pattern.topk
+        picks = pattern.picks(queries, keys, positions)
+    starts = (picks * pattern.block_size + first).masked_fill(picks < 0, seq_len)
+    wanted = 4 ** -((most - 1).bit_length() // -2) if most else 0
+    room = (0, wanted - picks.shape[-1])
+    ascending = pad(starts.int().sort(dim=-1).values, room, value=seq_len)
+    return ascending.transpose(1, 2).unflatten(0, (batch, -1))
+
+
+def _moba_picks(pattern: MoBA, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+    """int64 ``[batch * q_heads, nq, picks]``, -1 where there is none."""
+    means = block_means(k, pattern.block_size)
+    step = max(1, _SCORE_ELEMENTS[q.device.type] // (len(q) * max(1, means.shape[1])))
+    own = positions // pattern.block_size
+    chosen = [
+        pattern.rank_blocks(queries, means, blocks)
+        for queries, blocks in zip(q.split(step, dim=1), own.split(step), strict=True)
+    ]
+    return torch.cat(chosen, dim=1)
