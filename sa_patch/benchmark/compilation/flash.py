@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,8 @@ def compile_patterns(case: Case, patterns: Sequence[str]) -> list[CompiledPatter
         for text in patterns:
             needs: list[tuple[int, int, int]] = []
             began = time.monotonic()
-            refusal = _compile(
-                text, capability[0], getattr(torch, dtype), head_dim, lambda: _take(folder, needs)
-            )
+            take = partial(_take, folder, needs)
+            refusal = _compile(text, capability[0], getattr(torch, dtype), head_dim, take)
             seconds = round(time.monotonic() - began, 1)
             most = [max(each, default=0) for each in zip(*needs, strict=True)] or [0, 0, 0]
             found.append(
