@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sa_patch.errors import UserError
 from sa_patch.kernels import PLAIN, Softmax, Spans, attend
 from sa_patch.patching.mask import Packing, SparseMask
-from sa_patch.patching.plan import Observer, get_plan
+from sa_patch.patching.plan import LayerPlan, Observer, get_plan
 from sa_patch.patching.reading import refuse_pieces
 from sa_patch.patching.tile_queries import keep_queries, tile_queries, without_earlier
 
@@ -54,6 +54,10 @@ def sparse_attention_forward(
     """
     plan = get_plan(module)
     if plan is None:
+        name = getattr(getattr(module, "config", None), "_attn_implementation", IMPLEMENTATION)
+        if name != IMPLEMENTATION:
+            # The mask function, which patches, was passed over.
+            require_own_mask(attention_mask, f"a model under attn_implementation={name!r}")
         raise UserError(
             "this model uses the attention implementation 'sa_patch' without having been patched; "
             "load it with its stock attention and call sa_patch.patch_model(model, ...)"
@@ -67,6 +71,7 @@ def sparse_attention_forward(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
+    refuse_share_of_heads(module, plan, query.shape[1])
     if prompt and attention_mask.query_offset > 0:
         refuse_pieces(plan.pattern, attention_mask.query_offset)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
@@ -133,6 +138,20 @@ def require_own_mask(mask: object, model: str) -> None:
         raise UserError(
             f"{model} makes its own mask: a ready 4D attention_mask is not supported; "
             "give a 2D one of 0 and 1"
+        )
+
+
+def refuse_share_of_heads(module: nn.Module, plan: LayerPlan, heads: int) -> None:
+    """Raise `UserError` where a head's own draw would be that of another.
+
+    Under tensor parallelism a module has a share of the heads, and cannot tell which.
+    """
+    every = getattr(getattr(module, "config", None), "num_attention_heads", heads)
+    if plan.draws_by_head and heads != every:
+        raise UserError(
+            f"layer {module.layer_idx} has {heads} of {every} heads here, as under tensor "
+            f"parallelism, and {plan.text} draws for each head by its number among all; leave "
+            "per_head out"
         )
 
 

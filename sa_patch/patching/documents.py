@@ -65,7 +65,8 @@ def documents_of_numbers(numbers: Tensor) -> Documents:
     if rows and rows[0] and rows[0][0] == NO_DOCUMENT:
         raise UserError(
             "masks other than causal attention with padding, or within documents, are not "
-            "supported; give a 2D attention_mask, or position_ids that start anew"
+            "supported, such as image tokens that see each other both ways; give tokens alone with "
+            "a 2D attention_mask or position_ids that start anew, or unpatch_model(model) first"
         )
     return tuple(tuple(len(list(same)) for _, same in groupby(row)) for row in rows)
 

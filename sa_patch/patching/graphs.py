@@ -18,6 +18,7 @@ from sa_patch.patching import operator
 from sa_patch.patching.attention import (
     IMPLEMENTATION,
     own_softmax,
+    refuse_share_of_heads,
     refuse_unsupported,
     sparse_attention_forward,
     stock_function,
@@ -107,6 +108,7 @@ def attention_function(
             module, query, key, value, mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
+    refuse_share_of_heads(module, plan, query.shape[1])
     softmax = own_softmax(kwargs)
     out = operator.attention(
         query,

@@ -264,3 +264,14 @@ def test_configuration_of_another_model_is_not_touched() -> None:
     model.config = config
     patch_model(model, window=4)
     assert config._attn_implementation != "sa_patch"
+
+
+def test_continuous_batching_is_refused_by_patched_models_alone() -> None:
+    """transformers would refuse it too, or put FlashAttention, if installed, in our place."""
+    model = patch_model(tiny_model("llama"), SWA(4))
+    with pytest.raises(UserError, match="use generate\\(\\) with batches padded on the left"):
+        model.generate_batch(inputs=[[3, 4, 5]])
+    with pytest.raises(UserError, match="transformers serve"):
+        model.init_continuous_batching()
+    unpatch_model(model)
+    assert "init_continuous_batching" not in model.__dict__
