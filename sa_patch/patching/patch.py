@@ -13,12 +13,11 @@ from transformers import PreTrainedModel
 from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
 from sa_patch.patching.attention import IMPLEMENTATION, OWN_NAMES
-from sa_patch.patching.batching import refuse_continuous_batching
 from sa_patch.patching.drafting import draft_after_prompt
 from sa_patch.patching.layers import attention_layers, base_model, text_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
 from sa_patch.patching.prefix import refuse_prefix_adapter
-from sa_patch.patching.reading import Reading, read_prompts
+from sa_patch.patching.reading import Reading, read_prompts, refuse_continuous_batching
 from sa_patch.patching.schedule import Layers, Schedule
 from sa_patch.patterns import SA, Full, Pattern, parse_pattern
 

@@ -2,7 +2,8 @@
 
 The pattern rules prompts, and a prompt may arrive in pieces: in chunks (`prefill_chunk_size`), or
 as a second turn behind a cache. Seen from a layer these look like drafted tokens that are verified,
-so `generate` has to say which of them it reads.
+so `generate` has to say which of them it reads. Continuous batching, which reads prompts by
+transformers' own attention alone, is refused.
 """
 
 from __future__ import annotations
@@ -90,3 +91,27 @@ def refuse_pieces(pattern: Pattern, cached: int) -> None:
             "without prefill_chunk_size, a cache or a prefix adapter, or patch with a "
             "prefix-stable pattern such as sinks:4+swa:128+psa:128"
         )
+
+
+# What `generate_batch` and `transformers serve` begin with. An attribute of this name on the model
+# itself comes before the method of its class, and is gone when it is taken away.
+_BATCHING = "init_continuous_batching"
+
+
+class RefuseContinuousBatching:
+    """Stands in for the method, which may put FlashAttention in the place of a pattern."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise `UserError`."""
+        raise UserError(
+            "continuous batching (generate_batch, transformers serve --continuous-batching) takes "
+            "transformers' own attention alone and would drop the pattern; use generate() with "
+            "batches padded on the left, serve without it, or unpatch_model(model) first"
+        )
+
+
+def refuse_continuous_batching(model: PreTrainedModel, active: bool) -> None:
+    """Have a model refuse continuous batching, or no longer."""
+    model.__dict__.pop(_BATCHING, None)
+    if active and hasattr(model, _BATCHING):
+        model.__dict__[_BATCHING] = RefuseContinuousBatching()
