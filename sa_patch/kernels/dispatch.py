@@ -44,10 +44,18 @@ BACKENDS: dict[str, Backend] = {
 # compared there: shorter prompts, fp32, PSA, block choices and unions.
 _DENSE_KEYS, _DENSE_KEYS_DRAWN = 128, 256
 
-# What sparse prompts are given to on CUDA, the first that can serve; by major compute capability.
-# FlashAttention-4 where it is installed comes first on Hopper and Blackwell on its authors' and
-# PyTorch's word, that it outruns Triton under the same masks there: measurements are to change it.
-_FUSED_ORDER: dict[int, tuple[str, ...]] = {9: ("flash", "triton"), 10: ("flash", "triton")}
+# What sparse prompts are given to on CUDA, the first that can serve; by major compute capability
+# and whether the pattern chooses by content. FlashAttention-4 where it is installed comes first on
+# Hopper and Blackwell on PyTorch's word, that it outruns Triton under the same masks there. Choices
+# of single queries spread over most key blocks of a tile (`sa-patch bench --plan`: 15,099 keys for
+# 299 visible ones in block_topk at 32K), which Triton's kernels avoid. Measurements are to change
+# this.
+_FUSED_ORDER: dict[tuple[int, bool], tuple[str, ...]] = {
+    (9, False): ("flash", "triton"),
+    (10, False): ("flash", "triton"),
+    (9, True): ("triton", "flash"),
+    (10, True): ("triton", "flash"),
+}
 _ANY_CARD = ("triton",)
 
 
@@ -116,10 +124,11 @@ def _fused_device(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _fused_order(device: torch.device) -> tuple[str, ...]:
+def _fused_order(pattern: Pattern, device: torch.device) -> tuple[str, ...]:
     if device.type != "cuda":
         return _ANY_CARD
-    return _FUSED_ORDER.get(torch.cuda.get_device_capability(device)[0], _ANY_CARD)
+    major = torch.cuda.get_device_capability(device)[0]
+    return _FUSED_ORDER.get((major, pattern.reads_content), _ANY_CARD)
 
 
 def _fused(
@@ -131,7 +140,7 @@ def _fused(
     if needs_gradients(q, k, *(() if v is None else (v,))):
         return None
     kind = split_tail(pattern)[0]
-    for name in _fused_order(q.device):
+    for name in _fused_order(pattern, q.device):
         backend = BACKENDS[name]
         able, _ = backend.supports(pattern, q, k)
         able = able and not backend.refuses(softmax)

@@ -54,6 +54,10 @@ def sparse_attention_forward(
     """
     plan = get_plan(module)
     if plan is None:
+        name = getattr(getattr(module, "config", None), "_attn_implementation", IMPLEMENTATION)
+        if name != IMPLEMENTATION:
+            # The mask function, which patches, was passed over.
+            require_own_mask(attention_mask, f"a model under attn_implementation={name!r}")
         raise UserError(
             "this model uses the attention implementation 'sa_patch' without having been patched; "
             "load it with its stock attention and call sa_patch.patch_model(model, ...)"

@@ -132,7 +132,8 @@ def markdown(points: Sequence[Recovered], runs: Sequence[Run], by: str = "flops"
         own = _of(points, (n, budget))
         best = own[0]
         shown = "more than the budgets" if budget is None else f"at most {budget:.4g}"
-        lines += [f"## n = {n:,}, {shown} of full attention's {_SPENT[by]}", ""]
+        of_full = f"full attention's {_SPENT[by].removeprefix('attention ')}"
+        lines += [f"## n = {n:,}, {shown} of {of_full}", ""]
         counted = any(point.visited is not None for point in own)
         headings = [
             *("pattern", "layers", "seeds", "FLOPs", *(["read by a tile"] if counted else [])),

@@ -62,6 +62,9 @@ def test_every_stage_is_rehearsed(rehearsed: tuple[Path, str]) -> None:
         assert (one["status"], one["wrong"]) == ("complete", []), name
         assert one["rows"] and f"\n{name}: complete in" in said
     assert {one["status"] for one in read(out / "check.json")["cases"].values()} == {"passed"}
+    checked = read(out / "flash_check.json")["cases"]
+    assert {one["status"] for one in checked.values()} == {"passed"}
+    assert read_bench(out / "flash/attention.json").where(status=TIMED)
     for stem in ("model", "moe"):
         bench = read_prefill(out / f"{stem}.json")
         assert bench.complete and all(cell.status == TIMED for cell in bench.cells)
@@ -78,7 +81,7 @@ def test_what_is_complete_is_not_measured_again(rehearsed: tuple[Path, str]) -> 
     began = time.monotonic()
     assert run_stages(list(SECONDS), out, device="cpu", small=True, say=said.append) == 0
     assert time.monotonic() - began < 5
-    assert said[:5] == [f"{name}: complete from an earlier call" for name in SECONDS]
+    assert said[: len(SECONDS)] == [f"{name}: complete from an earlier call" for name in SECONDS]
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
@@ -158,7 +161,7 @@ def test_a_stage_that_fails_lets_the_next_go_on(
     "given, words",
     [
         (["--stages", "atention"], "did you mean 'attention'"),
-        (["--stages", ","], "name at least one stage of check, attention, model, tune, moe"),
+        (["--stages", ","], "name at least one stage of check, attention, model, tune, moe, flash"),
         (["--device", "cuda", "--small"], "torch sees no CUDA device here; use --device cpu"),
         (["--device", "cpu"], "on a CPU the stages are only rehearsed; give --small too"),
     ],

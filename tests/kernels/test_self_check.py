@@ -107,7 +107,7 @@ def test_the_order_on_cuda_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.zeros(1, 2, 300, 16)
     pattern = SA(8)
     monkeypatch.setattr(dispatch, "_fused_device", lambda device: True)
-    monkeypatch.setattr(dispatch, "_fused_order", lambda device: dispatch._FUSED_ORDER[9])
+    monkeypatch.setattr(dispatch, "_fused_order", lambda *given: dispatch._FUSED_ORDER[9, False])
     monkeypatch.setattr(dispatch, "failure", lambda backend, *given: "")
     assert dispatch.choose_backend(pattern, q, q).name == "triton", "the CPU has no flash"
     able = dataclasses.replace(dispatch.BACKENDS["flash"], supports=lambda *given: (True, ""))

@@ -43,6 +43,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                         window=None if pattern == FULL else 64,
                     )
     builder.add(FULL, "needle", 0.9)
+    # At one length alone: no line, no panel, and no reason to leave the others' tasks out.
+    builder.add("swa:window=9", "ruler_vt", 0.1, metadata={"max_seq_lengths": [4096]})
     builder.write()
     return builder.path
 

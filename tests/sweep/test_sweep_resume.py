@@ -99,11 +99,11 @@ def break_moba(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Make the cells of moba raise while they are scored."""
     original = scoring.score
 
-    def score(lm: Any, *rest: Any) -> Mapping[str, Any]:
+    def score(lm: Any, *rest: Any, **settings: Any) -> Mapping[str, Any]:
         if lm.pattern.name == "moba":
             print("noise before the end", file=sys.stderr)
             raise error
-        return original(lm, *rest)
+        return original(lm, *rest, **settings)
 
     monkeypatch.setattr(scoring, "score", score)
 

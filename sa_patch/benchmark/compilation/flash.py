@@ -38,6 +38,8 @@ PATTERNS = (
     "block_topk:8,8,8,branch=0,shared=32,segment=128",
     "sinks:4+swa:128+psa:128",
 )
+# Of an A100, H100 and B200.
+_MULTIPROCESSORS = {(8, 0): 108, (9, 0): 132, (10, 0): 148}
 SEQ_LEN, HEADS, KV_HEADS = 1024, 32, 8
 
 
@@ -84,9 +86,8 @@ def compile_patterns(case: Case, patterns: Sequence[str]) -> list[CompiledPatter
         for text in patterns:
             needs: list[tuple[int, int, int]] = []
             began = time.monotonic()
-            refusal = _compile(
-                text, capability[0], getattr(torch, dtype), head_dim, partial(_take, folder, needs)
-            )
+            take = partial(_take, folder, needs)
+            refusal = _compile(text, capability[0], getattr(torch, dtype), head_dim, take)
             seconds = round(time.monotonic() - began, 1)
             most = [max(each, default=0) for each in zip(*needs, strict=True)] or [0, 0, 0]
             found.append(
@@ -109,11 +110,18 @@ def prepare(capability: tuple[int, int], folder: Path | None = None) -> None:
     """Name the card, and where machine code is kept, before the library is imported."""
     name = ARCHITECTURES[capability]
     os.environ.update(FLASH_ATTENTION_ARCH=name.rstrip("a"), CUTE_DSL_ARCH=name)
-    os.environ["FLASH_ATTENTION_NUM_SMS"] = "132"
+    os.environ["FLASH_ATTENTION_NUM_SMS"] = str(_MULTIPROCESSORS[capability])
     if folder is not None:
         os.environ.update(CUTE_DSL_KEEP_CUBIN="1", CUTE_DSL_DUMP_DIR=str(folder))
     # It warns of being given fake tensors.
     warnings.filterwarnings("ignore")
+    from cutlass.utils import HardwareInfo
+
+    # On Blackwell a driver is asked for what says how large a launch is.
+    count = _MULTIPROCESSORS[capability]
+    HardwareInfo.__init__ = lambda self, device_id=0: None
+    HardwareInfo.get_device_multiprocessor_count = lambda self: count
+    HardwareInfo.get_max_active_clusters = lambda self, cluster_size: count // cluster_size
 
 
 def _compile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,25 @@ def check_kernels(visit: Visit) -> Found:
     """Measure the ceilings and check the cases that ``check.json`` does not hold yet."""
     path = visit.out / "check.json"
     content = _known(path)
-    known: dict[str, Any] = content["cases"]
     if content["ceilings"] is None:
         dtype = torch.bfloat16 if visit.device == "cuda" else torch.float32
         ceilings = measure_ceilings(Clock(visit.device), dtype, small=visit.small)
         content["ceilings"] = dataclasses.asdict(ceilings)
         _write(path, content)
-    cases = _cases(visit)
+    rates = content["ceilings"]
+    found = check_cases(visit, path, _cases(visit))
+    rows = [
+        ("copy", f"{number(rates['copy_gb_per_s'])} GB/s"),
+        ("matrix products", f"{number(rates['matmul_tflop_per_s'])} TFLOP/s"),
+        *found.rows,
+    ]
+    return dataclasses.replace(found, rows=rows)
+
+
+def check_cases(visit: Visit, path: Path, cases: Sequence[Case]) -> Found:
+    """Check the cases that a file does not hold yet, against float64."""
+    content = _known(path)
+    known: dict[str, Any] = content["cases"]
     for case in cases:
         if str(case) in known:
             continue
@@ -67,19 +80,15 @@ def check_kernels(visit: Visit) -> Found:
         if found.status in (WRONG, FAILED):
             visit.say(f"{found.status}: {case}: {found.reason}")
         _write(path, content)
-    rates = content["ceilings"]
     tally = Counter(one["status"] for one in known.values())
-    rows = [
-        ("copy", f"{number(rates['copy_gb_per_s'])} GB/s"),
-        ("matrix products", f"{number(rates['matmul_tflop_per_s'])} TFLOP/s"),
-        ("cases against float64", ", ".join(f"{n} {status}" for status, n in tally.items())),
-    ]
+    counts = ", ".join(f"{n} {status}" for status, n in tally.items())
     wrong = [
         f"{one['status']}: {case}: {one['reason']}"
         for case, one in known.items()
         if one["status"] in (WRONG, FAILED)
     ]
-    return Found(rows, wrong, missing=sum(str(case) not in known for case in cases))
+    missing = sum(str(case) not in known for case in cases)
+    return Found([("cases against float64", counts)], wrong, missing)
 
 
 def _cases(visit: Visit) -> list[Case]:

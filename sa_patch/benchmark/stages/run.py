@@ -20,7 +20,14 @@ from sa_patch.errors import UserError, choice, one_line
 from sa_patch.files.artifacts import check_folder
 
 # Seconds of each, with all that it imports and compiles.
-SECONDS = {"check": 60.0, "attention": 150.0, "model": 180.0, "tune": 150.0, "moe": 200.0}
+SECONDS = {
+    "check": 60.0,
+    "attention": 150.0,
+    "model": 180.0,
+    "tune": 150.0,
+    "moe": 200.0,
+    "flash": 120.0,
+}
 KIND = "sa_patch GPU stages"
 COMPLETE, PARTLY, FAILED = "complete", "partly", "failed"
 
@@ -112,7 +119,7 @@ def _run(stage: Callable[[Visit], Found], visit: Visit) -> dict[str, Any]:
 
 def _stage(name: str) -> Callable[[Visit], Found]:
     """The stage's function; what it needs is imported within its time."""
-    from sa_patch.benchmark.stages import check, speed, tune
+    from sa_patch.benchmark.stages import check, flash, speed, tune
 
     found: dict[str, Callable[[Visit], Found]] = {
         "check": check.check_kernels,
@@ -120,6 +127,7 @@ def _stage(name: str) -> Callable[[Visit], Found]:
         "model": speed.time_model,
         "tune": tune.tune_kernels,
         "moe": speed.time_moe,
+        "flash": flash.time_flash,
     }
     return found[name]
 

@@ -29,7 +29,16 @@ B = TypeVar("B")
 
 def time_attention(visit: Visit) -> Found:
     """One layer of Qwen3-8B; ``attention.json`` and ``.md``, and on a GPU ``goals``."""
-    given: dict[str, Any] = {"methods": LAYER_METHODS, "n": LENGTHS, "order": LENGTHS}
+    found = time_layer(visit, LAYER_METHODS, LENGTHS)
+    if visit.device == "cuda" and not visit.small:
+        goals = write_goals(visit.out, read_bench(visit.out / "attention.json"))
+        found = dataclasses.replace(found, rows=[*found.rows, *goals])
+    return found
+
+
+def time_layer(visit: Visit, methods: tuple[str, ...], lengths: tuple[int, ...]) -> Found:
+    """One layer of Qwen3-8B under these methods; ``attention.json`` and ``.md``."""
+    given: dict[str, Any] = {"methods": methods, "n": lengths, "order": lengths}
     if visit.small:
         given = {"methods": SMALL_METHODS, "n": (128, 64), "order": (128, 64), "repeats": 3}
         given |= {"heads": 4, "kv_heads": 2, "head_dim": 16}
@@ -53,8 +62,6 @@ def time_attention(visit: Visit) -> Found:
     for n in options.order:
         for cell in bench.where(n=n, status=TIMED):
             rows.append((f"n = {n}: {cell.label}, {cell.backend}", _ms(cell.median_ms)))
-    if visit.device == "cuda" and not visit.small:
-        rows += write_goals(visit.out, bench)
     return Found(rows, bench.wrong(), len(bench.unsettled()))
 
 

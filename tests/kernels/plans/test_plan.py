@@ -172,3 +172,24 @@ def test_the_number_of_picks_follows_from_the_pattern_alone() -> None:
         starts = chosen_starts(pattern, *inputs(30))
         assert starts.shape[2] == picks
         assert (starts.diff(dim=2) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [MoBA(3, 3), MoBA(11, 2), BlockTopK(4, 3, 2, 4, grouped=False), BlockTopK(4, 3, 2, 4)],
+    ids=str,
+)
+def test_heads_that_share_a_tile_share_its_list(pattern: Pattern) -> None:
+    """A list of a KV head holds what any of its query heads sees, and nothing for nothing."""
+    q, k = inputs(61)
+    blocks = Blocks(2, 4, heads=2)
+    plan = plan_of(whole_pass(pattern), q, k, layer=LAYER, blocks=blocks)
+    visible = visible_pairs(pattern, q, k, plan.keys).unflatten(1, (HEADS // 2, 2)).any(2)
+    padded = torch.nn.functional.pad(visible, (0, 3, 0, 1))
+    wanted = padded.unflatten(-1, (16, 4)).any(-1).unflatten(-2, (31, 2)).any(-2)
+    found = torch.zeros(*plan.lists.counts.shape, 16, dtype=torch.bool)
+    for counts, columns in (plan.lists[:2], plan.lists[2:]):
+        places = torch.arange(columns.shape[-1]) < counts[..., None]
+        times = torch.zeros(found.shape, dtype=torch.int32)
+        found |= times.scatter_add_(-1, columns.long(), places.int()) > 0
+    assert found.shape[1] == HEADS // 2 and torch.equal(found, wanted)

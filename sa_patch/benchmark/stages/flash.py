@@ -1,0 +1,50 @@
+"""Stage `flash`: every pattern through FlashAttention-4, beside Triton and FlexAttention."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sa_patch.benchmark.attention.cases import Case
+from sa_patch.benchmark.stages.check import check_cases
+from sa_patch.benchmark.stages.speed import LAYER_METHODS, time_layer
+from sa_patch.benchmark.stages.stage import Found, Visit
+from sa_patch.patterns import parse_pattern
+
+METHODS = (*LAYER_METHODS, "sa:256,per_head=true", "psa:256", "sinks:4+swa:256")
+LENGTHS = (32768, 8192)
+CHECKED = ((129,), (1000, 333))
+HEAD_DIMS = (128, 64)
+
+
+def time_flash(visit: Visit) -> Found:
+    """``flash_check.json`` against float64 first, then ``flash/attention.json``.
+
+    FlashAttention-3 and -4 and cuDNN on full attention are among the rivals of the second, where
+    they are installed. On a CPU `banded` takes the place of the kernels.
+    """
+    backends = ("flash",) if visit.device == "cuda" else ("banded",)
+    checked = check_cases(visit, visit.out / "flash_check.json", _cases(visit, backends))
+    folder = visit.out / "flash"
+    folder.mkdir(parents=True, exist_ok=True)
+    timed = time_layer(dataclasses.replace(visit, out=folder), METHODS, LENGTHS)
+    return Found(
+        [*checked.rows, *timed.rows],
+        [*checked.wrong, *timed.wrong],
+        checked.missing + timed.missing,
+    )
+
+
+def _cases(visit: Visit, backends: tuple[str, ...]) -> list[Case]:
+    if visit.small:
+        return [
+            Case(backend, parse_pattern(text), "float32", 16, 4, 2, (67, 21))
+            for backend in backends
+            for text in ("sa:16", "sinks:4+swa:8+psa:8")
+        ]
+    return [
+        Case(backend, parse_pattern(text), "bfloat16", width, 8, 2, rows)
+        for backend in backends
+        for width in HEAD_DIMS
+        for rows in CHECKED
+        for text in METHODS
+    ]
