@@ -146,8 +146,10 @@ def refuse_share_of_heads(module: nn.Module, plan: LayerPlan, heads: int) -> Non
 
     Under tensor parallelism a module has a share of the heads, and cannot tell which.
     """
+    if not plan.draws_by_head:
+        return
     every = getattr(getattr(module, "config", None), "num_attention_heads", heads)
-    if plan.draws_by_head and heads != every:
+    if heads != every:
         raise UserError(
             f"layer {module.layer_idx} has {heads} of {every} heads here, as under tensor "
             f"parallelism, and {plan.text} draws for each head by its number among all; leave "

@@ -88,11 +88,10 @@ def attention_function(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """`sparse_attention_forward`, whatever calls it."""
-    plan = get_plan(module)
+    plan = get_plan(module) if is_compiling() else None
     if (
-        not is_compiling()
+        plan is None
         or not isinstance(attention_mask, GraphMask)
-        or plan is None
         or plan.observer is not None
         or kwargs.get("cu_seq_lens_q") is not None
         or tile_queries(module) is not None
