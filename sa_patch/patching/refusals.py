@@ -47,5 +47,5 @@ class RefuseContinuousBatching:
         raise UserError(
             "continuous batching (generate_batch, transformers serve --continuous-batching) takes "
             "transformers' own attention alone and would drop the pattern; use generate() with "
-            "batches padded on the left, serve without it, or unpatch_model(model) first"
+            "batches padded on the left, or unpatch_model(model) first"
         )
