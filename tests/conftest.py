@@ -46,13 +46,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 SLOW = (
     *("laws/", "notebooks/", "scripts/", "training/", "report/browser/", "kernels/triton/"),
     *("kernels/flex/", "patching/", "benchmark/", "cli/", "evaluation/", "models/"),
-    *("sweep/test_ray", "sweep/test_sweep", "analysis/test_", "test_readme_pattern"),
+    *("sweep/ray/", "sweep/test_sweep", "analysis/test_", "test_readme_pattern"),
 )
 
 
 # What waits longest comes first: at the end of a run workers share small tests.
 FIRST = (
-    *("sweep/test_ray_sweep", "sweep/test_processes", "sweep/test_sweep_resume", "notebooks/"),
+    *("sweep/ray/test_ray_sweep", "sweep/test_processes", "sweep/test_sweep_resume", "notebooks/"),
     *("training/test_several", "training/pretraining/test_resume", "test_readme_pattern"),
 )
 

@@ -28,6 +28,7 @@ examples:
   sa-patch sweep demo
   sa-patch sweep demo --limit 5 --out runs/quick
   sa-patch sweep my.yaml --dry-run                       # the grid, and what is done of it
+  sa-patch sweep ruler --limit 50 --metadata '{"max_seq_lengths": [4096]}'
   sa-patch sweep smollm2-seven --benchmarks data --confirm-run-unsafe-code
   sa-patch sweep my.yaml --ray                           # a cell per GPU of this machine
   sa-patch sweep my.yaml --ray 10.0.0.1:6379             # on all machines of a Ray cluster
@@ -50,6 +51,10 @@ a sweep file:
             # layers that stay full, or take another pattern (or the file of sa-patch calibrate):
             # {method: "swa:64", layers: {0-3: full, 7: "swa:256"}}
   tasks: [lambada_openai, {task: mmlu, limit: 2}]        # any task of lm-eval, and ours
+            # tasks whose documents are made for a length, a cell for each:
+            # {task: niah_single_1, metadata: {max_seq_lengths: [4096, 8192]}}
+            # and for each task or all: gen_kwargs, num_fewshot, apply_chat_template: true,
+            # system_instruction, fewshot_as_multiturn, truncation: middle, max_prompt_tokens
   limit: 50                                              # items per task; leave out for all
   resources: {gpus: 1, cpus: 8}    # of each worker with --ray; a model can have its own
 """

@@ -17,6 +17,11 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     parser.add_argument("--limit", type=int, help="first N items of each task, over the file's")
     parser.add_argument(
+        "--metadata",
+        metavar="JSON",
+        help="for the tasks' own functions, over the file's: '{\"max_seq_lengths\": [1024, 4096]}'",
+    )
+    parser.add_argument(
         "--benchmarks", type=Path, help="folder of local data sets laid out like their hub copies"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the grid, load nothing")
@@ -57,7 +62,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 def add_recovery(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "How much of full attention's quality each pattern keeps at equal attention FLOPs, over "
+        "How much of full attention's quality each pattern keeps at equal cost, over "
         "language modelling, retrieval and benchmarks, with paired bootstrap intervals."
     )
     parser.add_argument(
@@ -66,7 +71,13 @@ def add_recovery(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budgets",
         default="0.0625,0.125,0.25",
-        help="shares of full attention's FLOPs that points belong to (default: %(default)s)",
+        help="shares of full attention's cost that points belong to (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--by",
+        choices=("flops", "visited"),
+        default="flops",
+        help="cost: attention FLOPs, or keys that a tile of queries reads (default: %(default)s)",
     )
     parser.add_argument("--out", type=Path, help="where to write (default: the first folder)")
     parser.set_defaults(run=_recovery)
@@ -88,6 +99,7 @@ def _sweep(options: argparse.Namespace) -> int:
 
         executor = RayExecutor(options.ray, modules=["sa_patch.training"])
     config = load_config(options.config).with_limit(options.limit)
+    config = config.with_metadata(options.metadata)
     know_gated_models()
     out = options.out or Path("runs") / config.name
     run_code = options.confirm_run_unsafe_code
@@ -129,14 +141,15 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _recovery(options: argparse.Namespace) -> int:
-    from sa_patch.report.recovery import load, parse_budgets, recover
+    from sa_patch.report.recovery import parse_budgets, recover
+    from sa_patch.report.recovery_items import load
     from sa_patch.report.recovery_report import write_recovery
 
     budgets = parse_budgets(options.budgets)
     runs = load(options.runs)
-    files = write_recovery(
-        recover(runs, budgets), runs, options.out or options.runs[0], options.command_line
-    )
+    points = recover(runs, budgets, by=options.by)
+    out = options.out or options.runs[0]
+    files = write_recovery(points, runs, out, options.command_line, options.by)
     print(files.markdown.read_text(encoding="utf-8"))
     for path in (files.json, files.markdown, files.figure):
         print(path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -21,10 +22,13 @@ class Spans:
         lengths: real tokens of each row, at most the keys' n.
         starts: position of each row's first query; 0 in prefill. Queries of row b stand at
             ``starts[b] + 0 .. starts[b] + nq - 1``; those at or beyond ``lengths[b]`` are padding.
+        packed_in: of packed rows, which hold several sequences, the row of each; None where row b
+            holds sequence b. A packed sequence that begins in column c has the start ``-c``.
     """
 
     lengths: tuple[int, ...]
     starts: tuple[int, ...]
+    packed_in: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, lengths: Tensor | None) -> Spans:
@@ -52,6 +56,31 @@ class Spans:
                 "queries must be the last tokens of each row"
             )
         return cls(real, starts)
+
+    @classmethod
+    def packed(cls, rows: Sequence[Sequence[int]]) -> Spans:
+        """Of rows that hold sequences one after the other.
+
+        Args:
+            rows: the lengths of each row's sequences, which add up to n in every row.
+        """
+        return cls(
+            lengths=tuple(length for row in rows for length in row),
+            starts=tuple(
+                n - end for row in rows for n, end in zip(row, accumulate(row), strict=True)
+            ),
+            packed_in=tuple(number for number, row in enumerate(rows) for _ in row),
+        )
+
+    def sequences(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Each sequence of packed rows alone: its parts of ``[batch, heads, n, head_dim]``."""
+        lengths: list[list[int]] = [[] for _ in tensors[0]]
+        for number, length in zip(self.packed_in or (), self.lengths, strict=True):
+            lengths[number].append(length)
+        # Splitting, unlike slicing, has a backward pass that touches each row once.
+        rows = zip(*(x.split(1) for x in tensors), strict=True)
+        for row, parts in zip(rows, lengths, strict=True):
+            yield from zip(*(x.split(parts, dim=2) for x in row), strict=True)
 
     def groups(self) -> dict[tuple[int, int], list[int]]:
         """Rows that share their (length, start), and so their positions and permutations."""
@@ -148,5 +177,7 @@ class Backend:
     supports: Callable[[Pattern, Tensor, Tensor], tuple[bool, str]]
     """``supports(pattern, q, k) -> (ok, reason)``; the reason is empty where it is able."""
     attend: Attend
+    packs: Callable[[Pattern], bool] = lambda pattern: False
+    """Whether `attend` takes packed rows; others are called for each of their sequences."""
     refuses: Callable[[Softmax], str] = no_other_softmax
     """Why a softmax of a model's own cannot be served; empty where it can."""

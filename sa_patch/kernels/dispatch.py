@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -163,6 +165,9 @@ def attend(
     softmax: Softmax = PLAIN,
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
+    if spans.packed_in is not None:
+        same: dict[str, Any] = {"layer": layer, "scale": scale, "softmax": softmax}
+        return _attend_packed(pattern, q, k, v, spans, backend, same)
     _check_tiles(pattern, spans)
     chosen = choose_backend(pattern, q, k, backend, v=v, softmax=softmax)
     pattern = pattern.computed_as
@@ -178,6 +183,33 @@ def attend(
     if padded_queries is not None:
         out = out.masked_fill(padded_queries[:, None, :, None], 0)
     return out
+
+
+def _attend_packed(
+    pattern: Pattern,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Spans,
+    backend: str,
+    same: dict[str, Any],
+) -> Tensor:
+    """Rows of several sequences: at once where the backend can, else one sequence after another.
+
+    Args:
+        same: what every sequence is given alike.
+    """
+    chosen = choose_backend(pattern, q, k, backend, v=v, softmax=same["softmax"])
+    if chosen.packs(pattern.computed_as):
+        return chosen.attend(pattern.computed_as, q, k, v, spans=spans, **same)
+    # Tokens before heads in memory, as models want it next.
+    parts = [
+        attend(
+            pattern, *sequence, spans=Spans((sequence[0].shape[2],), (0,)), backend=backend, **same
+        ).transpose(1, 2)
+        for sequence in spans.sequences(q, k, v)
+    ]
+    return torch.cat(parts, dim=1).unflatten(1, (len(q), -1))[0].transpose(1, 2)
 
 
 def _check_tiles(pattern: Pattern, spans: Spans) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.prefix_stable import PSA
@@ -76,6 +77,22 @@ def visited_keys(
         dict(zip(block_sizes, own.tolist(), strict=True)),
         dict(zip(block_sizes, full.tolist(), strict=True)),
     )
+
+
+def visited_share(pattern: Pattern, seq_len: int, group: int = 1) -> float:
+    """What a tile reads in blocks of 16, as a share of what it reads under full attention.
+
+    Raises:
+        UserError: for a pattern that chooses by content, which tells only where it is run.
+    """
+    if pattern.reads_content:
+        raise UserError(
+            f"what a tile of {pattern} reads depends on the text, and is counted where it is run; "
+            "name patterns one by one, and compare them with sa-patch recovery --by visited"
+        )
+    size = BLOCK_SIZES[0]
+    found = visited_keys(pattern, seq_len, heads=group, kv_heads=1, block_sizes=(size,))
+    return found.keys[size] / found.full[size]
 
 
 def choosing_keys(pattern: Pattern, seq_len: int, *, heads: int, kv_heads: int) -> float:

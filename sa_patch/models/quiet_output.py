@@ -8,7 +8,15 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 
-LOGGERS = ("lm_eval", "lm-eval", "transformers", "datasets", "evaluate", "accelerate")
+LOGGERS = (
+    "lm_eval",
+    "lm-eval",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "accelerate",
+    "huggingface_hub",
+)
 KEPT_LINES = 400
 
 

@@ -7,15 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.compiler import disable
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import PLAIN, Softmax, attend
-from sa_patch.patching.mask import Packing, SparseMask, sparse_mask
-from sa_patch.patching.plan import get_plan
+from sa_patch.kernels import PLAIN, Softmax, Spans, attend
+from sa_patch.patching.mask import Packing, SparseMask
+from sa_patch.patching.plan import LayerPlan, Observer, get_plan
 from sa_patch.patching.reading import refuse_pieces
 from sa_patch.patching.tile_queries import keep_queries, tile_queries, without_earlier
 
@@ -57,6 +54,10 @@ def sparse_attention_forward(
     """
     plan = get_plan(module)
     if plan is None:
+        name = getattr(getattr(module, "config", None), "_attn_implementation", IMPLEMENTATION)
+        if name != IMPLEMENTATION:
+            # The mask function, which patches, was passed over.
+            require_own_mask(attention_mask, f"a model under attn_implementation={name!r}")
         raise UserError(
             "this model uses the attention implementation 'sa_patch' without having been patched; "
             "load it with its stock attention and call sa_patch.patch_model(model, ...)"
@@ -65,11 +66,12 @@ def sparse_attention_forward(
     prompt = plan.reading.is_prompt(attention_mask)
     if plan.pattern is None or (not prompt and plan.decode == "full"):
         keep_queries(module, query, attention_mask)
-        stock_mask = attention_mask.stock(plan.stock)
-        return _stock_function(module, plan.stock)(
+        stock_mask = attention_mask.stock(plan.stock, kwargs)
+        return stock_function(module, plan.stock)(
             module, query, key, value, stock_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
+    refuse_share_of_heads(module, plan, query.shape[1])
     if prompt and attention_mask.query_offset > 0:
         refuse_pieces(plan.pattern, attention_mask.query_offset)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
@@ -77,14 +79,14 @@ def sparse_attention_forward(
         # The cache has dropped what lies between the sinks and the window.
         packing = Packing.compact(len(key), key.shape[2], query.shape[2])
     else:
-        packing = attention_mask.packing()
+        packing = attention_mask.packing(kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     query = packing.pack(query, packing.query_order)
     key = packing.pack(key, packing.key_order)
     spans, new = packing.spans, query.shape[2]
     if plan.observer is not None:
-        plan.observer(layer, query, key, spans)
-    cache = tile_queries(module)
+        _observe(plan.observer, layer, query, key, spans)
+    cache = tile_queries(module) if spans.packed_in is None else None
     earlier: list[int] = []
     if cache is not None:
         query, spans, earlier = cache.begin_tiles(query, spans)
@@ -97,19 +99,28 @@ def sparse_attention_forward(
         spans=spans,
         scale=query.shape[3] ** -0.5 if scaling is None else scaling,
         backend=plan.backend,
-        softmax=_own_softmax(kwargs),
+        softmax=own_softmax(kwargs),
     )
     out = without_earlier(out, earlier, new)
     return packing.unpack(out).transpose(1, 2).contiguous(), None
 
 
-def _own_softmax(arguments: dict[str, Any]) -> Softmax:
+def _observe(observer: Observer, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
+    """Show an observer the call, documents of packed rows one by one."""
+    if spans.packed_in is None:
+        observer(layer, q, k, spans)
+        return
+    for own_q, own_k in spans.sequences(q, k):
+        observer(layer, own_q, own_k, Spans((own_k.shape[2],), (0,)))
+
+
+def own_softmax(arguments: dict[str, Any]) -> Softmax:
     """What the model changes about the softmax, by the names of transformers' interface."""
     softcap, sink = arguments.get("softcap"), arguments.get("s_aux")
     return PLAIN if softcap is None and sink is None else Softmax(softcap, sink)
 
 
-def _stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
+def stock_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
     """The attention function that the module would have called unpatched."""
     # Each model file has an eager function of its own, which is the interface's default.
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
@@ -130,6 +141,20 @@ def require_own_mask(mask: object, model: str) -> None:
         )
 
 
+def refuse_share_of_heads(module: nn.Module, plan: LayerPlan, heads: int) -> None:
+    """Raise `UserError` where a head's own draw would be that of another.
+
+    Under tensor parallelism a module has a share of the heads, and cannot tell which.
+    """
+    every = getattr(getattr(module, "config", None), "num_attention_heads", heads)
+    if plan.draws_by_head and heads != every:
+        raise UserError(
+            f"layer {module.layer_idx} has {heads} of {every} heads here, as under tensor "
+            f"parallelism, and {plan.text} draws for each head by its number among all; leave "
+            "per_head out"
+        )
+
+
 def refuse_unsupported(
     module: nn.Module, mask: SparseMask, dropout: float, kwargs: dict[str, Any]
 ) -> None:
@@ -140,11 +165,6 @@ def refuse_unsupported(
         raise UserError(
             "output_attentions=True is not supported by a patched model: a sparse layer never "
             "holds the n x n weights; unpatch_model(model) first"
-        )
-    if kwargs.get("cu_seq_lens_q") is not None:
-        raise UserError(
-            "packed sequences (cu_seq_lens_q) are not supported by a patched model; give one "
-            "sequence per row"
         )
     if dropout:
         raise UserError(
@@ -157,11 +177,3 @@ def refuse_unsupported(
                 f"layer {module.layer_idx} of this model changes its softmax by {name!r}, which "
                 "sparse attention does not support; leave it out with layers=..."
             )
-
-
-# Out of torch.compile's sight: what a pattern computes depends on padding and lengths, which the
-# compiler would pin one by one, recompiling for minutes. The rest of the model is compiled.
-_REASON = "sa_patch computes sparse attention outside of compiled graphs"
-AttentionInterface.register(IMPLEMENTATION, disable(sparse_attention_forward, reason=_REASON))
-# Without a mask function of the same name transformers would drop the padding mask in silence.
-AttentionMaskInterface.register(IMPLEMENTATION, disable(sparse_mask, reason=_REASON))

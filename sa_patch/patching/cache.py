@@ -21,7 +21,7 @@ from torch.compiler import disable
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from sa_patch.errors import UserError
-from sa_patch.patching.mask import SparseMask
+from sa_patch.patching.mask import OUTSIDE_OF_GRAPHS, SparseMask
 
 SPARE_TOKENS = 32
 """Tokens kept beyond the window, so that assisted decoding can take back as many candidates."""
@@ -87,7 +87,7 @@ class ReachLayer(DynamicLayer):
         self._announced = True
 
     # What is dropped depends on lengths and padding, as attention does: not for compiled graphs.
-    @disable
+    @disable(reason=OUTSIDE_OF_GRAPHS)
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
@@ -180,8 +180,12 @@ class DropBeyondReach:
     sinks: int
     window: int
 
-    @disable
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("past_key_values") is not None:
+            self._put(module, kwargs)
+
+    @disable(reason=OUTSIDE_OF_GRAPHS)
+    def _put(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
         cache: Any = kwargs.get("past_key_values")
         mask = kwargs.get("attention_mask")
         if type(cache) is not DynamicCache or not isinstance(mask, SparseMask):

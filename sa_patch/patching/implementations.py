@@ -23,7 +23,8 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
-from sa_patch.patching.attention import OWN_NAMES, sparse_attention_forward
+from sa_patch.patching.attention import OWN_NAMES
+from sa_patch.patching.graphs import attention_function
 from sa_patch.patching.mask import SparseMask, sparse_mask
 from sa_patch.patching.patch import check_decode, patch_model
 from sa_patch.patching.schedule import Layers, Schedule
@@ -100,7 +101,7 @@ def register_implementation(
         _REGISTERED[name] = new
         OWN_NAMES.add(name)
         reason = "sa_patch patches the model here"
-        AttentionInterface.register(name, disable(sparse_attention_forward, reason=reason))
+        AttentionInterface.register(name, attention_function)
         mask = functools.partial(_patch_first, name)
         AttentionMaskInterface.register(name, disable(mask, reason=reason))
 

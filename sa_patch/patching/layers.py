@@ -40,6 +40,16 @@ def base_model(model: Any) -> PreTrainedModel:
     return inner
 
 
+def text_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The part that reads tokens, whose attention is exchanged; of most models all of it.
+
+    A model with images has parts of other kinds, which keep their attention.
+    """
+    config = model.config.get_text_config()
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    return next((part for part in parts if part.config is config), model)
+
+
 def attention_layers(model: PreTrainedModel) -> dict[int, nn.Module]:
     """The model's causal attention modules by layer index, in order.
 
@@ -74,7 +84,7 @@ def default_layers(model: PreTrainedModel) -> set[int]:
     Gemma does).
     """
     available = attention_layers(model)
-    kinds = getattr(model.config, "layer_types", None) or []
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
     full = {i for i in available if i < len(kinds) and kinds[i] == "full_attention"}
     return full or set(available)
 

@@ -7,14 +7,32 @@ stock mask only if a layer that is not sparse asks for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 
+from sa_patch.errors import UserError
 from sa_patch.kernels import Spans
+from sa_patch.patching.documents import (
+    Documents,
+    document_numbers,
+    documents_of_lengths,
+    documents_of_numbers,
+    mask_within,
+)
+
+OUTSIDE_OF_GRAPHS = (
+    "sa_patch computes attention behind cached keys, of padding-free batches and for caches that "
+    "keep less than all outside of compiled graphs; leave fullgraph=True out, or compile prefills"
+)
+"""Why torch.compile breaks its graph; it stands in the error where it may not."""
+
+_NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -22,7 +40,8 @@ class Packing:
     """How the rows of a batch become right-padded.
 
     Args:
-        spans: lengths and first query positions of the right-padded rows.
+        spans: lengths and first query positions of the right-padded rows, or of the documents that
+            rows without padding hold.
         key_order: int64 ``[batch, n]``, the column of each right-padded key; None where the
             rows are right-padded already.
         query_order: int64 ``[batch, nq]``, likewise for the queries.
@@ -75,7 +94,6 @@ class SparseMask:
     Attributes:
         query_offset: number of cached keys before the first query.
         key_len: keys that are in use, cached and new; a static cache holds more.
-        refusal: why no sparse layer can serve this call; None where it can.
     """
 
     # transformers passes a mask of four dimensions on as already prepared.
@@ -88,9 +106,10 @@ class SparseMask:
         self._stock: dict[str, Any] = {}
         self._packing: Packing | None = None
         self._left_padding: tuple[bool, Tensor | None] | None = None
+        self._read: tuple[str | None, Documents | None] | None = None
+        self._given: tuple[Tensor, Documents] | None = None
         self.query_len: int = arguments["q_length"]
         self.key_len = self.query_offset + self.query_len
-        self.refusal = self._refuse()
 
     @classmethod
     def causal(cls, batch: int, seq_len: int, device: torch.device) -> SparseMask:
@@ -104,24 +123,44 @@ class SparseMask:
             }
         )
 
-    def _refuse(self) -> str | None:
+    @property
+    def refusal(self) -> str | None:
+        """Why no sparse layer can serve this call; None where it can."""
+        return self._read_function()[0]
+
+    def _read_function(self) -> tuple[str | None, Documents | None]:
+        """Why the mask function cannot be served, and the documents that it tells apart."""
+        if self._read is None:
+            self._read = self._refuse()
+        return self._read
+
+    def _refuse(self) -> tuple[str | None, Documents | None]:
         if int(self._arguments.get("kv_offset", 0)) != 0:
-            return "the layer's own sliding-window cache has dropped keys that the pattern may need"
+            return (
+                "the layer's own sliding-window cache has dropped keys that the pattern may need",
+                None,
+            )
         function = self._arguments["mask_function"]
         if function is causal_mask_function:
-            return None
+            return None, None
         window = self._arguments.get("local_size")
         if window is not None and self.key_len > window:
             return (
                 f"the model's own sliding window of {window} tokens is shorter than this sequence "
-                f"of {self.key_len}; leave its sliding layers out with layers=..."
+                f"of {self.key_len}; leave its sliding layers out with layers=...",
+                None,
             )
         if window is not None and self._is_plain_causal(function):
-            return None
-        return (
-            "packed sequences and masks other than causal attention with padding are not "
-            "supported; give one sequence per row and a 2D attention_mask"
+            return None, None
+        numbers = document_numbers(
+            function, self._arguments["batch_size"], self.key_len, self._arguments["device"]
         )
+        try:
+            documents = documents_of_numbers(numbers)
+        except UserError as error:
+            return str(error), None
+        alone = all(len(row) == 1 for row in documents)
+        return None, None if alone else documents
 
     def _is_plain_causal(self, function: Any) -> bool:
         """Whether the two far corners are as in causal attention, in every row.
@@ -139,8 +178,44 @@ class SparseMask:
         )
         return sees_first and not sees_future
 
-    def packing(self) -> Packing:
-        """The rows' spans, read from the padding once per forward pass."""
+    def documents(self, kwargs: Mapping[str, Any]) -> Documents | None:
+        """The lengths of the documents in each row, read once per forward pass; None for one each.
+
+        Args:
+            kwargs: of a layer's attention, in which padding-free batches have ``cu_seq_lens_q``.
+
+        Raises:
+            UserError: for lengths that do not fit, or beside padding or cached keys.
+        """
+        ends = kwargs.get("cu_seq_lens_q")
+        if ends is None:
+            return self._read_function()[1]
+        if self._given is None or self._given[0] is not ends:
+            if self.query_offset or self._padding() is not None:
+                raise UserError(
+                    "cu_seq_lens_q does not go with padding or cached keys; give one row of "
+                    "documents without attention_mask, and a new cache or none"
+                )
+            given = documents_of_lengths(
+                ends, kwargs.get("cu_seq_lens_k"), self._arguments["batch_size"], self.query_len
+            )
+            told = self._read_function()[1]
+            if told not in (None, given):
+                raise UserError(
+                    f"position_ids and cu_seq_lens_q tell documents apart differently: {told} and "
+                    f"{given} tokens; give either, or both of the same documents"
+                )
+            self._given = (ends, given)
+        return self._given[1]
+
+    def packing(self, kwargs: Mapping[str, Any] = _NO_ARGUMENTS) -> Packing:
+        """The rows' spans, read from documents or padding once per forward pass.
+
+        Args, raises: as of `documents`.
+        """
+        documents = self.documents(kwargs)
+        if documents is not None:
+            return Packing(Spans.packed(documents), None, None)
         if self._packing is None:
             self._packing = Packing.of(
                 self._padding(), self._arguments["batch_size"], self.query_offset, self.query_len
@@ -175,11 +250,21 @@ class SparseMask:
             padding = torch.nn.functional.pad(padding, (0, missing))
         return None if bool(padding.all()) else padding
 
-    def stock(self, implementation: str) -> Any:
-        """The mask that transformers would have built for another attention implementation."""
+    def stock(self, implementation: str, kwargs: Mapping[str, Any] = _NO_ARGUMENTS) -> Any:
+        """The mask that transformers would have built for another attention implementation.
+
+        Documents that only ``cu_seq_lens_q`` tells apart stay apart under every implementation,
+        though transformers itself sees to that under FlashAttention alone.
+        """
         if implementation not in self._stock:
+            arguments = self._arguments
+            told = kwargs.get("cu_seq_lens_q") is None or self._read_function()[1]
+            documents = None if told else self.documents(kwargs)
+            if documents is not None:
+                within = mask_within(documents, arguments["device"])
+                arguments = arguments | {"mask_function": within, "allow_is_causal_skip": False}
             build = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
-            self._stock[implementation] = build(**self._arguments)
+            self._stock[implementation] = build(**arguments)
         return self._stock[implementation]
 
     def contiguous(self) -> SparseMask:

@@ -14,10 +14,10 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend
 from sa_patch.patching.attention import IMPLEMENTATION, OWN_NAMES
 from sa_patch.patching.drafting import draft_after_prompt
-from sa_patch.patching.layers import attention_layers, base_model
+from sa_patch.patching.layers import attention_layers, base_model, text_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
-from sa_patch.patching.prefix import refuse_prefix_adapter
 from sa_patch.patching.reading import Reading, read_prompts
+from sa_patch.patching.refusals import refuse_continuous_batching, refuse_prefix_adapter
 from sa_patch.patching.schedule import Layers, Schedule
 from sa_patch.patterns import SA, Full, Pattern, parse_pattern
 
@@ -73,12 +73,12 @@ def patch_model(
     assigned = _keep_branches(inner, schedule.assign(inner, given))
     refuse_prefix_adapter(model, assigned.values())
     stock = _stock_implementation(inner)
-    if inner.config._attn_implementation != IMPLEMENTATION:
+    if text_model(inner).config._attn_implementation != IMPLEMENTATION:
         _own_config(inner)
     reading = Reading()
     for index, module in modules.items():
         set_plan(module, LayerPlan(assigned[index], decode, backend, stock, reading))
-    inner.set_attn_implementation(IMPLEMENTATION)
+    text_model(inner).set_attn_implementation(IMPLEMENTATION)
     _say_what_is_read(inner, reading)
     return model
 
@@ -105,8 +105,9 @@ def unpatch_model(model: Model) -> Model:
     for module in inner.modules():
         set_plan(module, None)
     _say_what_is_read(inner, None)
-    if inner.config._attn_implementation in OWN_NAMES:
-        inner.set_attn_implementation(stock)
+    text = text_model(inner)
+    if text.config._attn_implementation in OWN_NAMES:
+        text.set_attn_implementation(stock)
     return model
 
 
@@ -139,7 +140,7 @@ def patched(
             for index, module in attention_layers(inner).items():
                 set_plan(module, before[index])
             _say_what_is_read(inner, next(plan.reading for plan in before.values() if plan))
-            inner.set_attn_implementation(IMPLEMENTATION)
+            text_model(inner).set_attn_implementation(IMPLEMENTATION)
 
 
 def layer_patterns(model: object) -> dict[int, Pattern | None]:
@@ -172,6 +173,7 @@ def _say_what_is_read(model: PreTrainedModel, reading: Reading | None) -> None:
     """Have `generate` of a model tell its layers what they read, or no longer."""
     read_prompts(model, reading)
     draft_after_prompt(model, reading)
+    refuse_continuous_batching(model, active=reading is not None)
 
 
 def _keep_branches(
@@ -217,7 +219,7 @@ def _stock_implementation(model: PreTrainedModel) -> str:
         plan = get_plan(module)
         if plan is not None:
             return plan.stock
-    current = str(model.config._attn_implementation)
+    current = str(text_model(model).config._attn_implementation)
     # A model that was loaded under a name of ours goes back to what it would have had without.
     return str(model.get_correct_attn_implementation(None)) if current in OWN_NAMES else current
 
@@ -230,6 +232,9 @@ def _own_config(model: PreTrainedModel) -> None:
     """
     shared = model.config
     own = copy.deepcopy(shared)
+    copies = {id(shared): own}
+    for name in shared.sub_configs:
+        copies[id(getattr(shared, name))] = getattr(own, name)
     for module in model.modules():
-        if getattr(module, "config", None) is shared:
-            module.config = own
+        if id(getattr(module, "config", None)) in copies:
+            module.config = copies[id(module.config)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ from sa_patch.kernels import Spans
 from sa_patch.patching.cache import DropBeyondReach
 from sa_patch.patching.reading import Reading
 from sa_patch.patching.tile_queries import KeepTileQueries, forget_tile_queries
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import Pattern, parts_of
 
 Observer = Callable[[int, Tensor, Tensor, Spans], None]
 
@@ -30,6 +30,10 @@ class LayerPlan:
         reading: what the forward pass reads, one for all modules of the model.
         observer: called with (layer, q, k, spans) before each sparse attention, with the tensors
             as `sa_patch.kernels.attend` takes them; None for nobody.
+
+    Attributes:
+        text: the pattern's text form.
+        draws_by_head: whether the pattern draws for every query head.
     """
 
     pattern: Pattern | None
@@ -38,6 +42,15 @@ class LayerPlan:
     stock: str
     reading: Reading
     observer: Observer | None = None
+    text: str = field(init=False, default="")
+    draws_by_head: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        # Written once: a graph in the making cannot.
+        object.__setattr__(self, "text", str(self.pattern))
+        parts = () if self.pattern is None else parts_of(self.pattern)
+        by_head = any(getattr(part, "per_head", False) for part in parts)
+        object.__setattr__(self, "draws_by_head", by_head)
 
     @property
     def reach(self) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from sa_patch.errors import UserError
 from sa_patch.kernels import Spans
 from sa_patch.patching.cache import SPARE_TOKENS
-from sa_patch.patching.mask import SparseMask
+from sa_patch.patching.mask import OUTSIDE_OF_GRAPHS, SparseMask
 
 _LAYER = "_sa_patch_tile_queries"
 
@@ -167,8 +167,12 @@ class KeepTileQueries:
 
     shared: int
 
-    @disable
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("past_key_values") is not None or tile_queries(module) is not None:
+            self._put(module, kwargs)
+
+    @disable(reason=OUTSIDE_OF_GRAPHS)
+    def _put(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
         forget_tile_queries(module)
         cache: Any = kwargs.get("past_key_values")
         if type(cache) is not DynamicCache:

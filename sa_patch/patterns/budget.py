@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from sa_patch.errors import UserError
@@ -70,7 +70,13 @@ def flops_share(pattern: Pattern, seq_len: int, group: int = 1) -> float:
     return (2 * keys + dots) / (seq_len * (seq_len + 1))
 
 
-def fit_budget(template: str, seq_len: int, share: float, group: int = 1) -> Pattern:
+def fit_budget(
+    template: str,
+    seq_len: int,
+    share: float,
+    group: int = 1,
+    spent: Callable[[Pattern, int, int], float] = flops_share,
+) -> Pattern:
     """The largest pattern of a family that spends at most a share of full attention's FLOPs.
 
     ``fit_budget("sinks:4+swa:{}", 4096, 1 / 8)`` finds the window.
@@ -81,6 +87,8 @@ def fit_budget(template: str, seq_len: int, share: float, group: int = 1) -> Pat
         seq_len: tokens of the prompt for which the share holds.
         share: of full causal attention, above 0 and at most 1; see `flops_share`.
         group: query heads that share a KV head.
+        spent: the share that a pattern spends, where not FLOPs are meant; it takes pattern,
+            `seq_len` and `group`.
 
     Raises:
         UserError: if the template has no ``{}``, or its smallest pattern is too large already.
@@ -91,7 +99,7 @@ def fit_budget(template: str, seq_len: int, share: float, group: int = 1) -> Pat
             f"a family has {{}} for the number that is sought, such as swa:{{}}; got {template!r}"
         )
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
-        raise UserError(f"a share of FLOPs lies above 0 and is at most 1, got {share!r}")
+        raise UserError(f"a share of full attention lies above 0 and is at most 1, got {share!r}")
 
     smallest = _smallest(template, seq_len)
 
@@ -105,16 +113,16 @@ def fit_budget(template: str, seq_len: int, share: float, group: int = 1) -> Pat
 
     def fits(number: int) -> bool:
         try:
-            return flops_share(member(number), seq_len, group) <= share
+            return spent(member(number), seq_len, group) <= share
         except UserError:
             # Some parameters allow only so much of another, as a beam does of chosen blocks.
             return False
 
     low = next((number for number in _growing(smallest, 2 * seq_len) if fits(number)), None)
     if low is None:
-        spent = flops_share(member(smallest), seq_len, group)
+        least = spent(member(smallest), seq_len, group)
         raise UserError(
-            f"even {member(smallest)} spends {spent:.3f} of full attention's FLOPs at n = "
+            f"even {member(smallest)} spends {least:.3f} of full attention's at n = "
             f"{seq_len}, more than {share:g}; take a larger share, or another family"
         )
     step = 1

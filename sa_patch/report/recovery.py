@@ -16,45 +16,30 @@ is beaten where the interval of the difference excludes zero.
 
 from __future__ import annotations
 
-import json
-import re
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sa_patch.errors import UserError
-from sa_patch.files.packed import stored_text
-from sa_patch.report.series import strip_parameters
+from sa_patch.report.recovery_items import (
+    GROUPS,
+    LANGUAGE,
+    group_of,
+    items_of,
+    length_of,
+    read_items,
+)
 from sa_patch.sweep.results import Cell, Run
 
-LANGUAGE, RETRIEVAL, BENCHMARKS = "language modelling", "retrieval", "benchmarks"
-GROUPS = (LANGUAGE, RETRIEVAL, BENCHMARKS)
 DRAWS = 2000
 # A full score this close to chance leaves nothing to recover.
 _LEAST_ABOVE_CHANCE = 0.05
 # A budget point holds what spends at most this much more than its share: prompts vary in length.
 _OVER = 1.03
-
-
-@dataclass(frozen=True)
-class Items:
-    """Scores of one pattern on one task.
-
-    Args:
-        scores: float64 ``[seeds, items]``; for perplexities mean log-likelihoods of a token.
-        share: measured attention FLOPs as a share of full attention's.
-        visited: likewise of what tiles of queries read; None for runs that did not count it.
-        mean_keys: measured keys per query.
-    """
-
-    scores: NDArray[np.float64]
-    share: float
-    visited: float | None
-    mean_keys: float
 
 
 @dataclass(frozen=True)
@@ -88,79 +73,19 @@ class Recovered:
     draws: NDArray[np.float64]
 
 
-def group_of(task: str, metric: str) -> str:
-    """The group that a task belongs to."""
-    if "perplexity" in metric:
-        return LANGUAGE
-    return RETRIEVAL if length_of(task) is not None else BENCHMARKS
-
-
-def length_of(task: str) -> int | None:
-    """The length in a task's name (``passkey_4096``), None without one."""
-    found = re.search(r"_(\d{3,})$", task)
-    return int(found[1]) if found else None
-
-
-def read_items(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, list[tuple[Cell, Any]]]]:
-    """Cells with their item scores, by (pattern without seed, layers) and task.
-
-    Raises:
-        UserError: if a cell has no item scores.
-    """
-    found: dict[tuple[str, str], dict[str, list[tuple[Cell, Any]]]] = {}
-    for run in runs:
-        for cell in run.cells:
-            path = run.path / "cells" / f"{cell.id}.json"
-            data = json.loads(stored_text(path))
-            items = data.get("items")
-            if "items" in data and items is None:
-                # Its score is no mean of items, such as byte perplexity.
-                continue
-            if not items:
-                raise UserError(
-                    f"{path} holds no scores of single items, which paired intervals need; cells "
-                    "of earlier versions lack them: run the sweep again in a new folder"
-                )
-            layers = cell.setting.get("layers")
-            key = (
-                strip_parameters(cell.setting["pattern"], ("seed",)),
-                "all" if layers is None or cell.method == "full" else json.dumps(layers),
-            )
-            found.setdefault(key, {}).setdefault(cell.task, []).append((cell, items))
-    return found
-
-
-def _items(cells: Sequence[tuple[Cell, Any]]) -> Items:
-    """The seeds of one pattern on one task, one row each."""
-    rows = []
-    for _, items in cells:
-        rows.append(np.concatenate([np.asarray(items[name], float) for name in sorted(items)]))
-    if len({len(row) for row in rows}) > 1:
-        task = cells[0][0].task
-        raise UserError(
-            f"the seeds of {cells[0][0].setting['pattern']} were run on different numbers of items "
-            f"of {task}; finish the sweep, or run all of them with one --limit"
-        )
-    shares = [cell.flops / cell.full_flops for cell, _ in cells if cell.flops and cell.full_flops]
-    keys = [cell.mean_keys for cell, _ in cells if cell.mean_keys is not None]
-    visited = [cell.visited_share for cell, _ in cells if cell.visited_share is not None]
-    return Items(
-        np.stack(rows),
-        float(np.mean(shares)),
-        float(np.mean(visited)) if visited else None,
-        float(np.mean(keys)),
-    )
-
-
-def recover(runs: Iterable[Run], budgets: Sequence[float], draws: int = DRAWS) -> list[Recovered]:
+def recover(
+    runs: Iterable[Run], budgets: Sequence[float], draws: int = DRAWS, by: str = "flops"
+) -> list[Recovered]:
     """Every point of some runs, best first within each length and budget.
 
     Args:
         budgets: shares of full attention's FLOPs, ascending; a point belongs to the smallest that
             it does not exceed.
+        by: "flops", or "visited" for budgets in what tiles of queries read.
 
     Raises:
-        UserError: if full attention is missing for a task, or items do not match.
+        UserError: if full attention is missing for a task, items do not match, or a run did not
+            count visited keys and budgets are in them.
     """
     cells = read_items(runs)
     full = {
@@ -185,7 +110,8 @@ def recover(runs: Iterable[Run], budgets: Sequence[float], draws: int = DRAWS) -
             missing = [task for task in tasks if task not in full]
             if missing:
                 raise UserError(f"full attention has no result for {', '.join(missing)} yet")
-            points.append(_point(pattern, layers, n, own, tasks, by_task, full, budgets, draws))
+            point = _point(pattern, layers, n, own, tasks, by_task, full, draws)
+            points.append(dataclasses.replace(point, budget=_budget(point, budgets, by)))
     return sorted(points, key=lambda p: (p.n, p.budget or 1.0, -p.mean.value))
 
 
@@ -211,16 +137,15 @@ def _point(
     tasks: Sequence[str],
     by_task: Mapping[str, Sequence[tuple[Cell, Any]]],
     full: Mapping[str, Sequence[tuple[Cell, Any]]],
-    budgets: Sequence[float],
     draws: int,
 ) -> Recovered:
     values: dict[str, list[float]] = {}
     drawn: dict[str, list[NDArray[np.float64]]] = {}
     by_name = {}
-    spent = [_items(by_task[task]) for task in own]
+    spent = [items_of(by_task[task]) for task in own]
     for task in tasks:
         cell = full[task][0][0]
-        ours, theirs = _items(by_task[task]), _items(full[task])
+        ours, theirs = items_of(by_task[task]), items_of(full[task])
         if ours.scores.shape[1] != theirs.scores.shape[1]:
             raise UserError(
                 f"{pattern} and full attention were run on different numbers of items of {task}; "
@@ -247,7 +172,7 @@ def _point(
         pattern=pattern,
         layers=layers,
         n=n,
-        budget=next((budget for budget in budgets if share <= budget * _OVER), None),
+        budget=None,
         share=share,
         visited=float(np.mean(visited)) if visited else None,
         mean_keys=float(np.mean([items.mean_keys for items in spent])),
@@ -257,6 +182,17 @@ def _point(
         mean=_interval(mean, samples),
         draws=samples,
     )
+
+
+def _budget(point: Recovered, budgets: Sequence[float], by: str) -> float | None:
+    """The smallest budget that a point does not exceed."""
+    share = point.share if by == "flops" else point.visited
+    if share is None:
+        raise UserError(
+            f"what a tile reads was not counted for {point.pattern} at n = {point.n}; count it "
+            "with scripts/count_visited, or leave --by visited out"
+        )
+    return next((budget for budget in budgets if share <= budget * _OVER), None)
 
 
 def _bootstrap(
@@ -295,19 +231,8 @@ def difference(one: Recovered, other: Recovered) -> Interval:
     return _interval(one.mean.value - other.mean.value, one.draws - other.draws)
 
 
-def load(paths: Sequence[Path]) -> list[Run]:
-    """The runs of some folders; a folder without a manifest stands for the runs inside it."""
-    from sa_patch.sweep.results import load_run
-
-    folders: list[Path] = []
-    for path in paths:
-        inner = sorted(found.parent for found in path.glob("*/manifest.json"))
-        folders += inner if inner and not (path / "manifest.json").exists() else [path]
-    return [load_run(folder) for folder in folders]
-
-
 def parse_budgets(text: str) -> list[float]:
-    """Shares of FLOPs from text such as ``0.0625,1/8``, ascending.
+    """Shares from text such as ``0.0625,1/8``, ascending.
 
     Raises:
         UserError: if one is no number above 0 and at most 1.
@@ -321,7 +246,7 @@ def parse_budgets(text: str) -> list[float]:
             share = 0.0
         if not 0 < share <= 1:
             raise UserError(
-                f"budgets are shares of full attention's FLOPs, such as 0.0625,1/8; got {piece!r}"
+                f"budgets are shares of full attention's cost, such as 0.0625,1/8; got {piece!r}"
             )
         budgets.append(share)
     return sorted(budgets)

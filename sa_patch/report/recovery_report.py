@@ -18,7 +18,8 @@ from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.files.atomic_write import write_whole
 from sa_patch.patterns import parse_pattern, parts_of
 from sa_patch.report import captions
-from sa_patch.report.recovery import DRAWS, GROUPS, Interval, Recovered, difference
+from sa_patch.report.recovery import DRAWS, Interval, Recovered, difference
+from sa_patch.report.recovery_items import GROUPS
 from sa_patch.report.variants import METHOD_LABELS
 from sa_patch.sweep.results import Run
 
@@ -32,8 +33,11 @@ NOTES = (
 )
 VISITED_NOTE = (
     "Read by a tile: keys in blocks of 16 that hold something visible to a tile of 128 rows, as a "
-    "share of what it reads under full attention; choosing blocks not included."
+    "share of what it reads under full attention; means of blocks that it reads to choose, too. "
+    "Where a run has a visited.json, counted on one document under full attention."
 )
+# What budgets are shares of.
+_SPENT = {"flops": "attention FLOPs", "visited": "keys that a tile reads"}
 # In the order in which a composition's parts are named.
 _KINDS = ("sinks", "swa", "sa", "psa", "moba", "block_topk", "tail")
 _PANEL = (4.6, 3.4)  # inches
@@ -50,14 +54,23 @@ class RecoveryFiles:
 
 
 def write_recovery(
-    points: Sequence[Recovered], runs: Sequence[Run], out: Path, command: Sequence[str] = ()
+    points: Sequence[Recovered],
+    runs: Sequence[Run],
+    out: Path,
+    command: Sequence[str] = (),
+    by: str = "flops",
 ) -> RecoveryFiles:
-    """Write ``recovery.json``, ``recovery.md`` and ``recovery.png`` into a folder."""
+    """Write ``recovery.json``, ``recovery.md`` and ``recovery.png`` into a folder.
+
+    Args:
+        by: what budgets are shares of, as of `recover`.
+    """
     out.mkdir(parents=True, exist_ok=True)
     files = RecoveryFiles(out / "recovery.json", out / "recovery.md", out / "recovery.png")
     content = {
         "command": list(command),
         "notes": list(NOTES),
+        "budgets_by": by,
         "runs": [str(run.path.name) for run in runs],
         "points": [_plain(point) for point in points],
         "against_the_best": [
@@ -74,9 +87,9 @@ def write_recovery(
         ],
     }
     write_whole(files.json, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-    write_whole(files.markdown, markdown(points, runs).encode())
+    write_whole(files.markdown, markdown(points, runs, by).encode())
     picture = io.BytesIO()
-    draw(points).savefig(picture, format="png", dpi=150)
+    draw(points, by).savefig(picture, format="png", dpi=150)
     write_whole(files.figure, picture.getvalue())
     return files
 
@@ -112,14 +125,15 @@ def _against_best(points: Sequence[Recovered]) -> list[tuple[Recovered, Recovere
     return pairs
 
 
-def markdown(points: Sequence[Recovered], runs: Sequence[Run]) -> str:
+def markdown(points: Sequence[Recovered], runs: Sequence[Run], by: str = "flops") -> str:
     """One table for each length and budget, best first."""
-    lines = ["# Recovery of full attention's quality at equal attention FLOPs", ""]
+    lines = [f"# Recovery of full attention's quality at equal {_SPENT[by]}", ""]
     for n, budget in _places(points):
         own = _of(points, (n, budget))
         best = own[0]
         shown = "more than the budgets" if budget is None else f"at most {budget:.4g}"
-        lines += [f"## n = {n:,}, {shown} of full attention's FLOPs", ""]
+        of_full = f"full attention's {_SPENT[by].removeprefix('attention ')}"
+        lines += [f"## n = {n:,}, {shown} of {of_full}", ""]
         counted = any(point.visited is not None for point in own)
         headings = [
             *("pattern", "layers", "seeds", "FLOPs", *(["read by a tile"] if counted else [])),
@@ -158,8 +172,8 @@ def _shown(interval: Interval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
-def draw(points: Sequence[Recovered]) -> Figure:
-    """Mean recovery against FLOPs: a panel for each length, a colour for each composition.
+def draw(points: Sequence[Recovered], by: str = "flops") -> Figure:
+    """Mean recovery against cost: a panel for each length, a colour for each composition.
 
     Patterns of one composition differ in their numbers, also within a budget; its line joins the
     best of each budget.
@@ -180,7 +194,7 @@ def draw(points: Sequence[Recovered]) -> Figure:
         if place >= len(lengths):
             axes.set_visible(False)
             continue
-        _panel(axes, [point for point in points if point.n == lengths[place]], names)
+        _panel(axes, [point for point in points if point.n == lengths[place]], names, by)
         axes.set_title(f"n = {lengths[place]:,}", fontsize=10)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(
@@ -206,7 +220,10 @@ def _by_quality(points: Sequence[Recovered]) -> list[Recovered]:
     return sorted(points, key=lambda point: -point.mean.value)
 
 
-def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str]) -> None:
+def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str], by: str) -> None:
+    def spent(point: Recovered) -> float:
+        return point.share if by == "flops" or point.visited is None else point.visited
+
     colours = (*COLOURS.values(), *OTHER_COLOURS, FULL_COLOUR)
     markers = "os^DvPX*"
     for index, name in enumerate(names):
@@ -218,7 +235,7 @@ def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str]) -> Non
         }
         line_style = "-" if index < len(colours) else "--"
         axes.errorbar(
-            [point.share for point in own],
+            [spent(point) for point in own],
             [point.mean.value for point in own],
             yerr=[
                 [max(0.0, point.mean.value - point.mean.low) for point in own],
@@ -234,9 +251,9 @@ def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str]) -> Non
         best: dict[float | None, Recovered] = {}
         for point in sorted(own, key=lambda point: point.mean.value):
             best[point.budget] = point
-        line = sorted(best.values(), key=lambda point: point.share)
+        line = sorted(best.values(), key=spent)
         axes.plot(
-            [point.share for point in line],
+            [spent(point) for point in line],
             [point.mean.value for point in line],
             linestyle=line_style,
             markersize=0,
@@ -249,6 +266,6 @@ def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str]) -> Non
         lambda share, _: f"1/{1 / share:g}" if share < 1 else f"{share:g}"
     )
     axes.tick_params(labelbottom=True, labelleft=True)
-    axes.set_xlabel("attention FLOPs, share of full attention's", fontsize=9)
+    axes.set_xlabel(f"{_SPENT[by]}, share of full attention's", fontsize=9)
     axes.set_ylabel("mean recovery", fontsize=9)
     axes.tick_params(labelsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -34,6 +35,7 @@ from sa_patch.sweep.worker_resources import WorkerResources
 Dtype = Annotated[str, one_of("dtype", DTYPES)]
 Entry = TypeVar("Entry")
 Shots = Annotated[int, Field(ge=0)]
+METADATA_EXAMPLE = """for example '{"max_seq_lengths": [1024, 4096]}'"""
 Keywords = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
 
 
@@ -153,10 +155,22 @@ class SweepConfig(TaskSettings):
             return Schedule()
         return self.layers if method.layers is None else method.layers
 
-    def with_metadata(self, metadata: Mapping[str, Any]) -> SweepConfig:
-        """The same sweep with `metadata` over that of every task; empty changes nothing."""
+    def with_metadata(self, text: str | None) -> SweepConfig:
+        """The same sweep with metadata, a JSON object, over that of the tasks that have some, or of
+        all tasks where none has (None changes nothing)."""
+        if text is None:
+            return self
+        try:
+            metadata = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"--metadata is no JSON ({error}); {METADATA_EXAMPLE}") from None
+        if not isinstance(metadata, dict):
+            raise UserError(f"--metadata must be a JSON object, got {text}; {METADATA_EXAMPLE}")
+        every = not any(task.metadata for task in self.tasks)
         tasks = tuple(
             task.model_copy(update={"metadata": {**task.metadata, **metadata}})
+            if task.metadata or every
+            else task
             for task in self.tasks
         )
         return self.model_copy(update={"tasks": tasks})

@@ -14,12 +14,14 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
-from sa_patch.files.settings import LISTED, Positive, Settings, Text
+from sa_patch.files.settings import LISTED, Positive, Settings, Text, one_of
+from sa_patch.kernels.visited_keys import visited_share
 from sa_patch.patching import Schedule
 from sa_patch.patterns import (
     Full,
     Pattern,
     fit_budget,
+    flops_share,
     make_pattern,
     parse_pattern,
     seed_of,
@@ -121,8 +123,12 @@ def _fraction(value: Any) -> Any:
         raise UserError(f"shares are written 1/8 or 0.125, got {value!r}") from None
 
 
+# What a budget is a share of.
+_COSTS = {"flops": flops_share, "visited": visited_share}
+
+
 class _BudgetEntry(_Entry):
-    """Of every family the largest pattern within every share of full attention's FLOPs.
+    """Of every family the largest pattern within every share of full attention's cost.
 
     Families may mix: the random ones take the seeds, the others stand once. See `fit_budget`.
     """
@@ -133,10 +139,11 @@ class _BudgetEntry(_Entry):
         tuple[Annotated[float, BeforeValidator(_fraction)], ...], LISTED, Field(min_length=1)
     ]
     group: Positive = 1
+    cost: Annotated[str, one_of("cost", tuple(_COSTS))] = "flops"
 
     def patterns(self, windows: Sequence[int]) -> list[Pattern]:
         found = [
-            fit_budget(family, length, share, self.group)
+            fit_budget(family, length, share, self.group, _COSTS[self.cost])
             for length, family, share in itertools.product(self.n, self.families, self.shares)
         ]
         drawn = [pattern for pattern in found if seed_of(pattern) is not None]

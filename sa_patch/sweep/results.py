@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from sa_patch.errors import UserError
 from sa_patch.evaluation.tasks.names import current_name
 from sa_patch.files.packed import packed_path, stored_files, stored_text, torn_lines
 from sa_patch.sweep.cells import SCHEMA, cell_id
+from sa_patch.sweep.counted_later import CountedLater
 
 # Keys in a block, of those sizes that visited keys are counted for.
 _VISITED_BLOCK = "16"
@@ -120,8 +121,13 @@ def load_run(path: Path | str) -> Run:
     planned = _planned(manifest)
     cells: list[Cell] = []
     set_aside: list[SetAside] = []
+    later = CountedLater(folder)
     for file in stored_files(folder / "cells"):
         outcome = _read_cell(file, folder, planned)
+        if isinstance(outcome, Cell) and outcome.visited_share is None:
+            setting = outcome.setting
+            counts = later.find(setting["pattern"], setting.get("layers"), outcome.prompt_mean)
+            outcome = replace(outcome, visited_share=_visited_share(counts))
         if isinstance(outcome, Cell):
             cells.append(outcome)
         else:

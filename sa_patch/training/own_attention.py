@@ -68,7 +68,7 @@ def pack_inputs(
         mask = SparseMask.causal(query.shape[0], query.shape[2], query.device)
     require_own_mask(mask, f"a model with {attention} attention")
     refuse_unsupported(module, mask, dropout, kwargs)
-    packing = mask.packing()
+    packing = mask.packing(kwargs)
     # A static cache holds more keys than are in use.
     key, value = key[:, :, : mask.key_len], value[:, :, : mask.key_len]
     return (

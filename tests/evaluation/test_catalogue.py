@@ -117,3 +117,16 @@ def test_missing_local_data_is_named(everything: Catalogue, tmp_path: Path) -> N
         Benchmarks(tmp_path).digest("hellaswag", ["Rowan/hellaswag"])
     with pytest.raises(UserError, match="no benchmarks folder at"):
         Benchmarks(tmp_path / "nowhere")
+
+
+def test_a_changed_copy_is_read_anew(everything: Catalogue, tmp_path: Path) -> None:
+    """The data sets' own cache would give what it read first under this name."""
+    info = everything.info("arc_easy")
+    counts = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        file = make_arc(folder)
+        if folder.name == "b":
+            file.write_text(file.read_text().splitlines()[0])
+        task = everything.load(info, folder)["tasks"]["arc_easy"]
+        counts.append(len(list(task.test_docs())))
+    assert counts == [6, 1]

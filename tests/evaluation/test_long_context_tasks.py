@@ -18,7 +18,7 @@ from sa_patch.evaluation.lm_eval_model import SAPatchLM
 from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.files.packaged import tasks_dir
 from sa_patch.models.embedded import DEFAULT_MODEL, resolve_model
-from sa_patch.report.recovery import RETRIEVAL, group_of, length_of
+from sa_patch.report.recovery_items import RETRIEVAL, group_of, length_of
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 CHOICES = {"recall_passkey": 10, "recall_multikey": 4, "recall_vartrack": 2}

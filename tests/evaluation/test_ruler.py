@@ -1,16 +1,23 @@
 """RULER's documents: made offline, by the model's own tokenizer, the same ones every time."""
 
+import json
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lm_eval.tasks
 import pytest
+from lm_eval.tasks import TaskManager
 
 from sa_patch.errors import UserError
+from sa_patch.evaluation.tasks import catalogue as catalogues
 from sa_patch.evaluation.tasks import ruler
 from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.evaluation.tasks.names import current_name, recorded_name
-from tests.thorough import unless_thorough
+from tests.thorough import THOROUGH, unless_thorough
 
 OFFLINE = (
     "niah_single_1",
@@ -23,8 +30,25 @@ OFFLINE = (
 
 
 @pytest.fixture(scope="module")
-def catalogue() -> Catalogue:
-    return Catalogue(["ruler"])
+def catalogue() -> Iterator[Catalogue]:
+    """RULER's folder alone, and of its 6 million words few: they take lm-eval 20 seconds."""
+    folder = Path(lm_eval.tasks.__file__).parent / "ruler"
+    with pytest.MonkeyPatch.context() as patch:
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        patch.setattr(catalogues, "_every_task", lambda _: manager)
+        if not THOROUGH:
+            patch.setattr("wonderwords.RandomWord", few_words)
+            for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ruler")]:
+                patch.delitem(sys.modules, name)
+        yield Catalogue(["ruler"])
+        for name in [name for name in sys.modules if name.startswith("lm_eval.tasks.ruler")]:
+            del sys.modules[name]
+
+
+def few_words() -> Any:
+    kinds = {"noun": "nouns", "adjective": "adjectives", "verb": "verbs"}
+    words = {one: [f"{one}{number}" for number in range(50)] for one in kinds}
+    return SimpleNamespace(_categories={**words, **{kinds[one]: words[one] for one in kinds}})
 
 
 def documents(catalogue: Catalogue, name: str, checkpoint: Path, length: int) -> list[Any]:
@@ -77,11 +101,30 @@ def test_what_is_missing_is_said_with_its_place(
         ("ruler_qa_squad", "DIR/ruler/squad"),
         ("ruler_qa_hotpot", "DIR/ruler/hotpotqa"),
     ):
-        with pytest.raises(UserError, match=f"'{name}' reads .* put them at {place} and give"):
+        with pytest.raises(UserError, match=f"'{name}' reads .* put them at {place}, and give"):
             catalogue.check_inputs(catalogue.info(name, 4096), None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match="needs wonderwords and nltk; install .*ruler"):
         catalogue.check_inputs(catalogue.info("niah_single_1", 4096), None)
+
+
+def test_questions_are_read_from_a_local_copy(
+    catalogue: Catalogue, checkpoint: Path, tmp_path: Path
+) -> None:
+    answers = [{"text": "seven"}]
+    asked = [
+        {"question": f"How many {i}?", "answers": answers, "is_impossible": False} for i in "ab"
+    ]
+    paragraphs = [{"context": f"Seven of them, {i}.", "qas": asked} for i in range(250)]
+    place = tmp_path / "ruler" / "squad" / "dev-v2.0.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    info = catalogue.info("ruler_qa_squad", 1024)
+    catalogue.check_inputs(info, tmp_path)
+    metadata = {"tokenizer": str(checkpoint), "max_seq_lengths": [1024]}
+    docs = list(catalogue.load(info, tmp_path, metadata)["tasks"]["ruler_qa_squad"].test_docs())
+    assert len(docs) == 500 and {doc["outputs"][0] for doc in docs} == {"seven"}
+    assert "Seven of them" in docs[0]["input"]
 
 
 @pytest.mark.parametrize("length", [512, "4K", True])

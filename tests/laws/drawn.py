@@ -164,15 +164,12 @@ def oracle_arguments(pattern: Pattern, layer: int) -> dict[str, Any]:
         return {"window": pattern.window}
     if isinstance(pattern, (Sinks, Tail)):
         return {"size": pattern.size}
+    names = ("block_size", "topk", "shared", "grouped")
     if isinstance(pattern, MoBA):
-        names = ("block_size", "topk", "shared", "grouped")
         return {name: getattr(pattern, name) for name in names}
     if isinstance(pattern, BlockTopK):
-        names = (
-            *("block_size", "topk", "sinks", "local", "branch", "beam", "grouped"),
-            *("shared", "segment"),
-        )
-        return {name: getattr(pattern, name) for name in names}
+        every = (*names, "sinks", "local", "branch", "beam", "segment")
+        return {name: getattr(pattern, name) for name in every}
     if isinstance(pattern, SA):
 
         def slots(seq_len: int, head: int) -> np.ndarray:

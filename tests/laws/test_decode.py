@@ -5,8 +5,8 @@
 Several tokens behind a cache are prompt in both: law 8.
 
 Seen red when decode="full" went on with the pattern and "pattern" did not, chunks began at position
-0, a static cache was taken for full, and packing, a model's own window or output_attentions were
-let through.
+0, a static cache was taken for full, and a model's own window or output_attentions were let
+through.
 """
 
 import copy
@@ -172,15 +172,6 @@ def test_a_static_cache_gives_what_a_dynamic_one_gives(method: str, decode: str)
     options = GREEDY | {"attention_mask": mask, "disable_compile": True}
     generated = model.generate(tokens, cache_implementation="static", **options)
     assert torch.equal(generated, model.generate(tokens, **options))
-
-
-@pytest.mark.parametrize("method", MODEL_METHODS)
-def test_packed_sequences_are_refused_with_a_reason(method: str) -> None:
-    model = patch_model(tiny_model("qwen3"), narrow_pattern(method))
-    positions = torch.cat([torch.arange(12), torch.arange(18)])[None]
-    # Only without a cache does transformers read restarting positions as packing.
-    with pytest.raises(UserError, match="packed"):
-        model(random_tokens(1, 30), position_ids=positions, use_cache=False)
 
 
 @pytest.mark.parametrize("method", MODEL_METHODS)

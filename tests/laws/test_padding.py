@@ -1,4 +1,4 @@
-"""Law 3: a sequence gives the same result alone, in any batch, left- or right-padded.
+"""Law 3: a sequence gives the same result alone, in any batch, padded on either side, or packed.
 
 Seen red when SA permuted the padded length, padding's NaN reached the values, padded outputs were
 kept, left padding was not repacked or not put back, and the padding mask was dropped.
@@ -155,3 +155,17 @@ def test_generation_does_not_depend_on_left_padding(family: str, method: str, de
         alone = model.generate(row[None], attention_mask=ones, **options)[0, len(row) :]
         assert torch.equal(alone, generated)
     assert EOS not in rows[0]
+
+
+@pytest.mark.parametrize("method", MODEL_METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_packed_sequence_gives_the_logits_of_the_sequence_alone(family: str, method: str) -> None:
+    model = patch_model(tiny_model(family), narrow_pattern(method))
+    tokens = random_tokens(1, 50)
+    lengths = [20, 30]
+    # Only without a cache does transformers read restarting positions as packing.
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    packed = model(tokens, position_ids=positions, use_cache=False).logits
+    alone = torch.cat([model(part).logits for part in tokens.split(lengths, dim=1)], dim=1)
+    assert (packed - alone).abs().max() <= LOGIT_TOLERANCE

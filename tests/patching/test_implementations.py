@@ -145,6 +145,15 @@ def test_bad_arguments_register_nothing(checkpoint: Path, case: str) -> None:
         load(checkpoint, attn_implementation="x")
 
 
+def test_a_ready_mask_is_refused_in_the_first_pass(checkpoint: Path) -> None:
+    named = load(checkpoint, attn_implementation="sa-3")
+    mask = torch.ones(1, 1, 20, 20).tril().bool()
+    with pytest.raises(
+        UserError, match="attn_implementation='sa-3' makes its own mask: a ready 4D"
+    ):
+        named(TOKENS, attention_mask=mask)
+
+
 def test_layers_that_a_model_lacks_are_refused_in_its_first_pass(checkpoint: Path) -> None:
     register_implementation("deep", SWA(3), layers=[7])
     named = load(checkpoint, attn_implementation="deep")

@@ -166,10 +166,6 @@ def test_decode_full_sees_every_cached_key() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "attention weights": ({"output_attentions": True}, "output_attentions"),
     "ready mask": ({"attention_mask": torch.ones(1, 1, 20, 20).tril()}, "4D attention_mask"),
-    "packed": (
-        {"position_ids": torch.arange(10).repeat(2)[None], "use_cache": False},
-        "packed sequences",
-    ),
 }
 
 
@@ -180,14 +176,6 @@ def test_what_a_sparse_layer_cannot_do_is_refused(family: str, what: str) -> Non
     model = patch_model(tiny_model(family), SA(4))
     with pytest.raises(UserError, match=says):
         logits(model, random_tokens(1, 20), **arguments)
-
-
-def test_packed_sequences_are_seen_behind_a_sliding_window_mask() -> None:
-    model = patch_model(tiny_model("mistral", sliding_window=64), SA(4))
-    positions = torch.arange(10).repeat(2)[None]
-    with pytest.raises(UserError, match="packed sequences"):
-        logits(model, random_tokens(1, 20), position_ids=positions, use_cache=False)
-    assert torch.isfinite(logits(model, random_tokens(1, 20))).all()
 
 
 def test_dropout_in_training_is_refused() -> None:
@@ -276,3 +264,14 @@ def test_configuration_of_another_model_is_not_touched() -> None:
     model.config = config
     patch_model(model, window=4)
     assert config._attn_implementation != "sa_patch"
+
+
+def test_continuous_batching_is_refused_by_patched_models_alone() -> None:
+    """transformers would refuse it too, or put FlashAttention, if installed, in our place."""
+    model = patch_model(tiny_model("llama"), SWA(4))
+    with pytest.raises(UserError, match="use generate\\(\\) with batches padded on the left"):
+        model.generate_batch(inputs=[[3, 4, 5]])
+    with pytest.raises(UserError, match="transformers serve"):
+        model.init_continuous_batching()
+    unpatch_model(model)
+    assert "init_continuous_batching" not in model.__dict__

@@ -21,7 +21,7 @@ STABLE: list[Pattern] = [
     BlockTopK(2, 2, 2, 0, branch=0, shared=8, segment=8),
 ]
 UNSTABLE: list[Pattern] = [SA(3), Tail(4) | SWA(3), Sinks(2) | SA(3)]
-TOLERANCE = {"atol": 2e-4, "rtol": 1e-4}
+TOLERANCE: dict[str, Any] = {"atol": 2e-4, "rtol": 1e-4}
 TOKENS = random_tokens(2, 25)
 MASK = torch.ones_like(TOKENS)
 MASK[1, :3] = 0
@@ -47,12 +47,12 @@ def test_generate_reads_chunks_as_one_prompt(pattern: Pattern, decode: str) -> N
     model = patch_model(tiny_model("llama"), pattern, decode=decode)
     whole, logits = write(model)
     # The last chunk of 8 is a single token, which is prompt all the same.
-    for options in ({"prefill_chunk_size": 8}, {"prefill_chunk_size": 11}):
-        tokens, chunked = write(model, **options)
+    for size in (8, 11):
+        tokens, chunked = write(model, prefill_chunk_size=size)
         assert torch.equal(tokens, whole)
         torch.testing.assert_close(chunked, logits, **TOLERANCE)
     if pattern.shared_queries == 1:
-        static = {"cache_implementation": "static", "disable_compile": True}
+        static: dict[str, Any] = {"cache_implementation": "static", "disable_compile": True}
         _, chunked = write(model, prefill_chunk_size=8, **static)
         torch.testing.assert_close(chunked, logits, **TOLERANCE)
     unpatch_model(model)
@@ -94,7 +94,7 @@ def test_a_second_prompt_behind_written_tokens_is_prompt(pattern: Pattern) -> No
     static = StaticCache(config=model.config, max_cache_len=40)
     for cache in (DynamicCache(config=model.config), static):
         first, ones = random_tokens(1, 17), torch.ones(1, 17, dtype=torch.int64)
-        options = {"attention_mask": ones, "disable_compile": True}
+        options: dict[str, Any] = {"attention_mask": ones, "disable_compile": True}
         said, _ = write(model, first, past_key_values=cache, **options)
         tokens = torch.cat([said, random_tokens(1, 9, seed=4)], 1)
         # The last token written has not been read: it comes with the second prompt, as prompt.

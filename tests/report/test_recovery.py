@@ -11,15 +11,8 @@ import pytest
 
 from sa_patch.cli.command import main
 from sa_patch.errors import UserError
-from sa_patch.report.recovery import (
-    BENCHMARKS,
-    LANGUAGE,
-    RETRIEVAL,
-    difference,
-    load,
-    parse_budgets,
-    recover,
-)
+from sa_patch.report.recovery import difference, parse_budgets, recover
+from sa_patch.report.recovery_items import BENCHMARKS, LANGUAGE, RETRIEVAL, load
 from sa_patch.report.recovery_report import composition, draw, write_recovery
 from tests.sweep import run_builder
 from tests.sweep.run_builder import RunBuilder
@@ -240,6 +233,40 @@ def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -
     assert main(["recovery", str(folder), "--budgets", "1/8"]) == 0
     assert "at most 0.125" in capsys.readouterr().out
     assert (folder / "recovery.png").exists()
+
+
+def test_budgets_of_keys_that_a_tile_reads(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    # The builder's tiles read (1 + share) / 2 of full attention's.
+    for window, share in ((64, 0.12), (96, 0.3)):
+        runs.add(f"swa:window={window}", "recall_passkey_1024", [1.0, 1.0, 1.0, 0.0, 0.0], share)
+    folder = runs.builder.write()
+    found = recover(load([folder]), (0.1, 0.6), by="visited")
+    assert [(p.pattern, p.budget) for p in found] == [
+        ("swa:window=64", 0.6),
+        ("swa:window=96", None),
+    ]
+    assert main(["recovery", str(folder), "--budgets", "0.6", "--by", "visited"]) == 0
+    assert "at most 0.6 of full attention's keys that a tile reads" in capsys.readouterr().out
+    for file in runs.builder.files.values():
+        del file["measured"]["visited_keys"]
+    assert main(["recovery", str(runs.builder.write()), "--by", "visited"]) == 2
+    assert "scripts/count_visited" in capsys.readouterr().err
+
+
+def test_what_a_tile_reads_may_be_counted_later(runs: Runs) -> None:
+    for share, layers in ((0.12, None), (0.2, {"1": "full"})):
+        runs.add("swa:window=64", "recall_passkey_1024", [1.0] * 5, share, layers=layers)
+    for file in runs.builder.files.values():
+        del file["measured"]["visited_keys"]
+    folder = runs.builder.write()
+    counts = {"visited_keys": {"16": 30.0}, "full_visited_keys": {"16": 100.0}}
+    one = {"pattern": "swa:window=64", "layers": "null", "n": 1024, **counts}
+    (folder / "visited.json").write_text(json.dumps({"counts": [{**one, "n": 64}, one]}))
+    found = {point.layers: point.visited for point in recover(load([folder]), BUDGETS)}
+    assert found == {"all": pytest.approx(0.3), '{"1": "full"}': None}
+    (folder / "visited.json").write_text("[]")
+    with pytest.raises(UserError, match="make it anew with scripts/count_visited"):
+        load([folder])
 
 
 def test_budgets_are_read_or_refused() -> None:

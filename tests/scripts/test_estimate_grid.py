@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sa_patch.kernels.visited_keys import visited_share
+from sa_patch.patterns import SWA
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "estimate_grid"
 
 
@@ -55,6 +58,16 @@ def test_measured_hours_grow_with_the_data(script: Script) -> None:
     status, said = script("smollm2-seven", "--no-reuse")
     # 50 items of HellaSwag took 303 s in 31 cells, and it has 10,042.
     assert status == 0 and re.search(r"hellaswag .* 16.92 h", said)
+
+
+def test_what_a_tile_reads_stands_beside_the_hours(script: Script) -> None:
+    status, said = script("smollm2-seven", "--group", "3")
+    assert status == 0 and "(3 query heads to a KV head)" in said
+    # A window of 16 at the mean prompt: the blocks of 16 that a tile of 42 rows touches.
+    (tokens,) = re.findall(r"swa:window=16 .*% at (\d+) tokens", said)
+    (share,) = re.findall(r"swa:window=16 +([\d.]+)%", said)
+    assert float(share) / 100 == pytest.approx(visited_share(SWA(16), int(tokens), 3), abs=1e-3)
+    assert "moba:block_size=8,topk=2 " in said and "depends on the text" in said
 
 
 def test_saturated_prompts_are_left_out_of_a_run_that_ran_them(script: Script) -> None:

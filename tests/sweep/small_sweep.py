@@ -38,3 +38,12 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
             content["measured"].pop("reused_fraction")
         found[path.name] = content
     return found
+
+
+def scored(folder: Path) -> dict[str, dict[str, Any]]:
+    """`results` without what depends on the calls that were made, and not on the answers alone."""
+    found = results(folder)
+    for content in found.values():
+        for name in ("backends", "visited_keys", "full_visited_keys", "choosing_keys"):
+            content["measured"].pop(name)
+    return found

@@ -172,6 +172,23 @@ def test_limit_of_the_command_line_is_over_the_files() -> None:
         parse_config(GRID).with_limit(0)
 
 
+def test_metadata_of_the_command_line_are_over_the_files() -> None:
+    tasks = ["a", {"task": "b", "metadata": {"x": 1, "y": 2}}]
+    config = parse_config({**GRID, "tasks": tasks}).with_metadata('{"y": [3]}')
+    assert [task.metadata for task in config.tasks] == [{}, {"x": 1, "y": [3]}]
+    every = parse_config({**GRID, "tasks": ["a", "b"]}).with_metadata('{"y": [3]}')
+    assert [task.metadata for task in every.tasks] == [{"y": [3]}] * 2
+    assert config.with_metadata(None) == config
+    for text, sentence in (("{y", "is no JSON"), ("[1]", "must be a JSON object, got")):
+        with pytest.raises(UserError, match=f"--metadata {sentence}.*max_seq_lengths"):
+            config.with_metadata(text)
+
+
+def test_turns_of_a_chat_need_its_template() -> None:
+    with pytest.raises(UserError, match="task 'a': fewshot_as_multiturn .* apply_chat_template"):
+        parse_config({**GRID, "tasks": ["a"], "fewshot_as_multiturn": True})
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -7,6 +7,7 @@ import yaml
 
 from sa_patch.cli.help_texts import SWEEP_EXAMPLES
 from sa_patch.errors import UserError
+from sa_patch.kernels.visited_keys import visited_share
 from sa_patch.patching import Schedule
 from sa_patch.patterns import (
     PSA,
@@ -68,6 +69,20 @@ def test_every_family_is_fitted_to_every_share_and_length() -> None:
     assert len(found) == 4 + 4 * 2
     for pattern in patterns(n=512, shares="1/4"):
         assert 0.24 < flops_share(pattern, 512) <= 0.25
+
+
+def test_budgets_of_keys_that_a_tile_reads() -> None:
+    (found,) = patterns(
+        families=["sinks:4+swa:{}"], n=2048, shares="1/4", cost="visited", seeds=None
+    )
+    (larger,) = patterns(families=["sinks:4+swa:{}"], n=2048, shares="1/4", seeds=None)
+    assert 0.2 < visited_share(found, 2048) <= 0.25 < visited_share(larger, 2048)
+    for wrong, said in (
+        ({"families": ["block_topk:8,{}"]}, "depends on the text"),
+        ({"cost": "keys"}, "unknown cost 'keys'; allowed: flops, visited"),
+    ):
+        with pytest.raises(UserError, match=said):
+            patterns(**{"n": 512, "shares": "1/4", "cost": "visited", "seeds": None, **wrong})
 
 
 def test_deterministic_families_stand_once_and_random_ones_keep_their_seed_without_seeds() -> None:

@@ -19,8 +19,8 @@ from sa_patch.evaluation import scoring
 from sa_patch.files.packed import pack
 from sa_patch.sweep.plan import make_plan
 from sa_patch.sweep.results import load_run
-from sa_patch.sweep.run import describe_plan
-from tests.sweep.small_sweep import SETTINGS, results, run, sweep_of
+from sa_patch.sweep.run import describe_plan, run_sweep
+from tests.sweep.small_sweep import SETTINGS, results, run, scored, sweep_of
 from tests.thorough import THOROUGH
 
 
@@ -99,11 +99,11 @@ def break_moba(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Make the cells of moba raise while they are scored."""
     original = scoring.score
 
-    def score(lm: Any, *rest: Any) -> Mapping[str, Any]:
+    def score(lm: Any, *rest: Any, **settings: Any) -> Mapping[str, Any]:
         if lm.pattern.name == "moba":
             print("noise before the end", file=sys.stderr)
             raise error
-        return original(lm, *rest)
+        return original(lm, *rest, **settings)
 
     monkeypatch.setattr(scoring, "score", score)
 
@@ -157,11 +157,16 @@ def test_dry_run_tells_what_is_done(checkpoint: Path, unbroken: Path, tmp_path: 
     assert not (tmp_path / "new").exists()
 
 
-def test_killed_at_random_moments_it_ends_as_if_unbroken(
-    checkpoint: Path, unbroken: Path, tmp_path: Path
+def test_killed_at_random_moments_it_ends_as_if_every_prompt_had_been_run(
+    checkpoint: Path, tmp_path: Path
 ) -> None:
+    # Under the larger window every answer is that of full attention, which killed runs have kept.
+    changes = {"windows": [16, 200], "batch_size": 1}
+    config = sweep_of(checkpoint, **changes)
+    whole = tmp_path / "whole"
+    run_sweep(config, make_plan(config), whole, reuse=False)
     sweep = tmp_path / "sweep.yaml"
-    sweep.write_text(yaml.safe_dump({**SETTINGS, "model": str(checkpoint)}))
+    sweep.write_text(yaml.safe_dump({**SETTINGS, "model": str(checkpoint), **changes}))
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sa_patch", "sweep", str(sweep), "--out", str(out)]
     chance = random.Random(0)
@@ -183,4 +188,6 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(
             json.loads(path.read_text())
     # The last run is in this process, which has imported everything already.
     assert main(command[3:]) == 0
-    assert results(out) == results(unbroken)
+    assert scored(out) == scored(whole)
+    cells = [json.loads(path.read_text()) for path in (out / "cells").iterdir()]
+    assert any(cell["measured"]["reused_fraction"] == 1 for cell in cells)

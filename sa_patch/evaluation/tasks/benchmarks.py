@@ -25,6 +25,37 @@ def working_directory(folder: Path | None) -> Iterator[None]:
         os.chdir(before)
 
 
+@contextlib.contextmanager
+def reading_copies(folder: Path | None, names: Iterable[str]) -> Iterator[None]:
+    """Be in `folder`, and have `datasets` read what lies there now.
+
+    It keeps what it has read by a data set's name, so that another copy, or the same one changed,
+    would be taken for the first: its cache gets a place for each state of the files.
+    """
+    if folder is None:
+        yield
+        return
+    import datasets
+
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = Path(before) / f"sa_patch-{_state(folder, names)}"
+    try:
+        with working_directory(folder):
+            yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+
+
+def _state(folder: Path, names: Iterable[str]) -> str:
+    """A hash of files' places, sizes and times."""
+    state = hashlib.sha256(str(folder).encode())
+    for name in names:
+        for file in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
+            known = file.stat()
+            state.update(f"{file} {known.st_size} {known.st_mtime_ns}\n".encode())
+    return state.hexdigest()[:16]
+
+
 class Benchmarks:
     """A folder of local data sets laid out like their hub repositories (``Rowan/hellaswag``).
 

@@ -18,8 +18,10 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from sa_patch.errors import UserError
 from sa_patch.evaluation.code_grading import offline_code_eval
 from sa_patch.evaluation.tasks import ruler
-from sa_patch.evaluation.tasks.benchmarks import working_directory
+from sa_patch.evaluation.tasks.benchmarks import reading_copies
+from sa_patch.evaluation.tasks.infinitebench import data_settings, is_infinitebench
 from sa_patch.evaluation.tasks.names import current_name
+from sa_patch.evaluation.tasks.packages import require_packages
 from sa_patch.files.packaged import tasks_dir
 
 # The metric that stands for a task, and what guessing scores. Tasks of ours say so themselves, in
@@ -102,14 +104,16 @@ class Catalogue:
         """The tasks that a name stands for: itself, or every task of an lm-eval tag.
 
         Args:
-            apart: give the tasks of a group one by one, too.
+            apart: give the tasks of any group one by one, as those of RULER and InfiniteBench are.
         """
         name = current_name(name)
         entry = self._manager.task_index[name]
         if entry.kind.name == "TAG":
             return sorted(entry.tags)
-        if entry.kind.name == "GROUP" and (apart or self.is_ruler(name)):
-            return [str(task["task"]) for task in self._single_tasks(name)]
+        if entry.kind.name == "GROUP":
+            tasks = list(self._single_tasks(name))
+            if apart or any(ruler.is_ruler(task) or is_infinitebench(task) for task in tasks):
+                return [str(task["task"]) for task in tasks]
         return [name]
 
     def is_ruler(self, name: str) -> bool:
@@ -151,9 +155,11 @@ class Catalogue:
         )
 
     def check_inputs(self, info: TaskInfo, benchmarks: Path | None) -> None:
-        """Raise a UserError if something is missing that a task's documents are made from."""
+        """Raise a UserError if a task's packages are missing, or what its documents are made of."""
+        for task in self._single_tasks(info.name):
+            require_packages(str(task["task"]), task)
         if info.length is not None:
-            ruler.check_inputs(info.name, self._config(info.name), benchmarks)
+            ruler.check_inputs(info.name, benchmarks)
 
     def load(
         self, info: TaskInfo, benchmarks: Path | None, metadata: Mapping[str, Any] | None = None
@@ -166,14 +172,20 @@ class Catalogue:
         # The index is shared: making it takes seconds.
         manager = copy.copy(self._manager)
         manager._factory = TaskFactory(meta=dict(metadata or {}))
-        with offline_code_eval(), working_directory(benchmarks):
-            if info.length is None:
-                return dict(manager.load([info.name]))
-            with ruler.making_documents(benchmarks):
-                entry = self._manager.task_index[info.name]
-                own = load_yaml(entry.yaml_path, resolve_func=True)
-                scores = ruler.scores(info.name, info.length, own["process_results"])
-                return dict(manager.load([{**own, **scores}]))
+        with offline_code_eval(), reading_copies(benchmarks, info.datasets):
+            if info.length is not None:
+                with ruler.making_documents(benchmarks):
+                    own = self._resolved(info.name)
+                    scores = ruler.scores(info.name, info.length, own["process_results"])
+                    return dict(manager.load([{**own, **scores}]))
+            if is_infinitebench(self._config(info.name)):
+                own = self._resolved(info.name)
+                return dict(manager.load([{**own, **data_settings(own)}]))
+            return dict(manager.load([info.name]))
+
+    def _resolved(self, name: str) -> dict[str, Any]:
+        """A task's configuration, its functions loaded."""
+        return dict(load_yaml(self._manager.task_index[name].yaml_path, resolve_func=True))
 
     def _config(self, name: str) -> Mapping[str, Any]:
         entry = self._manager.task_index[name]

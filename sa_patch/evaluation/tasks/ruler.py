@@ -8,7 +8,6 @@ strings that the answer holds.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -30,10 +29,6 @@ DEFAULT_LENGTH = 4096
 # lm-eval would try for ever.
 LEAST_LENGTH = 1024
 DEPTHS = tuple(range(5, 100, 10))
-PACKAGES = {
-    "niah_utils": ("wonderwords", "nltk"),
-    "cwe_utils": ("wonderwords",),
-}
 # Of which essays the haystacks are, and which files the questions are in.
 ESSAYS = "baber/paul_graham_essays"
 WITH_ESSAYS = (
@@ -76,19 +71,12 @@ def check_length(length: Any) -> None:
         )
 
 
-def check_inputs(name: str, config: Mapping[str, Any], benchmarks: Path | None) -> None:
+def check_inputs(name: str, benchmarks: Path | None) -> None:
     """Find what a task's documents are made from; what is found is kept for making them.
 
     Raises:
-        UserError: if a package, the essays or the questions are missing, and where they belong.
+        UserError: if the essays or the questions are missing, and where they belong.
     """
-    module = Path(str(config["custom_dataset"])).name.split(".")[0]
-    missing = [word for word in PACKAGES.get(module, ()) if not importlib.util.find_spec(word)]
-    if missing:
-        raise UserError(
-            f"task {name!r} needs {' and '.join(missing)}; install what RULER needs with "
-            "`pip install 'sa_patch[ruler]'`, or leave the task out"
-        )
     if not datasets(name):
         return
     where = f"DIR/{datasets(name)[0]}"
@@ -102,8 +90,8 @@ def check_inputs(name: str, config: Mapping[str, Any], benchmarks: Path | None) 
         what = "essays" if name in WITH_ESSAYS else f"questions ({QUESTIONS[name][1]})"
         raise UserError(
             f"task {name!r} reads {what} that cannot be had from here "
-            f"({one_line(error)[:120]}); put them at {where} and give --benchmarks DIR, or leave "
-            "the task out"
+            f"({one_line(error)[:120]}); put them at {where}, and give `sa-patch sweep "
+            "--benchmarks DIR` or run lm-eval in DIR, or leave the task out"
         ) from error
     if name in WITH_ESSAYS:
         _require_splitter(name)
@@ -156,11 +144,7 @@ def _reading(benchmarks: Path | None) -> Iterator[None]:
     # lm-eval fetches NLTK's splitter when it is first imported, but by the first process alone.
     os.environ["LOCAL_RANK"] = "1"
     try:
-        with working_directory(benchmarks):
-            if benchmarks is not None and any(
-                (benchmarks / folder).is_dir() for folder, _ in QUESTIONS.values()
-            ):
-                _utils("qa_utils").download_json = _local_questions(benchmarks)
+        with working_directory(benchmarks), _reading_questions(benchmarks):
             yield
     finally:
         if before is None:
@@ -169,18 +153,35 @@ def _reading(benchmarks: Path | None) -> Iterator[None]:
             os.environ["LOCAL_RANK"] = before
 
 
-def _local_questions(benchmarks: Path) -> Callable[[str], Any]:
-    """Stand-in for lm-eval's download of a file of questions: the copy with the same name."""
-    places = {file: benchmarks / folder / file for folder, file in QUESTIONS.values()}
+@contextlib.contextmanager
+def _reading_questions(benchmarks: Path | None) -> Iterator[None]:
+    """Have lm-eval read the files of questions that lie below `benchmarks`, if any do."""
+    places = {} if benchmarks is None else {f: benchmarks / d / f for d, f in QUESTIONS.values()}
+    if not any(place.is_file() for place in places.values()):
+        yield
+        return
+    utils = _utils("qa_utils")
+    download = utils.download_json
 
     def read(url: str) -> Any:
         return json.loads(places[url.rsplit("/", 1)[1]].read_text(encoding="utf-8"))
 
-    return read
+    utils.download_json = read
+    utils.read_squad.cache_clear()
+    utils.read_hotpotqa.cache_clear()
+    try:
+        yield
+    finally:
+        utils.download_json = download
 
 
 def _utils(module: str) -> Any:
-    return importlib.import_module(f"{_PACKAGE}.{module}")
+    """One of RULER's modules, the very one that lm-eval's task files use."""
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import _load_module_with_cache
+
+    folder = Path(lm_eval.tasks.__file__).parent / "ruler"
+    return _load_module_with_cache(folder / f"{module}.py")
 
 
 def scores(name: str, length: int, original: Callable[..., Mapping[str, float]]) -> dict[str, Any]:

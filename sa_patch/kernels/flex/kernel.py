@@ -6,6 +6,8 @@ and a pattern's numbers are inputs of the compiled code.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.fx.experimental._config as fx_config
 from torch import Tensor
@@ -14,7 +16,6 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from sa_patch.errors import UserError
-from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
 from sa_patch.kernels.plans.plan import Plan
@@ -63,6 +64,8 @@ def attend_in_order(
     if not graded:
         q, k, v = q.detach(), k.detach(), v.detach()
     lists = _lists_of_heads(plan.lists, q.shape[1])
+    # As a number it would be compiled in, or be a symbol, which FlexAttention does not take.
+    cap = None if softcap is None else torch.full((), softcap, device=q.device)
     with (
         torch.set_grad_enabled(graded),
         torch._dynamo.config.patch(recompile_limit=_MOST_COMPILATIONS, specialize_int=True),
@@ -73,7 +76,7 @@ def attend_in_order(
         ),
     ):
         try:
-            return _compiled(q, k, v, lists, plan.tables, plan.structure, scale, softcap)
+            return _compiled(q, k, v, lists, plan.tables, plan.structure, scale, cap)
         except _Uncompiled:
             # Dynamo would go on to skip this code for good.
             reset_code(_attend.__code__)
@@ -104,7 +107,7 @@ def _attend(
     tables: Tensor,
     structure: Structure,
     scale: float,
-    softcap: float | None,
+    cap: Tensor | None,
 ) -> Tensor:
     """Compiled for every number of heads, head_dim, dtype, device, scale and memory layout."""
     # Run without compilation, FlexAttention ignores the lists and builds all n x n scores.
@@ -122,15 +125,11 @@ def _attend(
         # Only gradients walk the lists from the keys' side.
         compute_q_blocks=torch.is_grad_enabled(),
     )
-
-    def capped(score: Tensor, *place: Tensor) -> Tensor:
-        return Softmax(softcap).cap(score)
-
     out: Tensor = flex_attention(
         q,
         k,
         v,
-        score_mod=None if softcap is None else capped,
+        score_mod=None if cap is None else score_cap(cap),
         block_mask=block_mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -138,6 +137,11 @@ def _attend(
         kernel_options={"FORCE_USE_FLEX_ATTENTION": True},
     )
     return out
+
+
+def score_cap(cap: Tensor) -> Callable[..., Tensor]:
+    """What `Softmax` does to scaled scores, for a cap of shape ``[]``."""
+    return lambda score, *place: cap * torch.tanh(score / cap)
 
 
 _compiled = torch.compile(

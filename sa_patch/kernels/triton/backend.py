@@ -154,10 +154,9 @@ def _attend(
     if scale < 0:
         q = -q
     scale = max(abs(scale), _TINY_SCALE)
-    rows = tuple(
-        Row(b, *span) for b, span in enumerate(zip(spans.starts, spans.lengths, strict=True))
-    )
-    whole = all(row.length - row.start >= q.shape[2] for row in rows)
+    members = spans.packed_in or range(len(q))
+    rows = tuple(map(Row, members, spans.starts, spans.lengths))
+    whole = bool(spans.packed_in) or all(row.length - row.start >= q.shape[2] for row in rows)
     out = torch.empty_like(q) if whole else torch.zeros_like(q)
     lse = None
     if with_lse:
@@ -171,10 +170,17 @@ def _attend(
     return out, lse
 
 
+def packs(pattern: Pattern) -> bool:
+    """All but blocks chosen by content, whose means and sorting are laid out by rows."""
+    parts = disjoint_parts(pattern)
+    return parts is not None and not parts.chosen
+
+
 BACKEND = Backend(
     name="triton",
     summary="our own fused kernels on CUDA GPUs (capability 8.0 and later), forward only",
     supports=supports,
     attend=attend,
+    packs=packs,
     refuses=any_softmax,
 )

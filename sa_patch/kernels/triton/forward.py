@@ -78,33 +78,35 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
     configs = Configs(call, given)
     dense = tuple(row for row in call.rows if pattern.saturated(row.length))
     sparse = tuple(row for row in call.rows if not pattern.saturated(row.length))
+    if sparse:
+        _serve_sparse(pattern, parts, call._replace(rows=sparse), configs)
     if dense:
         launch_local_window(call._replace(rows=dense), EVERYTHING, configs.band(dense=True).launch)
-    if not sparse:
-        return
-    part = call._replace(rows=sparse)
+
+
+def _serve_sparse(pattern: Pattern, parts: DisjointParts, call: Call, configs: Configs) -> None:
+    """Rows that the pattern does not saturate; others of the call may be overwritten."""
     alone = parts.chosen[0] if len(parts.chosen) == 1 else None
     if isinstance(alone, BlockTopK) and shares_tiles(alone) and disjoint_parts(alone) == parts:
         config = configs.moba(alone.block_size, compared=False, shared=True)
-        launch_shared(part, alone, parts.local_window, config.choose)
+        launch_shared(call, alone, parts.local_window, config.choose)
         return
     fused = any(map(sorts_choices, parts.chosen))
     launches = len(parts.rings) + len(parts.chosen) + (parts.local_window.everywhere and not fused)
     if launches == 1:
-        _serve_sparse(parts, part, configs, fused)
+        _serve_parts(parts, call, configs, fused)
         return
     # Half precision would be rounded at every piece.
     out = torch.zeros_like(call.q, dtype=torch.float32)
     lse = torch.full(call.q.shape[:3], -torch.inf, dtype=torch.float32, device=call.q.device)
-    _serve_sparse(parts, part._replace(out=out, lse=lse, join=True), configs, fused)
-    for served in [row.batch for row in sparse] if dense else [slice(None)]:
-        call.out[served] = out[served]
-        if call.lse is not None:
-            call.lse[served] = lse[served]
+    _serve_parts(parts, call._replace(out=out, lse=lse, join=True), configs, fused)
+    call.out.copy_(out)
+    if call.lse is not None:
+        call.lse.copy_(lse)
 
 
-def _serve_sparse(parts: DisjointParts, call: Call, configs: Configs, fused: bool) -> None:
-    """Rows that the pattern does not saturate.
+def _serve_parts(parts: DisjointParts, call: Call, configs: Configs, fused: bool) -> None:
+    """Each part in its launches, joined to those before where the call says so.
 
     Args:
         fused: the local window is served with the first chosen blocks.

@@ -241,6 +241,8 @@ def launch_ring(
         device=q.device,
     )
     ordered = config.permute_once and isinstance(pattern, SA) and not (pattern.per_head or before)
+    # Sequences that share a row would be ordered one by one.
+    ordered = ordered and not any(row.start for row in call.rows)
     if ordered and isinstance(pattern, SA):
         k, v = (slot_ordered(x, pattern, call.rows, call.layer) for x in (k, v))
     arguments = excluded_keys(call, before).arguments()

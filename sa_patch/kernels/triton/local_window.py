@@ -12,6 +12,7 @@ import triton.language as tl
 
 from sa_patch.kernels.triton.softmax import (
     finish_softmax,
+    first_column,
     join,
     load_rows,
     query_tile,
@@ -180,8 +181,9 @@ def local_window_kernel(
         table, HEADS, query_len, PACK, BLOCK_M
     )
     q_tile = load_rows(q + batch * q_batch, members * q_head + rows * q_row, HEAD_DIM, BLOCK_D)
-    k_base = k + batch * k_batch + (head // KV_GROUP).to(tl.int64) * k_head
-    v_base = v + batch * v_batch + (head // KV_GROUP).to(tl.int64) * v_head
+    own = first_column(tl.load(table + tl.program_id(0) // (HEADS // PACK) * 5 + 2))
+    k_base = k + batch * k_batch + (head // KV_GROUP).to(tl.int64) * k_head + own * k_row
+    v_base = v + batch * v_batch + (head // KV_GROUP).to(tl.int64) * v_head + own * v_row
     low = tl.load(lows + positions)
     reach = tl.where(real, positions + 1 - low, 0)
     limits = tl.where(real, tl.minimum(low, sinks), 0)

@@ -46,6 +46,12 @@ def query_tile(
 
 
 @triton.jit
+def first_column(start: tl.tensor) -> tl.tensor:
+    """Where the keys of a `Row` of this start begin: those of a packed sequence behind others."""
+    return tl.maximum(-start, 0).to(tl.int64)
+
+
+@triton.jit
 def nearest_bfloat16(x: tl.tensor) -> tl.tensor:
     """fp32 rounded to what bfloat16 can hold, ties to even: the interpreter's cast cuts off."""
     bits = x.to(tl.uint32, bitcast=True)

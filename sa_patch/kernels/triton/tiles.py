@@ -23,11 +23,11 @@ PLANS = TensorCache(CACHE_BYTES)
 
 
 class Row(NamedTuple):
-    """A row of the batch that a launch serves."""
+    """A row of the batch that a launch serves, or a sequence packed in one."""
 
     batch: int
     start: int
-    """position of its first query"""
+    """position of the row's first query; -c for a packed sequence that begins in column c"""
     length: int
     """its real tokens"""
 
@@ -64,7 +64,8 @@ def band_table(
     """
     parts = []
     for row in rows:
-        first = torch.arange(0, max(0, min(query_len, row.length - row.start)), slots)
+        begin = max(0, -row.start)
+        first = torch.arange(begin, max(begin, min(query_len, row.length - row.start)), slots)
         number = lengths_of(rows).index(row.length)
         about = torch.tensor([row.start, row.length, number]).expand(len(first), 3)
         parts.append(

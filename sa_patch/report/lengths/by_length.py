@@ -83,17 +83,19 @@ class ByLength:
 
 
 def by_length(comparison: Comparison) -> ByLength | None:
-    """The points of tasks that were run at several lengths; None if there are none."""
+    """The points of patterns and tasks that were run at several lengths; None if there are none."""
     found: dict[tuple[Row, str, int], Point] = {}
     for point in comparison.points:
         named = _LENGTH.fullmatch(point.cells[0].task)
         if named is not None and point.is_accuracy and point.task == point.cells[0].task:
             found[(point.series, point.window), named[1], int(named[2])] = point
-    lengths_of: dict[str, set[int]] = {}
-    for _, task, length in found:
-        lengths_of.setdefault(task, set()).add(length)
-    tasks = tuple(task for task, lengths in lengths_of.items() if len(lengths) > 1)
-    points = {key: point for key, point in found.items() if key[1] in tasks}
+    lengths_of: dict[tuple[Row, str], set[int]] = {}
+    for row, task, length in found:
+        lengths_of.setdefault((row, task), set()).add(length)
+    several = [pair for pair, lengths in lengths_of.items() if len(lengths) > 1]
+    # A pattern that was made for one length has no place here.
+    kept_rows, tasks = {row for row, _ in several}, tuple(dict.fromkeys(t for _, t in several))
+    points = {key: one for key, one in found.items() if key[0] in kept_rows and key[1] in tasks}
     if not points:
         return None
     rows = tuple(dict.fromkeys(row for row, _, _ in points))

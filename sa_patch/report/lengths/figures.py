@@ -12,7 +12,7 @@ from sa_patch.report.aggregate import Comparison
 from sa_patch.report.lengths.by_length import KEPT, by_length
 from sa_patch.report.lengths.length_figure import draw_lengths
 from sa_patch.report.lengths.needle_figure import draw_needles
-from sa_patch.report.lengths.tables import draw_length_table, length_tables
+from sa_patch.report.lengths.tables import averaged_tasks, draw_length_table, length_tables
 from sa_patch.sweep.results import Cell, Run
 
 # By name, what a reader who sees none of it is told.
@@ -35,8 +35,10 @@ def draw_length_figures(
     model = captions.models(cells)
     cautions = [note for note in (captions.subset_note(cells), captions.missing_note(runs)) if note]
     average = (
-        "An average is over the tasks that every pattern has at that length. FLOPs: measured "
-        "attention FLOPs of the prompts, of full attention's on the same ones."
+        "An average is over the tasks that every pattern has at that length "
+        f"({averaged_tasks(found) or 'there are none'}): where they differ, compare patterns and "
+        "not lengths. FLOPs: measured attention FLOPs of the prompts, of full attention's on the "
+        "same ones."
     )
     kept = (
         f"Kept up to: the longest length up to which the score, there and at every shorter one, is "

@@ -28,14 +28,14 @@ def length_tables(found: ByLength) -> list[LengthTable]:
     tables = []
     if any(map(found.shared, found.lengths)):
         averages = {row: found.averages(row) for row in found.rows}
-        tables.append(_table(found, f"Average of {_tasks(found)}", averages))
+        tables.append(_table(found, f"Average of {averaged_tasks(found)}", averages))
     for task in found.tasks:
         scores = {row: found.scores(row, task) for row in found.rows}
         tables.append(_table(found, task, scores))
     return tables
 
 
-def _tasks(found: ByLength) -> str:
+def averaged_tasks(found: ByLength) -> str:
     """How many tasks an average is of; at each length where they differ."""
     counts = {length: len(found.shared(length)) for length in found.lengths}
     known = {count for count in counts.values() if count}

@@ -94,7 +94,16 @@ def attend_fractional(
     pattern: Pattern | None = None,
     layer: int = 0,
 ) -> Tensor:
-    """`fractional_attention` of right-padded rows; `spans` has their lengths and first queries."""
+    """`fractional_attention` of right-padded rows; `spans` has their lengths and first queries.
+
+    Raises:
+        UserError: for packed rows.
+    """
+    if spans.packed_in is not None:
+        raise UserError(
+            "a model with fractional attention takes one sequence per row; give no position_ids "
+            "that start anew, and no cu_seq_lens_q"
+        )
     wide = torch.promote_types(q.dtype, torch.float32)
     dtype, (batch, heads, queries, _) = q.dtype, q.shape
     if not batch or not queries:

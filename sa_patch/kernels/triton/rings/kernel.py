@@ -13,6 +13,7 @@ import triton.language as tl
 from sa_patch.kernels.triton.exclusion import shown_by_other_part
 from sa_patch.kernels.triton.softmax import (
     UNSEEN,
+    first_column,
     load_rows,
     softmax_step,
     start_softmax,
@@ -93,6 +94,7 @@ def ring_kernel(
     batch = tl.load(entry).to(tl.int64)
     length = tl.load(entry + 3)
     first_slot = tl.load(entry + 4)
+    start = tl.load(entry + 5)
     number = tl.load(entry + 6)
     tile = TILES - 1 - work // entries
     block = tl.load(entry + 1).to(tl.int64)
@@ -109,10 +111,11 @@ def ring_kernel(
     positions = tl.where(real, positions, length - 1)
     # Rows that are no query see nothing, read the first, and write nothing.
     seen = tl.where(real, tl.load(counts + planned, mask=used, other=0), 0)
-    rows = tl.where(real, positions - tl.load(entry + 5), 0).to(tl.int64)
+    rows = tl.where(real, positions - start, 0).to(tl.int64)
     q_tile = load_rows(q + batch * q_batch, members * q_head + rows * q_row, HEAD_DIM, BLOCK_D)
-    k_base = k + batch * k_batch + (head // KV_GROUP).to(tl.int64) * k_head
-    v_base = v + batch * v_batch + (head // KV_GROUP).to(tl.int64) * v_head
+    own = first_column(start)
+    k_base = k + batch * k_batch + (head // KV_GROUP).to(tl.int64) * k_head + own * k_row
+    v_base = v + batch * v_batch + (head // KV_GROUP).to(tl.int64) * v_head + own * v_row
     acc, top, total = start_softmax(BLOCK_M, BLOCK_D)
     count = tl.max(seen, 0)
     for begin in range(tl.load(skips + block), count, BLOCK_N):

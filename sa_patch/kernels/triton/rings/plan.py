@@ -58,7 +58,7 @@ class Span(NamedTuple):
 
 
 def span_of(row: Row, query_len: int) -> Span:
-    return Span(row.start, min(row.length, row.start + query_len), row.length)
+    return Span(max(0, row.start), min(row.length, row.start + query_len), row.length)
 
 
 def _block_count(pattern: SA | PSA, span: Span, block: int) -> int:

@@ -33,7 +33,7 @@ from sa_patch.sweep.run import Outcome, run_sweep
 from tests.sweep.small_sweep import SETTINGS, results
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # The workers of a killable class find here what to do, and say here who they are.
 SIGNALS = "SA_PATCH_TEST_SIGNALS"
 
@@ -104,12 +104,10 @@ class KillableWorker(SweepWorker):
     def compute(self, cell: PlannedCell) -> Computed:
         original = scoring.score
 
-        def score(
-            lm: Any, loaded: Mapping[str, Any], limit: int | None, run_code: bool
-        ) -> Mapping[str, Any]:
+        def score(lm: Any, *rest: Any, **settings: Any) -> Mapping[str, Any]:
             if lm.pattern.name == "moba":
                 self._await_death()
-            return original(lm, loaded, limit, run_code)
+            return original(lm, *rest, **settings)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scoring, "score", score)
@@ -224,7 +222,7 @@ def test_a_killed_driver_loses_what_was_in_flight_and_the_same_command_goes_on(
     address = ray.get_runtime_context().gcs_address
     (signals / "deaths").write_text("1")
     driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.sweep.test_ray_sweep", str(file), str(out), address],
+        [sys.executable, "-m", "tests.sweep.ray.test_ray_sweep", str(file), str(out), address],
         stderr=subprocess.DEVNULL,
         cwd=ROOT,
     )
@@ -316,6 +314,6 @@ def test_a_finished_sweep_does_not_connect(local: Path, models: list[str]) -> No
 
 if __name__ == "__main__":
     # By its name as a module, so that workers can import the class too.
-    from tests.sweep.test_ray_sweep import killable_sweep as run_killable
+    from tests.sweep.ray.test_ray_sweep import killable_sweep as run_killable
 
     run_killable(*sys.argv[1:])

@@ -1,0 +1,51 @@
+"""What a patched model cannot be asked for; dropping the pattern in silence would be worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from sa_patch.errors import UserError
+from sa_patch.patching.layers import wrappers
+from sa_patch.patterns import Pattern
+
+# PEFT's adapters that put keys and values into the cache.
+_PREFIX_TYPES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
+# What `generate_batch` and `transformers serve` begin with. An attribute of this name on the model
+# itself comes before the method of its class, and is gone when it is taken away.
+_BATCHING_METHOD = "init_continuous_batching"
+
+
+def refuse_prefix_adapter(model: object, patterns: Iterable[Pattern | None]) -> None:
+    """Raise `UserError` if an active adapter's keys come before prompts that must be whole."""
+    unstable = [p for p in patterns if p is not None and not p.prefix_stable]
+    for wrapper in wrappers(model):
+        config = getattr(wrapper, "active_peft_config", None)
+        kind = str(getattr(getattr(config, "peft_type", None), "value", None))
+        if unstable and kind in _PREFIX_TYPES:
+            raise UserError(
+                f"this model's {kind} adapter puts keys into the cache before the prompt, which "
+                f"{unstable[0]} must be given whole; patch with a prefix-stable pattern such as "
+                "sinks:4+swa:128+psa:128, which goes on over prefix and prompt"
+            )
+
+
+def refuse_continuous_batching(model: PreTrainedModel, active: bool) -> None:
+    """Have a model refuse continuous batching, or no longer."""
+    model.__dict__.pop(_BATCHING_METHOD, None)
+    if active and hasattr(model, _BATCHING_METHOD):
+        model.__dict__[_BATCHING_METHOD] = RefuseContinuousBatching()
+
+
+class RefuseContinuousBatching:
+    """Stands in for the method, which may put FlashAttention in the place of a pattern."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise `UserError`."""
+        raise UserError(
+            "continuous batching (generate_batch, transformers serve --continuous-batching) takes "
+            "transformers' own attention alone and would drop the pattern; use generate() with "
+            "batches padded on the left, serve without it, or unpatch_model(model) first"
+        )

@@ -1,0 +1,61 @@
+"""Every family of transformers that can be built small, under every kind of pattern."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sa_patch import PSA, SA, SWA, BlockTopK, MoBA, Sinks, patch_model, unpatch_model
+from sa_patch.errors import UserError
+from sa_patch.patching import layer_patterns
+from sa_patch.patterns import Pattern
+from tests.patching.dense_oracle import oracle_logits
+from tests.patching.families import FAMILIES, REFUSED, build
+from tests.small_models import random_tokens
+
+PATTERNS: list[Pattern] = [
+    SWA(4),
+    SA(4),
+    Sinks(2) | SWA(3) | PSA(4),
+    MoBA(4, 2),
+    BlockTopK(2, 2, 2, 2),
+]
+TOKENS = random_tokens(1, 23)
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    found: Tensor = model(TOKENS, use_cache=False).logits
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_definition(family: str) -> None:
+    model = build(family, FAMILIES[family])
+    stock = logits(model)
+    size = float(stock.std())
+    for pattern in PATTERNS:
+        patch_model(model, pattern)
+        patterns = layer_patterns(model)
+        found = logits(model)
+        assert torch.equal(logits(unpatch_model(model)), stock)
+        types = getattr(model.config, "layer_types", None) or []
+        if "full_attention" in types:
+            sparse = {i for i, own in patterns.items() if own is not None}
+            assert sparse == {i for i, kind in enumerate(types) if kind == "full_attention"}
+        expected = oracle_logits(model, TOKENS, patterns)
+        torch.testing.assert_close(found / size, expected / size, atol=1e-4, rtol=1e-4)
+        assert (found - stock).abs().max() > 1e-2 * size, "the pattern hides something here"
+    assert torch.equal(logits(model), stock)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_cannot_be_patched_says_why_and_stays_as_it_was(family: str) -> None:
+    own, says = REFUSED[family]
+    model = build(family, own)
+    stock = logits(model)
+    with pytest.raises(UserError, match=says):
+        patch_model(model, SWA(4))
+    assert torch.equal(logits(model), stock)
