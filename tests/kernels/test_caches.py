@@ -10,9 +10,12 @@ from sa_patch.kernels import forget_plans, sparse_attention
 from sa_patch.kernels.plans import plan as block_plans
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.patterns import SA, permutation
+from tests.thorough import unless_thorough
 
 
-@pytest.mark.parametrize("backend", ["banded", "flex", "triton"])
+@pytest.mark.parametrize(
+    "backend", unless_thorough(["banded", "triton"], ["banded", "flex", "triton"])
+)
 def test_forgotten_plans_are_made_anew_and_the_same(backend: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 40, 64).unbind()
     before = sparse_attention(q, k, v, SA(8), backend=backend)

@@ -45,7 +45,7 @@ NARROW_PATTERNS = [
 # CPU `auto` takes one of the other backends.
 FEW_PATTERNS = {
     "triton": [SWA(16), SA(16, per_head=True), BlockTopK(4, 4), NARROW_PATTERNS[-1]],
-    "flex": unless_thorough(NARROW_PATTERNS[-1:], NARROW_PATTERNS),
+    "flex": unless_thorough([SA(16)], NARROW_PATTERNS),
     "banded": unless_thorough(NARROW_PATTERNS[1::2] + NARROW_PATTERNS[-1:], NARROW_PATTERNS),
     "auto": unless_thorough([SA(16), NARROW_PATTERNS[-1]], NARROW_PATTERNS),
 }

@@ -179,7 +179,7 @@ def test_inductor_compiles_a_patched_model() -> None:
 
 def greedy(model: PreTrainedModel, **options: Any) -> Tensor:
     options |= {"do_sample": False, "eos_token_id": None, "pad_token_id": PAD}
-    tokens: Tensor = model.generate(TOKENS, attention_mask=MASK, max_new_tokens=36, **options)
+    tokens: Tensor = model.generate(TOKENS, attention_mask=MASK, max_new_tokens=14, **options)
     return tokens
 
 
