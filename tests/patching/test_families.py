@@ -14,6 +14,7 @@ from sa_patch.patterns import Pattern
 from tests.patching.dense_oracle import oracle_logits
 from tests.patching.families import FAMILIES, REFUSED, build
 from tests.small_models import random_tokens
+from tests.thorough import unless_thorough
 
 PATTERNS: list[Pattern] = [
     SWA(4),
@@ -31,7 +32,7 @@ def logits(model: PreTrainedModel) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", unless_thorough(list(FAMILIES)[::2], list(FAMILIES)))
 def test_logits_are_those_of_the_definition(family: str) -> None:
     model = build(family, FAMILIES[family])
     stock = logits(model)

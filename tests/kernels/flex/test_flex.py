@@ -82,7 +82,7 @@ PATTERNS: dict[str, list[Pattern]] = {
     ],
 }
 
-FAMILIES = unless_thorough(["window", "rings and chosen"], list(PATTERNS))
+FAMILIES = unless_thorough(["window", "ring", "rings and chosen"], list(PATTERNS))
 
 pytestmark = pytest.mark.skipif(
     bool(flex._cpu_refusal()), reason=f"flex cannot compile here: {flex._cpu_refusal()}"

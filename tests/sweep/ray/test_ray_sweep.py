@@ -157,9 +157,10 @@ def test_a_worker_killed_in_mid_cell_costs_a_retry_and_nothing_else(
 ) -> None:
     killed = killing(1)
     executor = RayExecutor(worker=KillableWorker)
-    outcome = sweep(grid(models), tmp_path / "run", executor)
-    assert (outcome.exit_status, outcome.ran, len(killed)) == (0, 10, 1)
-    assert results(tmp_path / "run") == results(local)
+    outcome = sweep(grid(models[:1]), tmp_path / "run", executor)
+    assert (outcome.exit_status, outcome.ran, len(killed)) == (0, 5, 1)
+    done = results(tmp_path / "run")
+    assert done == {name: content for name, content in results(local).items() if name in done}
     shown = capfd.readouterr()
     assert "moba:block_size=8,topk=2: its worker died and it is tried again" in shown.err
     # What Ray itself says of it is kept off the screen.
