@@ -29,7 +29,7 @@ NOTES = (
     "FLOPs: attention of the prefill, choosing of blocks included, measured, as a share of full "
     "attention's on the same prompts of that length.",
     f"Intervals: 95%, paired bootstrap over items and seeds, {DRAWS} draws. A difference whose "
-    "interval holds zero is none.",
+    "interval holds zero is none. No interval: there was one item alone, or all scored alike.",
 )
 VISITED_NOTE = (
     "Read by a tile: keys in blocks of 16 that hold something visible to a tile of 128 rows, as a "
@@ -169,6 +169,8 @@ def markdown(points: Sequence[Recovered], runs: Sequence[Run], by: str = "flops"
 
 
 def _shown(interval: Interval) -> str:
+    if interval.low == interval.high:
+        return f"{interval.value:.3f}"
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
