@@ -285,10 +285,11 @@ def shared_launch(q: Tensor, shared: int, group: int, device: str) -> tuple[Laun
     fitting = [n for n in range(1, group + 1) if group % n == 0 and shared * n <= rows]
     pack = max(fitting, default=1)
     block_m = max(16, next_power_of_2(shared * pack))
-    # As many keys as fit without spilling.
+    # As many keys as fit without spilling; beyond a head_dim of 128 half as many for 99 KiB.
     narrow = wide or q.shape[3] > (64 if device == "ampere" else 128)
+    keys = 16 if device == "ampere" and q.shape[3] > 128 else 32 if narrow else 64
     warps = 8 if wide or block_m >= 128 else 4
-    return Launch(block_m, 32 if narrow else 64, warps, stages=2), pack
+    return Launch(block_m, keys, warps, stages=2), pack
 
 
 def tree_launch(candidates: int, seq_len: int, device: str) -> Launch:
