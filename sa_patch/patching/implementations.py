@@ -1,7 +1,7 @@
 """Patterns under names of their own, for programs that can be given nothing but a string.
 
 `from_pretrained(..., attn_implementation="sa-128")` is such a place, and so are the command lines
-of lm-eval, TRL and servers. A model under a registered name becomes a patched one in its first
+of lm-eval and of trainers. A model under a registered name becomes a patched one in its first
 forward pass: only then is there something that knows both the name and the model.
 """
 
