@@ -18,6 +18,7 @@ from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
 from sa_patch.evaluation.prompt_cutting import CutPromptsLM
+from sa_patch.evaluation.shared_contexts import caches_keys_alone
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
@@ -253,8 +254,8 @@ class SAPatchLM(CutPromptsLM):
         accelerator = getattr(self, "accelerator", None)
         # Its processes must run equally many batches, whatever questions each of them has.
         in_step = accelerator and accelerator.distributed_type == DistributedType.FSDP
-        stateful = getattr(base_model(self.model), "_is_stateful", False)
-        return self.padding_is_harmless and not in_step and not stateful
+        keys = caches_keys_alone(base_model(self.model))
+        return self.padding_is_harmless and not in_step and keys
 
     @contextmanager
     def _counting_time(self) -> Iterator[None]:

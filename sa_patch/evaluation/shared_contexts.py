@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from sa_patch.evaluation.padded_batches import (
     PaddedBatchesLM,
@@ -107,17 +108,16 @@ class SharedContextsLM(PaddedBatchesLM):
         for lengths in similar_lengths(sorted(by_length, reverse=True)):
             batch: list[list[int]] = []
             for question in (one for length in lengths for one in by_length[length]):
-                longest = max(
-                    self._input_length(requests[i]) for one in [*batch, question] for i in one
-                )
-                most = (
-                    rows if self.batch_tokens is None else min(rows, self.batch_tokens // longest)
-                )
-                if batch and sum(map(len, batch)) + len(question) > most:
+                if batch and not self._fits(requests, [*batch, question], rows):
                     yield batch
                     batch = []
                 batch.append(question)
             yield batch
+
+    def _fits(self, requests: Sequence[Request], batch: Sequence[list[int]], rows: int) -> bool:
+        lengths = [self._input_length(requests[index]) for question in batch for index in question]
+        tokens = len(lengths) * max(lengths)
+        return len(lengths) <= rows and (self.batch_tokens is None or tokens <= self.batch_tokens)
 
     @torch.no_grad()
     def _answer(
@@ -168,6 +168,12 @@ class SharedContextsLM(PaddedBatchesLM):
             ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given
         ).logits
         return logits
+
+
+def caches_keys_alone(model: PreTrainedModel) -> bool:
+    """Whether a model remembers keys and values, and no states that padding would run through."""
+    layers = DynamicCache(config=model.config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
 def _saves_enough(context: int, answers: Sequence[Sequence[int]]) -> bool:

@@ -15,8 +15,9 @@ import torch
 from lm_eval.api.instance import Instance
 
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
-from sa_patch.evaluation.shared_contexts import SharedContextsLM
+from sa_patch.evaluation.shared_contexts import SharedContextsLM, caches_keys_alone
 from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks
+from tests.patching.families import FAMILIES, build
 
 WORDS = "the lighthouse keeper wrote the weather of every evening in a thick blue book "
 # Three contexts of about one length, in one batch, and a longer one.
@@ -93,6 +94,11 @@ def test_what_cannot_be_shared_is_not(
     monkeypatch.setattr(lm, "batch_size_per_gpu", 1)
     ask(lm)
     assert read == []
+
+
+@pytest.mark.parametrize("family, shares", [("llama", True), ("lfm2", False), ("jamba", False)])
+def test_only_keys_are_kept_for_several_answers(family: str, shares: bool) -> None:
+    assert caches_keys_alone(build(family, FAMILIES[family])) is shares
 
 
 def test_batches_keep_to_a_number_of_answers_and_of_tokens(
