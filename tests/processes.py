@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 _FORK_SERVER = multiprocessing.get_context("forkserver")
 _FORK_SERVER.set_forkserver_preload(
@@ -36,7 +37,12 @@ class Command:
         environment: what is changed of this process's.
     """
 
-    def __init__(self, *words: str, cwd: Path | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        *words: str,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._shown = [Path(self._folder.name, name) for name in ("out", "err")]
         self._words = words
@@ -62,10 +68,10 @@ class Command:
 
 
 def run(
-    *words: str, cwd: Path | None = None, **environment: str
+    *words: str, cwd: Path | None = None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> subprocess.CompletedProcess[str]:
     """What a `Command` prints, and its status."""
-    return Command(*words, cwd=cwd, **environment).wait()
+    return Command(*words, cwd=cwd, environment=environment).wait()
 
 
 def launch_two(*words: str, cwd: Path) -> str:
@@ -79,7 +85,7 @@ def launch_two(*words: str, cwd: Path) -> str:
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     shared |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     commands = [
-        Command(*words, cwd=cwd, **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        Command(*words, cwd=cwd, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]
     ended = [command.wait() for command in commands]

@@ -53,7 +53,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return processes.run(*words, cwd=copy, PYTHONPATH=str(copy))
+    return processes.run(*words, cwd=copy, environment={"PYTHONPATH": str(copy)})
 
 
 def test_its_own_check_holds_and_would_find_a_wrong_budget(followed: Path) -> None:

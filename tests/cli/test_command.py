@@ -271,7 +271,7 @@ def test_lm_evals_own_command_has_our_model_and_tasks(checkpoint: Path, tmp_path
         *["--tasks", "needle_128", "--limit", "2"],
         *["--model_args", f"pretrained={checkpoint},method=sa,window=16,seed=1,dtype=float32"],
         *["--device", "cpu", "--output_path", str(tmp_path), "--verbose"],
-        OMP_NUM_THREADS="1",
+        environment={"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert "needle_128" in done.stdout

@@ -214,4 +214,4 @@ def test_the_environment_names_implementations_for_a_process(checkpoint: Path) -
 
 
 def run(arguments: list[str], value: str) -> subprocess.CompletedProcess[str]:
-    return processes.run(*arguments, **{VARIABLE: value})
+    return processes.run(*arguments, environment={VARIABLE: value})

@@ -186,7 +186,7 @@ def test_a_killed_driver_loses_what_was_in_flight_and_the_same_command_goes_on(
     one_worker = {**SETTINGS, "methods": METHODS, "model": models[0], "resources": {"cpus": 2}}
     file.write_text(yaml.safe_dump(one_worker))
     address = ray.get_runtime_context().gcs_address
-    last = signals / cell_of(load_config(file), "moba", models[0]).id
+    last = signals / cell_of(load_config(str(file)), "moba", models[0]).id
     last.write_text("1")
     driver = Command("-m", "tests.sweep.ray.workers", str(file), str(out), address, cwd=ROOT)
     # The worker is now in the middle of a cell.
