@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
-from sa_patch.kernels.flash.attention4 import attend_lists, blocks_for
+from sa_patch.kernels.flash.attention4 import KERNEL, blocks_for
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need, Window
 from sa_patch.kernels.flash.walk import walk_rows
 from sa_patch.kernels.plans.plan import KINDS
@@ -144,7 +144,7 @@ def _attend_plans(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, own: dict[s
         v,
         **own,
         blocks=blocks_for(need.capability[0], q.shape[3]),
-        kernel=attend_lists,
+        kernel=KERNEL,
     )
 
 
