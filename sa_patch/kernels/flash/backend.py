@@ -193,13 +193,14 @@ def causal_rows(
     return torch.stack(padded).transpose(1, 2)
 
 
-def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def full(q: Tensor, k: Tensor, v: Tensor, scale: float, library: Library | None = None) -> Tensor:
     """Full causal attention, for comparison.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``.
         scale: factor of the scores.
+        library: of `able_libraries`; the newest able one unless given.
 
     Returns:
         as q.
@@ -207,7 +208,7 @@ def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Raises:
         UserError: where no installed library can serve, with the reasons.
     """
-    library = _library(q, k, v, windowed=False)
+    library = library or _library(q, k, v, windowed=False)
     return _uniform(library, q, k, v, window=(None, 0), causal=True, scale=scale)
 
 
@@ -248,8 +249,37 @@ def installed_versions() -> list[str]:
     return [found for library in LIBRARIES if (found := library.version()) is not None]
 
 
+def able_libraries(q: Tensor, k: Tensor) -> dict[str, Library | str]:
+    """Each library that `full` could take, or why it cannot, by name and generation; newest first.
+
+    Shapes as `full`.
+    """
+    if q.device.type != "cuda":
+        reason = f"FlashAttention runs on CUDA GPUs only, not on {q.device.type!r}"
+        return {library.title: reason for library in LIBRARIES}
+    return _by_generation(_need(q, k, windowed=False))
+
+
+def _by_generation(need: Need) -> dict[str, Library | str]:
+    found: dict[str, Library | str] = {}
+    for library in LIBRARIES:
+        known = found.get(library.title)
+        # A generation comes in several packages.
+        if known is None or (isinstance(known, str) and library.load() is not None):
+            found[library.title] = _refusal(library, need) or library
+    return found
+
+
+def _refusal(library: Library, need: Need) -> str:
+    if need.dtype not in _DTYPES:
+        return f"FlashAttention takes float16 and bfloat16, not {str(need.dtype).split('.')[-1]}"
+    return library.refusal(need)
+
+
 def serving(q: Tensor, k: Tensor, *, windowed: bool) -> str:
     """Name and version of the library that `full` (or `banded`, where windowed) would take.
+
+    Shapes as `full`.
 
     Raises:
         UserError: where none can serve, with the reasons.

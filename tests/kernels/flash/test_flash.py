@@ -182,6 +182,19 @@ def test_the_newest_able_library_serves(monkeypatch: pytest.MonkeyPatch) -> None
     assert "not float32" in str(flash._able(need(dtype=torch.float32)))
 
 
+def test_each_generation_serves_full_attention_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FA4, FA3_FORWARD)
+    found = flash._by_generation(need(windowed=False))
+    assert list(found.values()) == [FA4, FA3_FORWARD, "FlashAttention-2 is not installed"]
+    install(monkeypatch, FA3)
+    assert flash._by_generation(need(windowed=False))[FA3.title] is FA3
+    found = flash._by_generation(need(windowed=False, capability=(10, 0)))
+    assert found[FA3.title] == "FlashAttention-3 does not run on compute capability 10.0"
+    assert "not float32" in str(flash._by_generation(need(dtype=torch.float32))[FA4.title])
+    q = torch.zeros(1, 2, 64, 64)
+    assert all("not on 'cpu'" in str(why) for why in flash.able_libraries(q, q).values())
+
+
 def test_what_a_build_left_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """fa3_fwd 0.0.3 has neither windows nor float16 nor gradients."""
     flags = stand_ins.build_flags("fa3_fwd_config", FORWARD_LACKS)
