@@ -78,8 +78,7 @@ def paged_plan(
     """
     (batch, kv_heads, seq_len), device = k.shape[:3], q.device
     page, shared, start = part.block_size, part.shared, seq_len - q.shape[2]
-    positions = torch.arange(start, seq_len, device=device)
-    own = part.own_choices(q.flatten(0, 1), k.flatten(0, 1), positions)
+    own = part.own_choices(q.flatten(0, 1), k.flatten(0, 1), range(start, seq_len))
     blocks, first_row, counts = tile_choices(own, shared)
     tiles, sequences = blocks.shape[1], (batch, kv_heads, blocks.shape[1])
     # No more blocks lie before the last query's neighbourhood.

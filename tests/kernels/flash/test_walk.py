@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa_patch.kernels import reference
+from sa_patch.kernels import forget_plans, reference
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash.paged import paged_keys
@@ -21,7 +21,7 @@ from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
 from sa_patch.kernels.plans.pages import PagedPlan, paged_mask, paged_part, paged_plan
 from sa_patch.kernels.plans.plan import passes
-from sa_patch.patterns import Pattern, parse_pattern
+from sa_patch.patterns import Pattern, parse_pattern, split_tail
 from tests.block_walk import walk
 from tests.thorough import unless_thorough
 
@@ -248,3 +248,33 @@ def test_pages_are_views_of_keys_in_any_layout() -> None:
     plan = paged_plan(given.local, part, *behind[:2], step=128)
     keys, _, _ = paged_keys(behind[1], behind[2], plan)
     assert keys.data_ptr() == behind[1].data_ptr()
+
+
+@pytest.mark.parametrize("text", [*PATTERNS[1:], "block_topk:4,50,4,16"])
+def test_nothing_asks_the_device(text: str) -> None:
+    """Tensors of the device `meta` hold no numbers to wait for: a question to them is an error."""
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+    pattern = parse_pattern(text.replace("{}", "40"))
+    forget_plans()
+    for n, start in ((5000, 0), (5000, 4096)):
+        q, k, v = (
+            torch.empty(2, heads, count, 16, dtype=torch.bfloat16, device="meta")
+            for heads, count in ((8, n - start), (2, n), (2, n))
+        )
+        if start and not stable(text):
+            continue
+        out = walk_rows(
+            split_tail(pattern)[0],
+            q,
+            k,
+            v,
+            layer=LAYER,
+            spans=Spans((n, n), (start, start)),
+            scale=1.0,
+            blocks=BLOCKS[0],
+            kernel=Kernel(kernel, kernel),
+        )
+        assert out.shape == q.shape

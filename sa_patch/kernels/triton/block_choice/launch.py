@@ -64,9 +64,10 @@ def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
     picks = _no_picks(call, pattern)
     for row in call.rows:
         end = min(call.query_len, row.length - row.start)
-        positions = torch.arange(row.start, row.start + end, device=q.device)
         picks[row.batch, :, :end] = pattern.own_choices(
-            q[row.batch, :, :end], k[row.batch, :, : row.length], positions
+            q[row.batch, :, :end],
+            k[row.batch, :, : row.length],
+            range(row.start, row.start + end),
         )
     return picks
 
