@@ -23,7 +23,7 @@ from sa_patch.kernels.flash.attention4 import KERNEL, blocks_for
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need, Window
 from sa_patch.kernels.flash.walk import walk_rows
 from sa_patch.kernels.plans.plan import KINDS
-from sa_patch.patterns import SWA, Pattern, parts_of
+from sa_patch.patterns import SWA, Full, Pattern, parts_of
 
 _DTYPES = (torch.float16, torch.bfloat16)
 # Where its kernels compile with a mask, lists and the log-sum-exp together (eval/results/gpu).
@@ -130,6 +130,8 @@ def attend(
     if isinstance(pattern, SWA) and not pattern.saturated(max(spans.lengths)):
         window = (pattern.window - 1, 0)
     library = _library(q, k, v, windowed=window[0] is not None)
+    if spans.packed_in is not None:
+        return _packed_rows(library, q, k, v, spans=spans, window=window, scale=scale)
     return causal_rows(library, q, k, v, spans=spans, window=window, scale=scale)
 
 
@@ -146,6 +148,28 @@ def _attend_plans(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, own: dict[s
         blocks=blocks_for(need.capability[0], q.shape[3]),
         kernel=KERNEL,
     )
+
+
+def packs(pattern: Pattern, softmax: Softmax) -> bool:
+    """What the libraries' own windows show: their packed rows are ours."""
+    return isinstance(pattern, (Full, SWA)) and softmax is PLAIN
+
+
+def _packed_rows(
+    library: Library,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    spans: Spans,
+    window: Window,
+    scale: float,
+) -> Tensor:
+    """Causal attention of rows of several sequences in one call; shapes as `Attend`."""
+    lengths = [length for length in spans.lengths if length]
+    tokens = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    out = library.packed(*tokens, lengths, lengths, window=window, causal=True, scale=scale)
+    return out.unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
 def causal_rows(
@@ -292,5 +316,6 @@ BACKEND = Backend(
     summary="FlashAttention on CUDA, fp16 and bf16: windows and full; with version 4 every pattern",
     supports=supports,
     attend=attend,
+    packs=packs,
     refuses=refuses,
 )
