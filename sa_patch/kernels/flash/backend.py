@@ -167,8 +167,10 @@ def _packed_rows(
 ) -> Tensor:
     """Causal attention of rows of several sequences in one call; shapes as `Attend`."""
     lengths = [length for length in spans.lengths if length]
-    tokens = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    out = library.packed(*tokens, lengths, lengths, window=window, causal=True, scale=scale)
+    queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    out = library.packed(
+        queries, keys, values, lengths, lengths, window=window, causal=True, scale=scale
+    )
     return out.unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
