@@ -6,7 +6,8 @@ from sa_patch.patterns.budget import fit_budget, flops_share, split_budget
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
-from sa_patch.patterns.registry import PATTERNS, make_pattern, parse_pattern
+from sa_patch.patterns.registry import PATTERNS, RIVALS, make_pattern, parse_pattern
+from sa_patch.patterns.rivals.power import Power
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
@@ -16,12 +17,14 @@ from sa_patch.patterns.union import Union, parts_of, seed_of, split_tail, unite,
 __all__ = [
     "PATTERNS",
     "PSA",
+    "RIVALS",
     "SA",
     "SWA",
     "BlockTopK",
     "Full",
     "MoBA",
     "Pattern",
+    "Power",
     "Sinks",
     "Tail",
     "Union",

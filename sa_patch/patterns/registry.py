@@ -12,14 +12,18 @@ from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
+from sa_patch.patterns.rivals.power import Power
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 from sa_patch.patterns.union import unite
 
+RIVALS: tuple[type[Pattern], ...] = (Power,)
+"""Methods of others, which `sa_patch.patterns.rivals` holds."""
+
 PATTERNS: dict[str, type[Pattern]] = {
-    cls.name: cls for cls in (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK, Tail)
+    cls.name: cls for cls in (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK, Tail, *RIVALS)
 }
 
 

@@ -1,0 +1,57 @@
+"""Patterns of the rivals' methods for the laws: small ones over a grid, and a saturating one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sa_patch.patterns import RIVALS, Pattern, Power
+from tests import oracle, rival_oracle
+from tests.laws.strategies import Case
+from tests.oracle import OracleResult
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Patterns of one method; all of `grid` hide something at 40 tokens."""
+
+    grid: tuple[Pattern, ...]
+    saturating: Callable[[int], Pattern]
+
+
+EXAMPLES: dict[str, Examples] = {
+    "power": Examples((Power(1), Power(5), Power(3, 4)), lambda n: Power(n)),
+}
+NAMES: tuple[str, ...] = tuple(cls.name for cls in RIVALS)
+PATTERNS: tuple[Pattern, ...] = tuple(p for name in NAMES for p in EXAMPLES[name].grid)
+LOOKS_AHEAD: tuple[Pattern, ...] = ()
+CAUSAL: tuple[Pattern, ...] = PATTERNS
+
+
+def rival_of_oracle(pattern: Pattern, case: Case) -> OracleResult:
+    """The float64 oracle on a case."""
+    q, k, v = (x.double().numpy() for x in (case.q, case.k, case.v))
+    batch, heads, n, head_dim = q.shape
+    scale = head_dim**-0.5 if case.scale is None else case.scale
+    arguments = {f.name: getattr(pattern, f.name) for f in dataclasses.fields(pattern)}
+    result = OracleResult(
+        output=torch.zeros(batch, heads, n, v.shape[3], dtype=torch.float64).numpy(),
+        visible=torch.zeros(batch, heads, n, n, dtype=torch.bool).numpy(),
+        margin=torch.full((batch, heads, n), torch.inf, dtype=torch.float64).numpy(),
+    )
+    for row, length in enumerate(case.real_tokens()):
+        for head in range(heads):
+            kv_head = head // (heads // k.shape[1])
+            own = q[row, head, :length], k[row, kv_head, :length]
+            seen = rival_oracle.visible(pattern.name, *own, arguments)
+            for i, keys in enumerate(seen.keys):
+                places = sorted(keys)
+                result.visible[row, head, i, places] = True
+                result.margin[row, head, i] = seen.margin[i]
+                result.output[row, head, i] = oracle.softmax_average(
+                    own[0][i], own[1][places], v[row, kv_head, places], scale
+                )
+    return result

@@ -1,0 +1,165 @@
+"""The laws for the methods of others, which `reference` and `banded` serve.
+
+A method whose choice depends on later tokens breaks laws 1 and 8; that it does is tested here, so
+that nobody takes it for what it is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sa_patch import patch_model, unpatch_model
+from sa_patch.kernels import BACKENDS
+from sa_patch.patterns import PATTERNS as ALL_METHODS
+from sa_patch.patterns import SWA, MoBA, Pattern, Sinks, Tail, parse_pattern
+from tests.laws import rivals
+from tests.laws.rivals import EXAMPLES, NAMES, rival_of_oracle
+from tests.laws.strategies import Case, make_case, serves, visible_sets
+from tests.laws.test_causality import with_other_tail
+from tests.laws.test_cost import LargestTensor
+from tests.laws.test_padding import row_alone
+from tests.laws.test_saturation import dense
+from tests.small_models import random_tokens, tiny_model
+
+FP32_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4
+LOGIT_TOLERANCE = 2e-4
+DECIDED = 1e-5
+MAX_UNDECIDED = 0.02
+N = 40
+
+
+def ragged_case(seed: int = 0, **shape: Any) -> Case:
+    return make_case(batch=2, seq_len=N, lengths=[N - 11, N], poison=False, seed=seed, **shape)
+
+
+def differing(one: Tensor, other: Tensor) -> Tensor:
+    """Which queries differ: bool ``[batch, heads, n]``."""
+    return (one - other).abs().amax(-1) > FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("pattern", rivals.PATTERNS, ids=str)
+def test_backends_equal_the_oracle_and_see_what_it_sees(pattern: Pattern) -> None:
+    case = ragged_case(q_heads=6, kv_heads=2)
+    expected = rival_of_oracle(pattern, case)
+    decided = torch.from_numpy(expected.margin > DECIDED)
+    assert (~decided).float().mean() <= MAX_UNDECIDED
+    causal = torch.ones(N, N).tril().bool()
+    assert (causal & ~torch.from_numpy(expected.visible)[1]).any(), "it hides nothing"
+    for backend in ("reference", "banded"):
+        error = (case.run(pattern, backend).double() - torch.from_numpy(expected.output)).abs()
+        assert error[decided].max() <= FP32_TOLERANCE, backend
+        found = visible_sets(pattern, case, backend)
+        assert torch.equal(found[decided], torch.from_numpy(expected.visible)[decided]), backend
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_backends_refuse_with_a_reason(name: str) -> None:
+    pattern = EXAMPLES[name].grid[0]
+    for backend in BACKENDS.keys() - {"reference", "banded"}:
+        assert not serves(backend, pattern, make_case(seq_len=N))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_longer_rows_unions_and_gradients_equal_reference(name: str) -> None:
+    """More than one tile of queries, other patterns beside it, and a tail over it."""
+    case = make_case(batch=2, seq_len=200, lengths=[200, 131], seed=3)
+    own = EXAMPLES[name].grid[-1]
+    for pattern in (own, Sinks(2) | SWA(5) | own, own | MoBA(8, 2) | Tail(9)):
+        inputs = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
+        outputs, gradients = [], []
+        for backend in ("banded", "reference"):
+            out = case.with_tensors(*inputs).run(pattern, backend)
+            outputs.append(out)
+            gradients.append(torch.autograd.grad(out.square().sum(), inputs))
+            with torch.no_grad():
+                assert (case.run(pattern, backend) - out).abs().max() <= FP32_TOLERANCE
+        assert (outputs[0] - outputs[1]).abs().max() <= FP32_TOLERANCE, pattern
+        for ours, theirs in zip(*gradients, strict=True):
+            assert (ours - theirs).abs().max() <= GRADIENT_TOLERANCE, pattern
+
+
+@pytest.mark.parametrize("pattern", rivals.CAUSAL, ids=str)
+def test_law_1_outputs_before_a_changed_token_are_bit_identical(pattern: Pattern) -> None:
+    case = make_case(seq_len=N)
+    for backend in ("reference", "banded"):
+        before = case.run(pattern, backend)
+        after = with_other_tail(case, 21, N, seed=1).run(pattern, backend)
+        assert torch.equal(before[:, :, :21], after[:, :, :21]), backend
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_law_2_saturated_it_is_dense_and_narrow_it_is_not(name: str) -> None:
+    case = ragged_case()
+    pattern = EXAMPLES[name].saturating(N)
+    assert pattern.saturated(N) and not EXAMPLES[name].grid[0].saturated(N)
+    for backend in ("reference", "banded"):
+        assert (case.run(pattern, backend) - dense(case)).abs().max() <= FP32_TOLERANCE
+        assert (case.run(EXAMPLES[name].grid[0], backend) - dense(case)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("pattern", rivals.PATTERNS, ids=str)
+def test_saturated_says_that_nothing_is_hidden(pattern: Pattern) -> None:
+    for n in range(1, 34):
+        case = make_case(q_heads=2, kv_heads=1, seq_len=n, seed=n)
+        seen = pattern.visible(torch.arange(n), n, heads=2, q=case.q[0], k=case.k[0])
+        everything = bool((seen | torch.ones(n, n).triu(1).bool()).all())
+        assert everything or not pattern.saturated(n)
+        assert pattern.saturated(n) or not everything or pattern.reads_content
+        assert not (seen & torch.ones(n, n).triu(1).bool()).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_law_3_a_padded_row_equals_the_row_alone(name: str) -> None:
+    pattern = EXAMPLES[name].grid[-1]
+    case = make_case(batch=3, seq_len=N, lengths=[N - 11, 1, N])
+    for backend in ("reference", "banded"):
+        together = case.run(pattern, backend)
+        for row, length in enumerate(case.real_tokens()):
+            alone = row_alone(case, row).run(pattern, backend)
+            assert (together[row, :, :length] - alone[0]).abs().max() <= FP32_TOLERANCE
+            assert not together[row, :, length:].any()
+
+
+@pytest.mark.parametrize("pattern", rivals.PATTERNS, ids=str)
+def test_law_6_counts_are_the_closed_form(pattern: Pattern) -> None:
+    for n in (1, 2, 17, N):
+        case = make_case(q_heads=2, kv_heads=1, seq_len=n, seed=n)
+        seen = pattern.visible(torch.arange(n), n, heads=2, q=case.q[0], k=case.k[0])
+        counts = seen.sum(-1).double().expand(len(seen), -1)
+        assert torch.equal(counts, pattern.keys_per_query(n).expand_as(counts))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_law_7_nothing_is_of_size_n_squared(name: str) -> None:
+    n = 2048
+    case = make_case(q_heads=2, kv_heads=1, seq_len=n, head_dim=4)
+    with LargestTensor() as seen:
+        case.run(EXAMPLES[name].grid[-1], "banded")
+    assert seen.elements < n * n / 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_laws_5_and_8_in_a_model(name: str) -> None:
+    pattern = EXAMPLES[name].grid[-1]
+    model = tiny_model("qwen3")
+    tokens = random_tokens(2, N)
+    with torch.no_grad():
+        stock = model(tokens).logits
+        patch_model(model, pattern)
+        whole = model(tokens).logits
+        cache = model(tokens[:, :17], use_cache=True)
+        rest = model(tokens[:, 17:], past_key_values=cache.past_key_values).logits
+        assert (torch.cat([cache.logits, rest], 1) - whole).abs().max() <= LOGIT_TOLERANCE
+        assert (whole - stock).abs().max() > 0.05
+        assert torch.equal(unpatch_model(model)(tokens).logits, stock)
+
+
+@pytest.mark.parametrize("pattern", rivals.PATTERNS, ids=str)
+def test_text_forms_read_back(pattern: Pattern) -> None:
+    assert parse_pattern(str(pattern)) == pattern
+    assert pattern.name in ALL_METHODS
