@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sa_patch.patterns import RIVALS, Pattern, Power
+from sa_patch.patterns import RIVALS, Pattern, Power, VerticalSlash
 from tests import oracle, rival_oracle
 from tests.laws.strategies import Case
 from tests.oracle import OracleResult
@@ -24,11 +24,19 @@ class Examples:
 
 EXAMPLES: dict[str, Examples] = {
     "power": Examples((Power(1), Power(5), Power(3, 4)), lambda n: Power(n)),
+    "vertical_slash": Examples(
+        (
+            VerticalSlash(2, 3, last=5, sinks=1, local=1, block_size=1),
+            VerticalSlash(4, 1, last=9, sinks=1, block_size=3),
+            VerticalSlash(3, 4, last=8, sinks=0, local=2, block_size=8),
+        ),
+        lambda n: VerticalSlash(n, 1),
+    ),
 }
 NAMES: tuple[str, ...] = tuple(cls.name for cls in RIVALS)
 PATTERNS: tuple[Pattern, ...] = tuple(p for name in NAMES for p in EXAMPLES[name].grid)
-LOOKS_AHEAD: tuple[Pattern, ...] = ()
-CAUSAL: tuple[Pattern, ...] = PATTERNS
+LOOKS_AHEAD: tuple[Pattern, ...] = tuple(p for p in PATTERNS if p.looks_ahead)
+CAUSAL: tuple[Pattern, ...] = tuple(p for p in PATTERNS if not p.looks_ahead)
 
 
 def rival_of_oracle(pattern: Pattern, case: Case) -> OracleResult:

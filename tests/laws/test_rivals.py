@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from sa_patch import patch_model, unpatch_model
-from sa_patch.kernels import BACKENDS
+from sa_patch.errors import UserError
+from sa_patch.evaluation.metering.observed_keys import Observed
+from sa_patch.kernels import BACKENDS, Spans
+from sa_patch.patching import layer_patterns
 from sa_patch.patterns import PATTERNS as ALL_METHODS
 from sa_patch.patterns import SWA, MoBA, Pattern, Sinks, Tail, parse_pattern
 from tests.laws import rivals
 from tests.laws.rivals import EXAMPLES, NAMES, rival_of_oracle
-from tests.laws.strategies import Case, make_case, serves, visible_sets
+from tests.laws.strategies import PROBE_WIDTH, Case, make_case, serves, visible_sets
 from tests.laws.test_causality import with_other_tail
 from tests.laws.test_cost import LargestTensor
+from tests.laws.test_decode import GREEDY
 from tests.laws.test_padding import row_alone
 from tests.laws.test_saturation import dense
 from tests.small_models import random_tokens, tiny_model
@@ -44,7 +48,8 @@ def differing(one: Tensor, other: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("pattern", rivals.PATTERNS, ids=str)
 def test_backends_equal_the_oracle_and_see_what_it_sees(pattern: Pattern) -> None:
-    case = ragged_case(q_heads=6, kv_heads=2)
+    # As wide as what reads off the sets, whose padding would change the scale of choices.
+    case = ragged_case(q_heads=6, kv_heads=2, head_dim=PROBE_WIDTH)
     expected = rival_of_oracle(pattern, case)
     decided = torch.from_numpy(expected.margin > DECIDED)
     assert (~decided).float().mean() <= MAX_UNDECIDED
@@ -92,6 +97,36 @@ def test_law_1_outputs_before_a_changed_token_are_bit_identical(pattern: Pattern
         assert torch.equal(before[:, :, :21], after[:, :, :21]), backend
 
 
+@pytest.mark.parametrize("pattern", rivals.LOOKS_AHEAD, ids=str)
+def test_law_1_is_broken_where_a_choice_looks_ahead(pattern: Pattern) -> None:
+    changed = []
+    for seed in range(4):
+        case = make_case(seq_len=N, seed=seed)
+        before = case.run(pattern, "banded")
+        after = with_other_tail(case, 21, N, seed=seed).run(pattern, "banded")
+        changed.append(bool(differing(before, after)[:, :, :21].any()))
+    assert any(changed), "what it says of later tokens is wrong"
+
+
+@pytest.mark.parametrize("pattern", rivals.LOOKS_AHEAD, ids=str)
+def test_law_8_is_broken_where_a_choice_looks_ahead_and_parts_of_prompts_are_refused(
+    pattern: Pattern,
+) -> None:
+    changed = []
+    for seed in range(4):
+        case = make_case(seq_len=N, seed=seed)
+        begin = Case(*(x[:, :, :21] for x in (case.q, case.k, case.v)), None)
+        whole = case.run(pattern, "banded")[:, :, :21]
+        changed.append(bool(differing(begin.run(pattern, "banded"), whole).any()))
+    assert any(changed), "what it says of later tokens is wrong"
+    last = Case(case.q[:, :, 21:], case.k, case.v, None)
+    for backend in ("auto", "reference", "banded"):
+        with pytest.raises(UserError, match="give whole prompts"):
+            last.run(pattern, backend)
+    with pytest.raises(UserError, match=f"give the {N} queries"):
+        pattern.visible(torch.arange(21, N), N, heads=4, q=case.q[0, :, 21:], k=case.k[0])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_law_2_saturated_it_is_dense_and_narrow_it_is_not(name: str) -> None:
     case = ragged_case()
@@ -125,13 +160,48 @@ def test_law_3_a_padded_row_equals_the_row_alone(name: str) -> None:
             assert not together[row, :, length:].any()
 
 
-@pytest.mark.parametrize("pattern", rivals.PATTERNS, ids=str)
+@pytest.mark.parametrize("pattern", rivals.LOOKS_AHEAD, ids=str)
+def test_what_some_queries_see_is_told_as_for_all(pattern: Pattern) -> None:
+    """Meters ask for evenly spaced queries, and for tiles of another size than the pattern's."""
+    case = make_case(seq_len=N)
+    content = {"heads": 4, "q": case.q[0], "k": case.k[0]}
+    whole = pattern.visible(torch.arange(N), N, **content)
+    some = torch.tensor([37, 5, 6, 39, 0])
+    assert torch.equal(pattern.visible(some, N, **content), whole[:, some])
+    view = pattern.view(N, **content)
+    assert torch.equal(view(3, 26), whole[:, 3:26])
+    united = Sinks(2) | pattern
+    assert torch.equal(
+        united.visible(some, N, **content)[:, 1], whole[:, 5] | (torch.arange(N) < 2)
+    )
+
+
+@pytest.mark.parametrize("pattern", rivals.CAUSAL, ids=str)
 def test_law_6_counts_are_the_closed_form(pattern: Pattern) -> None:
     for n in (1, 2, 17, N):
         case = make_case(q_heads=2, kv_heads=1, seq_len=n, seed=n)
         seen = pattern.visible(torch.arange(n), n, heads=2, q=case.q[0], k=case.k[0])
         counts = seen.sum(-1).double().expand(len(seen), -1)
         assert torch.equal(counts, pattern.keys_per_query(n).expand_as(counts))
+
+
+@pytest.mark.parametrize("pattern", rivals.LOOKS_AHEAD, ids=str)
+def test_law_6_counts_are_measured(pattern: Pattern) -> None:
+    """Of random queries and keys: what is chosen is as good as drawn at random."""
+    with pytest.raises(UserError, match="where its keys are chosen"):
+        pattern.count_visible(N)
+    counts, expected = [], pattern.keys_per_query(N)
+    for seed in range(4):
+        case = make_case(q_heads=8, kv_heads=8, seq_len=N, head_dim=16, seed=seed)
+        observed = Observed()
+        observed.add(pattern, 0, case.q, case.k, Spans((N,), (0,)))
+        mean, last = observed.means(0)
+        seen = pattern.visible(torch.arange(N), N, heads=8, q=case.q[0], k=case.k[0])
+        assert mean == pytest.approx(float(seen.sum(-1).double().mean()))
+        assert last == pytest.approx(float(seen[:, -1].sum(-1).double().mean()))
+        counts.append(mean)
+    assert (expected <= torch.arange(1, N + 1)).all() and (expected >= 1).all()
+    assert sum(counts) / 4 == pytest.approx(float(expected.mean()), rel=0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,11 +222,27 @@ def test_laws_5_and_8_in_a_model(name: str) -> None:
         stock = model(tokens).logits
         patch_model(model, pattern)
         whole = model(tokens).logits
+        if pattern.looks_ahead:
+            _check_refusals(model, pattern, tokens)
+            assert torch.equal(unpatch_model(model)(tokens).logits, stock)
+            return
         cache = model(tokens[:, :17], use_cache=True)
         rest = model(tokens[:, 17:], past_key_values=cache.past_key_values).logits
         assert (torch.cat([cache.logits, rest], 1) - whole).abs().max() <= LOGIT_TOLERANCE
         assert (whole - stock).abs().max() > 0.05
         assert torch.equal(unpatch_model(model)(tokens).logits, stock)
+
+
+def _check_refusals(model: Any, pattern: Pattern, tokens: Tensor) -> None:
+    """What needs prefix stability, refused; a prompt whole and full attention behind it, served."""
+    cached = model(tokens[:, :17], use_cache=True).past_key_values
+    with pytest.raises(UserError, match="needs a prompt in one piece"):
+        model(tokens[:, 17:], past_key_values=cached)
+    generated = model.generate(tokens, attention_mask=torch.ones_like(tokens), **GREEDY)
+    assert generated.shape[1] == N + 8
+    with pytest.raises(UserError, match="patch with decode='full'"):
+        patch_model(model, Sinks(2) | pattern, decode="pattern")
+    assert layer_patterns(model)[0] == pattern
 
 
 @pytest.mark.parametrize("pattern", rivals.PATTERNS, ids=str)

@@ -7,8 +7,6 @@ have to be asked of the device.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -45,24 +43,26 @@ def attend_by_definition(
     """
     shared = pattern.shared_queries
     tile = -(-_TILE // shared) * shared
+    seq_len = k.shape[2]
     rows = []
     for row in range(len(q)):
+        with torch.no_grad():
+            seen = pattern.view(
+                seq_len,
+                layer=layer,
+                heads=q.shape[1],
+                q=q[row].detach(),
+                k=k[row].detach(),
+                start=start,
+                device=q.device,
+            )
         parts = []
-        for low in range(0, q.shape[2], tile):
-            end = min(start + low + tile, k.shape[2])
-            places = torch.arange(start + low, end, device=q.device)
-            queries = q[row, :, low : low + tile]
-            seq_len = end if pattern.prefix_stable else k.shape[2]
+        for low in range(start, seq_len, tile):
+            high = min(low + tile, seq_len)
             with torch.no_grad():
-                seen = pattern.visible(
-                    places,
-                    seq_len,
-                    layer=layer,
-                    heads=len(queries),
-                    q=queries,
-                    k=k[row, :, :seq_len],
-                )[..., :end]
-            parts.append(_attend_tile(queries, k[row], v[row], seen, scale, softmax).to(q.dtype))
+                mask = seen(low, high)[..., :high]
+            queries = q[row, :, low - start : high - start]
+            parts.append(_attend_tile(queries, k[row], v[row], mask, scale, softmax).to(q.dtype))
         rows.append(torch.cat(parts, dim=1))
     return torch.stack(rows)
 
