@@ -19,6 +19,10 @@ Floats = NDArray[np.float64]
 CERTAIN = float("inf")
 
 
+Chosen = tuple[set[int], float]
+"""Blocks, and the margin by which they were chosen."""
+
+
 @dataclass
 class Seen:
     """keys: for each query a set; margin: for each query how far its choice was from another."""
@@ -92,7 +96,70 @@ def vertical_slash(
     return Seen(seen, [min(margin, other_margin)] * n)
 
 
-METHODS: dict[str, Callable[..., Seen]] = {"power": power, "vertical_slash": vertical_slash}
+def in_view(mass: list[float], certain: set[int], topk: int, threshold: float) -> Chosen:
+    """Blocks in view by a number of them, or by their share of the mass; and the margin."""
+    others = [block for block in range(len(mass)) if block not in certain]
+    if topk:
+        wanted = max(0, topk - len(certain))
+        chosen, margin = best([mass[block] for block in others], wanted)
+        return certain | {others[place] for place in chosen}, margin
+    chosen, needed = set(certain), threshold * sum(mass)
+    margin = CERTAIN
+    covered = sum(mass[block] for block in certain)
+    for block in sorted(others, key=lambda block: (-mass[block], block)):
+        margin = min(margin, abs(covered - needed))
+        if covered >= needed:
+            break
+        chosen.add(block)
+        covered += mass[block]
+    left = [mass[block] for block in others if block not in chosen]
+    taken = [mass[block] for block in others if block in chosen]
+    return chosen, min([margin, *(min(taken) - max(left) for _ in taken[:1] if left)])
+
+
+def by_blocks(n: int, block_size: int, choose: Callable[[int], Chosen]) -> Seen:
+    """What queries see by the choices of their blocks."""
+    seen, margins = [], []
+    for block in range(-(-n // block_size)):
+        chosen, margin = choose(block)
+        for i in range(block * block_size, min(n, (block + 1) * block_size)):
+            seen.append({j for j in range(i + 1) if j // block_size in chosen})
+            margins.append(margin)
+    return Seen(seen, margins)
+
+
+def xattention(
+    queries: Floats, keys: Floats, *, block_size: int, topk: int, threshold: float, stride: int
+) -> Seen:
+    """XAttention (2503.16428, algorithm 1): one product of every `stride`, along antidiagonals."""
+    n, width = queries.shape
+    groups = -(-n // stride)
+
+    def score(row: int, column: int) -> float:
+        total = 0.0
+        for step in range(stride):
+            i, j = row * stride + stride - 1 - step, column * stride + step
+            if i < n and j < n:
+                total += float(queries[i] @ keys[j])
+        return total / np.sqrt(width) / stride
+
+    def choose(block: int) -> Chosen:
+        mass = [0.0] * (block + 1)
+        of_block = block_size // stride
+        for row in range(block * of_block, min(groups, (block + 1) * of_block)):
+            weights = np.exp([score(row, column) for column in range(row + 1)])
+            for column, weight in enumerate(weights / weights.sum()):
+                mass[column // of_block] += weight
+        return in_view(mass, {0, block}, topk, threshold)
+
+    return by_blocks(n, block_size, choose)
+
+
+METHODS: dict[str, Callable[..., Seen]] = {
+    "power": power,
+    "vertical_slash": vertical_slash,
+    "xattention": xattention,
+}
 
 
 def visible(method: str, queries: Floats, keys: Floats, arguments: dict[str, Any]) -> Seen:

@@ -9,6 +9,7 @@ from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.registry import PATTERNS, RIVALS, make_pattern, parse_pattern
 from sa_patch.patterns.rivals.power import Power
 from sa_patch.patterns.rivals.vertical_slash import VerticalSlash
+from sa_patch.patterns.rivals.xattention import XAttention
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
@@ -30,6 +31,7 @@ __all__ = [
     "Tail",
     "Union",
     "VerticalSlash",
+    "XAttention",
     "fit_budget",
     "flops_share",
     "make_pattern",

@@ -178,6 +178,11 @@ class Pattern(ABC):
         return False
 
     @property
+    def keys_are_bounds(self) -> bool:
+        """Whether `keys_per_query` tells only the most that may be seen, as the text decides."""
+        return False
+
+    @property
     def shared_queries(self) -> int:
         """Queries that share their choices, in tiles from multiples of this number on; 1 for none.
 

@@ -14,13 +14,14 @@ from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.rivals.power import Power
 from sa_patch.patterns.rivals.vertical_slash import VerticalSlash
+from sa_patch.patterns.rivals.xattention import XAttention
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 from sa_patch.patterns.union import unite
 
-RIVALS: tuple[type[Pattern], ...] = (Power, VerticalSlash)
+RIVALS: tuple[type[Pattern], ...] = (Power, VerticalSlash, XAttention)
 """Methods of others, which `sa_patch.patterns.rivals` holds."""
 
 PATTERNS: dict[str, type[Pattern]] = {

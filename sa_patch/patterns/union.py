@@ -114,6 +114,10 @@ class Union(Pattern):
         return self.reads_content
 
     @property
+    def keys_are_bounds(self) -> bool:
+        return any(part.keys_are_bounds for part in self.parts)
+
+    @property
     def shared_queries(self) -> int:
         return math.lcm(*(part.shared_queries for part in self.parts))
 

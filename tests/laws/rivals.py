@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sa_patch.patterns import RIVALS, Pattern, Power, VerticalSlash
+from sa_patch.patterns import RIVALS, Pattern, Power, VerticalSlash, XAttention
 from tests import oracle, rival_oracle
 from tests.laws.strategies import Case
 from tests.oracle import OracleResult
@@ -32,10 +32,20 @@ EXAMPLES: dict[str, Examples] = {
         ),
         lambda n: VerticalSlash(n, 1),
     ),
+    "xattention": Examples(
+        (
+            XAttention(4, topk=3, stride=2),
+            XAttention(6, topk=4, stride=3),
+            XAttention(8, threshold=0.8, stride=1),
+            XAttention(4, threshold=0.7, stride=4),
+        ),
+        lambda n: XAttention(4, topk=-(-n // 4), stride=2),
+    ),
 }
 NAMES: tuple[str, ...] = tuple(cls.name for cls in RIVALS)
 PATTERNS: tuple[Pattern, ...] = tuple(p for name in NAMES for p in EXAMPLES[name].grid)
 LOOKS_AHEAD: tuple[Pattern, ...] = tuple(p for p in PATTERNS if p.looks_ahead)
+COUNTED: tuple[Pattern, ...] = tuple(p for p in PATTERNS if not p.counts_need_content)
 CAUSAL: tuple[Pattern, ...] = tuple(p for p in PATTERNS if not p.looks_ahead)
 
 
