@@ -155,10 +155,36 @@ def xattention(
     return by_blocks(n, block_size, choose)
 
 
+def skip_softmax(queries: Floats, keys: Floats, *, factor: float, block_size: int) -> Seen:
+    """BLASST (2512.12087): a walk over blocks of keys with a running maximum for each query."""
+    n, width = queries.shape
+    depth = min(0.0, float(np.log(factor / n)))
+
+    def choose(block: int) -> Chosen:
+        rows = range(block * block_size, min(n, (block + 1) * block_size))
+        running = {i: -np.inf for i in rows}
+        kept, margin = set(), CERTAIN
+        for other in range(block + 1):
+            nearest = -np.inf
+            for i in rows:
+                seen = range(other * block_size, min(i + 1, (other + 1) * block_size))
+                largest = max(float(queries[i] @ keys[j]) / np.sqrt(width) for j in seen)
+                running[i] = max(running[i], largest)
+                nearest = max(nearest, largest - running[i])
+            # A block that raises a maximum is in view whatever the depth.
+            margin = min(margin, abs(nearest - depth) if nearest < 0 else CERTAIN)
+            if nearest >= depth:
+                kept.add(other)
+        return kept, margin
+
+    return by_blocks(n, block_size, choose)
+
+
 METHODS: dict[str, Callable[..., Seen]] = {
     "power": power,
     "vertical_slash": vertical_slash,
     "xattention": xattention,
+    "skip_softmax": skip_softmax,
 }
 
 

@@ -8,6 +8,7 @@ from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.registry import PATTERNS, RIVALS, make_pattern, parse_pattern
 from sa_patch.patterns.rivals.power import Power
+from sa_patch.patterns.rivals.skip_softmax import SkipSoftmax
 from sa_patch.patterns.rivals.vertical_slash import VerticalSlash
 from sa_patch.patterns.rivals.xattention import XAttention
 from sa_patch.patterns.sinks import Sinks
@@ -28,6 +29,7 @@ __all__ = [
     "Pattern",
     "Power",
     "Sinks",
+    "SkipSoftmax",
     "Tail",
     "Union",
     "VerticalSlash",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sa_patch.patterns import RIVALS, Pattern, Power, VerticalSlash, XAttention
+from sa_patch.patterns import RIVALS, Pattern, Power, SkipSoftmax, VerticalSlash, XAttention
 from tests import oracle, rival_oracle
 from tests.laws.strategies import Case
 from tests.oracle import OracleResult
@@ -40,6 +40,10 @@ EXAMPLES: dict[str, Examples] = {
             XAttention(4, threshold=0.7, stride=4),
         ),
         lambda n: XAttention(4, topk=-(-n // 4), stride=2),
+    ),
+    "skip_softmax": Examples(
+        (SkipSoftmax(30.0, 3), SkipSoftmax(1e6, 5), SkipSoftmax(20.0, 4)),
+        lambda n: SkipSoftmax(1.0, n),
     ),
 }
 NAMES: tuple[str, ...] = tuple(cls.name for cls in RIVALS)

@@ -117,7 +117,7 @@ def test_law_8_is_broken_where_a_choice_looks_ahead_and_parts_of_prompts_are_ref
     changed = []
     for seed in range(4):
         case = make_case(seq_len=N, seed=seed)
-        begin = Case(*(x[:, :, :CUT] for x in (case.q, case.k, case.v)), None)
+        begin = Case(case.q[:, :, :CUT], case.k[:, :, :CUT], case.v[:, :, :CUT], None)
         whole = case.run(pattern, "banded")[:, :, :CUT]
         changed.append(bool(differing(begin.run(pattern, "banded"), whole).any()))
     assert any(changed), "what it says of later tokens is wrong"
@@ -271,6 +271,7 @@ def test_text_forms_read_back(pattern: Pattern) -> None:
         ("xattention:64,topk=1", "topk must be at least 2"),
         ("xattention:64,threshold=1.5", "threshold must be a number from 0 to 1, got 1.5"),
         ("xattention:64,topk=4,threshold=0.5", "either topk or threshold, not both"),
+        ("skip_softmax:0", "factor must be a number above 0, got 0"),
         ("xattention:12,stride=8", "multiple of stride=8, got 12"),
     ],
 )
