@@ -180,11 +180,83 @@ def skip_softmax(queries: Floats, keys: Floats, *, factor: float, block_size: in
     return by_blocks(n, block_size, choose)
 
 
+def smallest_set(weights: list[float], wanted: float) -> Chosen:
+    """The fewest places, the largest first, with a share of all weight; and the margin."""
+    needed, covered = wanted * sum(weights), 0.0
+    chosen: set[int] = set()
+    order = sorted(range(len(weights)), key=lambda place: (-weights[place], place))
+    margin = CERTAIN
+    for rank, place in enumerate(order):
+        margin = min(margin, abs(covered - needed))
+        if covered >= needed:
+            # A tie leaves open which of two places is chosen.
+            return chosen, min(margin, weights[order[rank - 1]] - weights[place])
+        chosen.add(place)
+        covered += weights[place]
+    return chosen, margin
+
+
+def block_mean(x: Floats, block: int, block_size: int) -> Floats:
+    """Mean of what there is of a block of rows."""
+    return np.asarray(x[block * block_size : (block + 1) * block_size].mean(axis=0))
+
+
+def flexprefill(
+    queries: Floats, keys: Floats, *, gamma: float, block_size: int, tau: float, minimum: int
+) -> Seen:
+    """FlexPrefill (2502.20766, algorithms 1 to 4), in blocks as its kernel."""
+    n, width = queries.shape
+    blocks = -(-n // block_size)
+    last = range(max(0, n - block_size), n)
+    columns, distances = [0.0] * blocks, [0.0] * blocks
+    for i in last:
+        for j, weight in enumerate(attention_row(i, queries, keys)):
+            columns[j // block_size] += weight / len(last)
+            distances[(i - j) // block_size] += weight / len(last)
+
+    def score(query: Floats, block: int) -> float:
+        return float(query @ block_mean(keys, block, block_size)) / np.sqrt(width)
+
+    mean_query = queries[last.start :].mean(axis=0)
+    estimate = np.exp([score(mean_query, block) for block in range(blocks)])
+    estimate = estimate / estimate.sum()
+    divergence = 0.0
+    for p, q in zip(estimate, columns, strict=True):
+        middle = (p + q) / 2
+        divergence += 0.5 * p * np.log(p / middle) + 0.5 * q * np.log(q / middle)
+    margin = abs(np.sqrt(divergence) - tau)
+    seen_blocks: list[set[int]] = [{0, block} for block in range(blocks)]
+    if np.sqrt(divergence) < tau:
+        weights, places = [], []
+        for block in range(blocks):
+            query = block_mean(queries, block, block_size)
+            row = np.exp([score(query, other) for other in range(block + 1)])
+            weights += list(row / row.sum())
+            places += [(block, other) for other in range(block + 1)]
+        chosen, other_margin = smallest_set(weights, gamma)
+        margin = min(margin, other_margin)
+        for place in chosen:
+            seen_blocks[places[place][0]].add(places[place][1])
+    else:
+        lines = []
+        for sums in (columns, distances):
+            rest = sums[1:]
+            chosen, other_margin = in_view(sums, {0}, 0, gamma)
+            chosen |= {1 + place for place in best(rest, minimum - 1)[0]}
+            margin = min(margin, other_margin, best(rest, minimum - 1)[1])
+            lines.append(chosen)
+        for block in range(blocks):
+            own = {x for x in lines[0] if x <= block}
+            seen_blocks[block] |= own | {block - x for x in lines[1] if x <= block}
+    return by_blocks(n, block_size, lambda block: (seen_blocks[block], margin))
+
+
 METHODS: dict[str, Callable[..., Seen]] = {
     "power": power,
     "vertical_slash": vertical_slash,
     "xattention": xattention,
     "skip_softmax": skip_softmax,
+    "flexprefill": flexprefill,
 }
 
 

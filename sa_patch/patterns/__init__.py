@@ -7,6 +7,7 @@ from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.registry import PATTERNS, RIVALS, make_pattern, parse_pattern
+from sa_patch.patterns.rivals.flexprefill import FlexPrefill
 from sa_patch.patterns.rivals.power import Power
 from sa_patch.patterns.rivals.skip_softmax import SkipSoftmax
 from sa_patch.patterns.rivals.vertical_slash import VerticalSlash
@@ -24,6 +25,7 @@ __all__ = [
     "SA",
     "SWA",
     "BlockTopK",
+    "FlexPrefill",
     "Full",
     "MoBA",
     "Pattern",

@@ -12,6 +12,7 @@ from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
+from sa_patch.patterns.rivals.flexprefill import FlexPrefill
 from sa_patch.patterns.rivals.power import Power
 from sa_patch.patterns.rivals.skip_softmax import SkipSoftmax
 from sa_patch.patterns.rivals.vertical_slash import VerticalSlash
@@ -23,7 +24,7 @@ from sa_patch.patterns.tail import Tail
 from sa_patch.patterns.union import unite
 
 OURS: tuple[type[Pattern], ...] = (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK, Tail)
-RIVALS: tuple[type[Pattern], ...] = (Power, VerticalSlash, XAttention, SkipSoftmax)
+RIVALS: tuple[type[Pattern], ...] = (Power, VerticalSlash, XAttention, SkipSoftmax, FlexPrefill)
 """Methods of others, which `sa_patch.patterns.rivals` holds."""
 
 PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (*OURS, *RIVALS)}

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from sa_patch.patterns import RIVALS, Pattern, Power, SkipSoftmax, VerticalSlash, XAttention
+from sa_patch.patterns import (
+    RIVALS,
+    FlexPrefill,
+    Pattern,
+    Power,
+    SkipSoftmax,
+    VerticalSlash,
+    XAttention,
+)
 from tests import oracle, rival_oracle
 from tests.laws.strategies import Case
 from tests.oracle import OracleResult
@@ -44,6 +52,14 @@ EXAMPLES: dict[str, Examples] = {
     "skip_softmax": Examples(
         (SkipSoftmax(30.0, 3), SkipSoftmax(1e6, 5), SkipSoftmax(20.0, 4)),
         lambda n: SkipSoftmax(1.0, n),
+    ),
+    "flexprefill": Examples(
+        (
+            FlexPrefill(0.7, 4, tau=0.0),
+            FlexPrefill(0.6, 3, tau=1.0),
+            FlexPrefill(0.5, 4, tau=0.25, minimum=3),
+        ),
+        lambda n: FlexPrefill(0.9, -(-n // 2)),
     ),
 }
 NAMES: tuple[str, ...] = tuple(cls.name for cls in RIVALS)

@@ -272,6 +272,7 @@ def test_text_forms_read_back(pattern: Pattern) -> None:
         ("xattention:64,threshold=1.5", "threshold must be a number from 0 to 1, got 1.5"),
         ("xattention:64,topk=4,threshold=0.5", "either topk or threshold, not both"),
         ("skip_softmax:0", "factor must be a number above 0, got 0"),
+        ("flexprefill:0", "gamma must be a number from 1e-06 to 1, got 0"),
         ("xattention:12,stride=8", "multiple of stride=8, got 12"),
     ],
 )

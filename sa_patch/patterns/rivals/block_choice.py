@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import whole_number
@@ -114,6 +115,20 @@ def share(value: float, field: str, *, least: float) -> float:
 def whole_blocks(chosen: Tensor, size: int) -> Tensor:
     """Keys of chosen blocks, for all queries of a tile: bool ``[heads, 1, blocks * size]``."""
     return chosen.repeat_interleave(size, dim=-1)[:, None]
+
+
+def mean_of_blocks(x: Tensor, size: int) -> Tensor:
+    """Means of blocks, of what there is of the last.
+
+    Args:
+        x: ``[heads, n, head_dim]``.
+
+    Returns:
+        ``[heads, blocks, head_dim]``.
+    """
+    padded = pad(x, (0, 0, 0, -x.shape[1] % size)).unflatten(1, (-1, size)).sum(2)
+    starts = torch.arange(0, x.shape[1], size, device=x.device)
+    return padded / (x.shape[1] - starts).clamp(max=size)[:, None]
 
 
 def _ordered(mass: Tensor, certain: Tensor) -> Tensor:

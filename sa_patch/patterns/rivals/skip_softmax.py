@@ -13,11 +13,11 @@ from torch.nn.functional import pad
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import whole_number
 from sa_patch.patterns.rivals.block_choice import whole_blocks
-from sa_patch.patterns.rivals.whole_prompt import Chooser, WholePrompt, causal_scores
+from sa_patch.patterns.rivals.whole_prompt import Chooser, Thresholded, causal_scores
 
 
 @dataclass(frozen=True)
-class SkipSoftmax(WholePrompt):
+class SkipSoftmax(Thresholded):
     """A block of queries leaves out the blocks of keys whose scores cannot tell any more.
 
     A tile of `block_size` queries walks over blocks of as many keys from the first on, as
@@ -69,22 +69,9 @@ class SkipSoftmax(WholePrompt):
 
         return choose
 
-    @property
-    def keys_are_bounds(self) -> bool:
-        return True
-
-    def keys_per_query(self, seq_len: int) -> Tensor:
-        """The most that may be seen: every key so far."""
-        return torch.arange(1, seq_len + 1, dtype=torch.float64)
-
     def saturated(self, seq_len: int) -> bool:
         # The first block raises every maximum.
         return seq_len <= self.block_size
-
-    @property
-    def effective_window(self) -> int | None:
-        """None: the text decides."""
-        return None
 
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         """Every score; of the keys that stay it is the one that attention needs as well."""

@@ -11,7 +11,12 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import whole_number
 from sa_patch.patterns.block_selection.top_candidates import first_best
-from sa_patch.patterns.rivals.whole_prompt import Chooser, WholePrompt, causal_scores
+from sa_patch.patterns.rivals.whole_prompt import (
+    Chooser,
+    WholePrompt,
+    by_distance,
+    causal_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,9 @@ class VerticalSlash(WholePrompt):
         n = q.shape[1]
         first = max(0, n - self.last)
         weights = causal_scores(q[:, first:], k, first).softmax(-1)
-        i = torch.arange(first, n, device=q.device)[:, None]
-        columns_back = i - torch.arange(n, device=q.device)
-        back = weights.gather(2, columns_back.clamp(min=0).expand(len(q), -1, -1))
-        by_distance = back.masked_fill_(columns_back < 0, 0).sum(1)
         return (
             _largest(weights.sum(1), self.vertical, self.sinks),
-            _largest(by_distance, self.slash, self.local),
+            _largest(by_distance(weights, first), self.slash, self.local),
         )
 
     def keys_per_query(self, seq_len: int) -> Tensor:

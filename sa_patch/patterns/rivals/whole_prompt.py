@@ -114,6 +114,24 @@ class WholePrompt(Pattern):
         raise UserError(f"what {self} sees can only be counted where its keys are chosen")
 
 
+@dataclass(frozen=True)
+class Thresholded(WholePrompt):
+    """A pattern under a threshold: how many keys it shows is known only where it is run."""
+
+    @property
+    def keys_are_bounds(self) -> bool:
+        return True
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        """The most that may be seen: every key so far."""
+        return torch.arange(1, seq_len + 1, dtype=torch.float64)
+
+    @property
+    def effective_window(self) -> int | None:
+        """None: the text decides."""
+        return None
+
+
 def per_query_head(k: Tensor, q: Tensor) -> Tensor:
     """Something of KV heads ``[kv_heads, ...]`` for each query head of ``q [q_heads, ...]``."""
     return k.repeat_interleave(len(q) // len(k), dim=0)
@@ -136,3 +154,20 @@ def causal_scores(q: Tensor, k: Tensor, first: int) -> Tensor:
     i = torch.arange(first, first + q.shape[1], device=q.device)[:, None]
     later = torch.arange(keys.shape[1], device=q.device) > i
     return scores.masked_fill_(later, -torch.inf)
+
+
+def by_distance(weights: Tensor, first: int) -> Tensor:
+    """Weights of queries from position `first` on, summed by their distance to the key.
+
+    Args:
+        weights: ``[q_heads, m, n]``, 0 for later keys.
+
+    Returns:
+        ``[q_heads, n]``.
+    """
+    n = weights.shape[2]
+    keys_back = torch.arange(first, n, device=weights.device)[:, None] - torch.arange(
+        n, device=weights.device
+    )
+    back = weights.gather(2, keys_back.clamp(min=0).expand(len(weights), -1, -1))
+    return back.masked_fill_(keys_back < 0, 0).sum(1)
