@@ -10,10 +10,14 @@ import torch
 
 from sa_patch.patterns import (
     RIVALS,
+    FlashPrefill,
     FlexPrefill,
     Pattern,
+    PermutedBlocks,
     Power,
+    Prism,
     SkipSoftmax,
+    Sparge,
     VerticalSlash,
     XAttention,
 )
@@ -60,6 +64,29 @@ EXAMPLES: dict[str, Examples] = {
             FlexPrefill(0.5, 4, tau=0.25, minimum=3),
         ),
         lambda n: FlexPrefill(0.9, -(-n // 2)),
+    ),
+    "sparge": Examples(
+        (Sparge(0.5, 3, rows=3, similarity=0.3), Sparge(0.5, 2, similarity=-1.0)),
+        lambda n: Sparge(0.9, n),
+    ),
+    "permuted_blocks": Examples(
+        (
+            PermutedBlocks(2, topk=3, segment=6),
+            PermutedBlocks(4, threshold=0.5),
+            PermutedBlocks(3, topk=1, segment=9),
+        ),
+        lambda n: PermutedBlocks(n, topk=1),
+    ),
+    "prism": Examples(
+        (Prism(0.5, 4), Prism(0.4, 3, high=1.0, low=0.25)),
+        lambda n: Prism(0.9, -(-n // 2)),
+    ),
+    "flashprefill": Examples(
+        (
+            FlashPrefill(0.8, 4, sinks=0, local=1, last=0),
+            FlashPrefill(0.9, 3, sinks=1, local=2, last=1),
+        ),
+        lambda n: FlashPrefill(0.0),
     ),
 }
 NAMES: tuple[str, ...] = tuple(cls.name for cls in RIVALS)

@@ -273,6 +273,10 @@ def test_text_forms_read_back(pattern: Pattern) -> None:
         ("xattention:64,topk=4,threshold=0.5", "either topk or threshold, not both"),
         ("skip_softmax:0", "factor must be a number above 0, got 0"),
         ("flexprefill:0", "gamma must be a number from 1e-06 to 1, got 0"),
+        ("sparge:0.9,8,rows=12", "multiple of block_size=8, got 12"),
+        ("permuted_blocks:8,3,segment=12", "multiple of block_size=8, got 12"),
+        ("prism:2", "threshold must be a number from 1e-06 to 1, got 2"),
+        ("flashprefill:0.5,local=0", "local must be a whole number of at least 1"),
         ("xattention:12,stride=8", "multiple of stride=8, got 12"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ class BlockChoice(WholePrompt):
     topk: int = 0
     threshold: float = 0.0
 
+    least_blocks: ClassVar[int] = 2
+    """Blocks that are always in view."""
+
     def check_choice(self, usual: float) -> None:
         """Check `block_size`, and that either `topk` or `threshold` is given.
 
@@ -40,7 +44,7 @@ class BlockChoice(WholePrompt):
         whole_number(self.block_size, "block_size", 1)
         whole_number(self.topk, "topk", 0)
         share(self.threshold, "threshold", least=0)
-        if self.topk == 1:
+        if 0 < self.topk < self.least_blocks:
             raise UserError("topk must be at least 2, for a block itself and the first one; got 1")
         if self.topk and self.threshold:
             raise UserError(f"give {self.name} either topk or threshold, not both")
