@@ -28,6 +28,7 @@ from tests.laws.test_decode import GREEDY
 from tests.laws.test_padding import row_alone
 from tests.laws.test_saturation import dense
 from tests.small_models import random_tokens, tiny_model
+from tests.thorough import unless_thorough
 
 FP32_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -74,9 +75,9 @@ def test_other_backends_refuse_with_a_reason(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_longer_rows_unions_and_gradients_equal_reference(name: str) -> None:
     """More than one tile of queries, other patterns beside it, and a tail over it."""
-    case = make_case(batch=2, seq_len=200, lengths=[200, 131], seed=3)
+    case = make_case(batch=2, seq_len=130, lengths=[130, 71], seed=3)
     own = EXAMPLES[name].grid[-1]
-    for pattern in (own, Sinks(2) | SWA(5) | own, own | MoBA(8, 2) | Tail(9)):
+    for pattern in (own, Sinks(2) | SWA(5) | own | MoBA(8, 2) | Tail(9)):
         inputs = [x.clone().requires_grad_() for x in (case.q, case.k, case.v)]
         outputs, gradients = [], []
         for backend in ("banded", "reference"):
@@ -141,7 +142,7 @@ def test_law_2_saturated_it_is_dense_and_narrow_it_is_not(name: str) -> None:
 
 @pytest.mark.parametrize("pattern", rivals.PATTERNS, ids=str)
 def test_saturated_says_that_nothing_is_hidden(pattern: Pattern) -> None:
-    for n in range(1, 34):
+    for n in unless_thorough((1, 2, 5, 8, 13, 33), range(1, 60)):
         case = make_case(q_heads=2, kv_heads=1, seq_len=n, seed=n)
         seen = pattern.visible(torch.arange(n), n, heads=2, q=case.q[0], k=case.k[0])
         everything = bool((seen | torch.ones(n, n).triu(1).bool()).all())
@@ -217,7 +218,7 @@ def test_law_6_counts_are_measured(pattern: Pattern) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_law_7_nothing_is_of_size_n_squared(name: str) -> None:
-    n = 1024
+    n = 768
     case = make_case(q_heads=2, kv_heads=1, seq_len=n, head_dim=4)
     with LargestTensor() as seen:
         case.run(EXAMPLES[name].grid[-1], "banded")
