@@ -6,6 +6,7 @@ that nobody takes it for what it is not.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,29 @@ import torch
 from torch import Tensor
 
 from sa_patch import patch_model, unpatch_model
+from sa_patch.analysis.cost import measure_cost
+from sa_patch.benchmark.attention.options import make_options
 from sa_patch.errors import UserError
 from sa_patch.evaluation.metering.observed_keys import Observed
 from sa_patch.kernels import BACKENDS, Spans
+from sa_patch.kernels.availability import example
+from sa_patch.kernels.visited_keys import TILE_ROWS, choosing_keys, visited_keys
 from sa_patch.patching import layer_patterns
 from sa_patch.patterns import PATTERNS as ALL_METHODS
-from sa_patch.patterns import SWA, MoBA, Pattern, Sinks, Tail, flops_share, parse_pattern
+from sa_patch.patterns import (
+    SWA,
+    MoBA,
+    Pattern,
+    Sinks,
+    Tail,
+    XAttention,
+    fit_budget,
+    flops_share,
+    parse_pattern,
+)
+from sa_patch.patterns.registry import parameters
+from sa_patch.report.recovery_report import composition
+from sa_patch.report.variants import BUDGET, METHOD_LABELS
 from tests.laws import rivals
 from tests.laws.rivals import EXAMPLES, NAMES, rival_of_oracle
 from tests.laws.strategies import PROBE_WIDTH, Case, make_case, serves, visible_sets
@@ -214,6 +232,49 @@ def test_law_6_counts_are_measured(pattern: Pattern) -> None:
     else:
         assert mean == pytest.approx(float(expected.mean()), rel=0.1)
         assert flops_share(pattern, N) > mean / (N + 1) * 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_visited_keys_are_those_of_any_query_of_a_tile(name: str) -> None:
+    pattern, n, heads = EXAMPLES[name].grid[-1], 130, 8
+    case = make_case(q_heads=heads, kv_heads=2, seq_len=n)
+    seen = pattern.visible(torch.arange(n), n, heads=heads, q=case.q[0], k=case.k[0])
+    expected = []
+    for low in range(0, n, TILE_ROWS // 4):
+        keys = seen[:, low : low + TILE_ROWS // 4].any(1).expand(heads, -1)
+        by_kv_head = keys.unflatten(0, (2, 4)).any(1)
+        blocks = torch.nn.functional.pad(by_kv_head, (0, -n % 16)).unflatten(1, (-1, 16)).any(-1)
+        expected.append(float((blocks.sum(1) * 16).clamp(max=n).double().mean()))
+    content = {"q": case.q[0], "k": case.k[0]}
+    found = visited_keys(pattern, n, heads=heads, kv_heads=2, block_sizes=(16,), **content)
+    assert found.keys[16] == pytest.approx(sum(expected) / len(expected))
+    choosing = choosing_keys(pattern, n, heads=heads, kv_heads=2)
+    assert choosing > 0 if pattern.reads_content else choosing == 0
+    assert (pattern.selection_dots(n) > 0).any() == pattern.reads_content
+
+
+def test_reports_and_listings_know_them_all() -> None:
+    assert METHOD_LABELS.keys() >= ALL_METHODS.keys()
+    for name in NAMES:
+        text = str(EXAMPLES[name].grid[-1])
+        point = SimpleNamespace(pattern=f"sinks:2+{text}", layers="all")
+        assert composition(point) == f"sinks + {METHOD_LABELS[name]}"
+        assert set(BUDGET[name]) <= set(parameters(ALL_METHODS[name]))
+        # What `sa-patch methods` shows: a method by its name alone, and a window where it has one.
+        assert example(name, 64).keys_per_query(N)[-1] <= N
+
+
+def test_budgets_are_refused_where_the_text_decides() -> None:
+    for refuse in (
+        lambda: fit_budget("prism:{}", 512, 1 / 2),
+        lambda: measure_cost(parse_pattern("sparge:0.9"), [512]),
+        lambda: make_options(methods="flashprefill:0.5", n="64", device="cpu"),
+    ):
+        with pytest.raises(UserError, match="depends on the text"):
+            refuse()
+    found = fit_budget("xattention:16,{}", 512, 1 / 2)
+    assert isinstance(found, XAttention)
+    assert flops_share(found, 512) <= 1 / 2 < flops_share(XAttention(16, found.topk + 1), 512)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -36,7 +36,7 @@ class FlashPrefill(Thresholded):
         UserError: if a parameter is not of these kinds.
     """
 
-    alpha: float = field(metadata={"always": True})
+    alpha: float = field(default=0.1, metadata={"always": True})
     block_size: int = field(default=128, metadata={"always": True})
     sinks: int = 2
     local: int = 4

@@ -31,14 +31,15 @@ class SkipSoftmax(Thresholded):
     the other queries of its tile, later ones too, and the threshold on n.
 
     Args:
-        factor: n times the threshold, above 0.
+        factor: n times the threshold, above 0; the paper calibrates it for each model, and 1000 is
+            no figure of its own.
         block_size: tokens in a block of queries, and in one of keys; at least 1.
 
     Raises:
         UserError: if a parameter is not of these kinds.
     """
 
-    factor: float = field(metadata={"always": True})
+    factor: float = field(default=1000.0, metadata={"always": True})
     block_size: int = field(default=128, metadata={"always": True})
 
     name: ClassVar[str] = "skip_softmax"
