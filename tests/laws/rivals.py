@@ -61,7 +61,7 @@ EXAMPLES: dict[str, Examples] = {
         (
             FlexPrefill(0.7, 4, tau=0.0),
             FlexPrefill(0.6, 3, tau=1.0),
-            FlexPrefill(0.5, 4, tau=0.25, minimum=3),
+            FlexPrefill(0.5, 4, tau=0.2, minimum=3),
         ),
         lambda n: FlexPrefill(0.9, -(-n // 2)),
     ),

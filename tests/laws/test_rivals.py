@@ -245,8 +245,8 @@ def test_visited_keys_are_those_of_any_query_of_a_tile(name: str) -> None:
         by_kv_head = keys.unflatten(0, (2, 4)).any(1)
         blocks = torch.nn.functional.pad(by_kv_head, (0, -n % 16)).unflatten(1, (-1, 16)).any(-1)
         expected.append(float((blocks.sum(1) * 16).clamp(max=n).double().mean()))
-    content = {"q": case.q[0], "k": case.k[0]}
-    found = visited_keys(pattern, n, heads=heads, kv_heads=2, block_sizes=(16,), **content)
+    shape: Any = {"heads": heads, "kv_heads": 2, "block_sizes": (16,)}
+    found = visited_keys(pattern, n, q=case.q[0], k=case.k[0], **shape)
     assert found.keys[16] == pytest.approx(sum(expected) / len(expected))
     choosing = choosing_keys(pattern, n, heads=heads, kv_heads=2)
     assert choosing > 0 if pattern.reads_content else choosing == 0
@@ -257,7 +257,7 @@ def test_reports_and_listings_know_them_all() -> None:
     assert METHOD_LABELS.keys() >= ALL_METHODS.keys()
     for name in NAMES:
         text = str(EXAMPLES[name].grid[-1])
-        point = SimpleNamespace(pattern=f"sinks:2+{text}", layers="all")
+        point: Any = SimpleNamespace(pattern=f"sinks:2+{text}", layers="all")
         assert composition(point) == f"sinks + {METHOD_LABELS[name]}"
         assert set(BUDGET[name]) <= set(parameters(ALL_METHODS[name]))
         # What `sa-patch methods` shows: a method by its name alone, and a window where it has one.
