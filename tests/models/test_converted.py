@@ -9,6 +9,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sa_patch.errors import UserError
@@ -133,6 +134,15 @@ def test_what_the_loader_cannot_read_is_still_refused_with_its_reason(tmp_path: 
     foreign = write_tiny_gguf(tmp_path / "foreign.gguf", family="unheard-of")
     with pytest.raises(UserError, match="could not be loaded.*unheard-of"):
         load_pretrained(str(foreign))
+
+
+def test_any_difference_is_seen(tiny: Path) -> None:
+    (model, tokenizer), (other, odd) = load_pretrained(str(tiny)), load_pretrained(str(tiny))
+    assert converted._same_model(model, other) and converted._same_tokenizer(tokenizer, odd)
+    odd.backend_tokenizer.normalizer = normalizers.NFC()
+    other.model.norm.weight.data[3] += 1
+    assert not converted._same_tokenizer(tokenizer, odd)
+    assert not converted._same_model(model, other)
 
 
 @pytest.mark.skipif(not THOROUGH, reason="imports torch twice; set HYPOTHESIS_PROFILE=thorough")
