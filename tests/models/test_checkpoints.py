@@ -1,7 +1,7 @@
 """Checkpoints that are no part of the project: loaded, patched and compared where they lie.
 
-They are read with ``HYPOTHESIS_PROFILE=thorough``, from a folder with a folder for each model, a GGUF
-file in it: ``SA_PATCH_TEST_MODELS=~/models``.
+They are read with ``HYPOTHESIS_PROFILE=thorough``, from a folder with a folder for each model, a
+GGUF file in it: ``SA_PATCH_TEST_MODELS=~/models``.
 """
 
 import os
