@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.documents import Document
 from sa_patch.evaluation.metering.pattern_meter import HeadShape
 from sa_patch.evaluation.metering.visited_meter import VisitedMeter
@@ -16,10 +17,15 @@ from sa_patch.kernels import Spans
 from sa_patch.kernels.visited_keys import BLOCK_SIZES
 from sa_patch.patching import observe_layers, patched
 from sa_patch.patterns import Full, MoBA, Pattern, fit_budget, flops_share
+from sa_patch.patterns.budget import require_known_keys
 
 # Reads content, so that a meter names the layers whose queries and keys it must be shown.
 _READER = MoBA(block_size=16, topk=1)
 VISITED_BLOCK = BLOCK_SIZES[0]
+
+
+class _TooLarge(Exception):
+    """The least pattern of a family spends more than the budget."""
 
 
 class Costs:
@@ -39,7 +45,7 @@ class Costs:
         self._group = self._shape.heads // self._shape.kv_heads
         observed = self._meter({layer: _READER for layer in layers}).layers
         self._content = read_content(model, document, observed)
-        self.visited_alone = lru_cache(maxsize=4096)(self._visited_alone)
+        self._alone = lru_cache(maxsize=4096)(self._visited_alone)
 
     def flops(self, patterns: Mapping[int, Pattern]) -> float:
         """Attention FLOPs of the layers, as a share of full attention's."""
@@ -52,8 +58,6 @@ class Costs:
         for layer in meter.layers:
             meter.observe(layer, *self._content[layer], Spans((self.n,), (0,)))
         counted = meter.summary({self.n: 1})
-        if not meter.layers and all(isinstance(one, Full) for one in patterns.values()):
-            return 1.0
         name = str(VISITED_BLOCK)
         return float(counted["visited_keys"][name] / counted["full_visited_keys"][name])
 
@@ -63,13 +67,25 @@ class Costs:
         Raises:
             UserError: if its smallest is too large already, or it cannot be built.
         """
-        spent: Callable[[Pattern, int, int], float] = flops_share
-        if cost == "visited":
+        least: list[Pattern] = []
 
-            def spent(pattern: Pattern, seq_len: int, group: int) -> float:
-                return self.visited_alone(pattern)
+        def spent(pattern: Pattern, seq_len: int, group: int) -> float:
+            require_known_keys(pattern)
+            visited = cost == "visited"
+            found = self._alone(pattern) if visited else flops_share(pattern, seq_len, group)
+            # More of the number costs more: where the least is too large, none will do.
+            if not least and found > share:
+                raise _TooLarge(
+                    f"even {pattern} spends {found:.3f} of full attention's {cost}, more than "
+                    f"{share:g}"
+                )
+            least.append(pattern)
+            return found
 
-        return fit_budget(family, self.n, share, self._group, spent)
+        try:
+            return fit_budget(family, self.n, share, self._group, spent)
+        except _TooLarge as error:
+            raise UserError(str(error)) from None
 
     def _visited_alone(self, pattern: Pattern) -> float:
         """Of one pattern in all layers."""

@@ -14,7 +14,7 @@ from sa_patch.files.provenance import versions
 from sa_patch.kernels import check_backend
 from sa_patch.kernels.visited_keys import visited_share
 from sa_patch.models.embedded import ModelSource, resolve_model
-from sa_patch.models.layer_check import check_context
+from sa_patch.models.layer_check import check_context, queries_per_key
 from sa_patch.models.loading import DTYPES
 from sa_patch.patterns import fit_budget, flops_share
 from sa_patch.patterns.base import whole_number
@@ -99,9 +99,7 @@ class Options:
         choice(self.cost, "cost", COSTS)
         choice(self.dtype, "dtype", DTYPES)
         check_backend(self.backend)
-        # The leanest of all: where it does not fit, nothing does.
-        spent = visited_share if self.cost == "visited" else flops_share
-        fit_budget("sinks:4+swa:{}", self.n, self.budget, spent=spent)
+        self.budget  # noqa: B018
         if self.text is not None and not self.text.is_file():
             raise UserError(f"no text file {self.text}; give the path of a UTF-8 text")
         if self.folder.exists() and not self.folder.is_dir():
@@ -110,6 +108,11 @@ class Options:
             raise UserError("a search needs Optuna; install it: pip install 'sa_patch[search]'")
         source = resolve_model(self.model, self.gguf_file, self.revision)
         check_context(source, self.n)
+        # The leanest of all: where it does not fit, nothing does.
+        spent = visited_share if self.cost == "visited" else flops_share
+        group = queries_per_key(source)
+        if group is not None:
+            fit_budget("sinks:4+swa:{}", self.n, self.budget, group, spent)
         return source
 
     def settings(self, source: ModelSource) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.S
         raise UserError(
             f"{path} is no journal of sa-patch search ({error}); give another --out"
         ) from error
-    other = [key for key, value in settings.items() if known and known.get(key) != value]
+    known = known or settings
+    other = [key for key, value in settings.items() if known.get(key) != value]
     if other:
         raise UserError(
             f"{folder} was begun with another {other[0]} ({known.get(other[0])!r}, not "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,13 @@ import pytest
 import yaml
 
 from sa_patch.cli.command import main
+from sa_patch.evaluation.calibration.measurement import counted_log_likelihoods
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.patterns import flops_share, parse_pattern
 from sa_patch.sweep.config import parse_config
 from sa_patch.sweep.search import quality, run, space
+from sa_patch.sweep.search.options import Options
+from sa_patch.sweep.search.study import open_study
 
 SMALL = ["--n", "384", "--share", "1/4", "--trials", "3", "--documents", "1", "--held-out", "1"]
 FEW = ("sinks and sliding window", "block_topk", "permuted_blocks")
@@ -29,13 +31,12 @@ def few_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def prefills(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[Any]:
     """The documents that are read from here on; before one more than `stop_at`, Ctrl-C."""
     read: list[Any] = []
-    measure: Callable[..., Any] = quality.counted_log_likelihoods
 
     def counted(model: Any, document: Any) -> Any:
         if len(read) == stop_at:
             raise KeyboardInterrupt
         read.append(document)
-        return measure(model, document)
+        return counted_log_likelihoods(model, document)
 
     monkeypatch.setattr(quality, "counted_log_likelihoods", counted)
     return read
@@ -60,7 +61,6 @@ def test_a_search_keeps_to_its_budget_and_goes_on(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     command = ["search", str(checkpoint), *SMALL, "--out"]
     with monkeypatch.context() as patch:
-        in_one_go = len(prefills(patch))
         read = prefills(patch)
         assert main([*command, str(whole)]) == 0
         in_one_go = len(read)
@@ -110,7 +110,8 @@ def test_visited_keys_and_layers(
 ) -> None:
     out = tmp_path / "search"
     command = ["search", str(checkpoint), *SMALL, "--trials", "1", "--out", str(out)]
-    assert main([*command, "--share", "1/2", "--cost", "visited", "--layer-trials", "2"]) == 0
+    more = ["--n", "640", "--share", "1/2", "--cost", "visited", "--layer-trials", "2"]
+    assert main([*command, *more]) == 0
     content = found_in(out)
     both = content["trials"]["compositions"] + content["trials"]["layers"]
     assert all(trial["visited"] <= 1 / 2 + 1e-9 for trial in both if trial["rungs"])
@@ -130,7 +131,7 @@ def test_visited_keys_and_layers(
     [
         (["--share", "2"], "--share is a part of full attention's cost"),
         (["--share", "1/8 of it"], "--share is a part of full attention's cost"),
-        (["--share", "0.001"], "more than 0.001; take a larger share"),
+        (["--n", "512", "--share", "0.001"], "more than 0.001; take a larger share"),
         (["--cost", "time"], "cost"),
         (["--trials", "0"], "--trials must be a whole number of at least 1"),
         (
@@ -163,8 +164,8 @@ def test_a_folder_of_another_search_is_refused(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(run, "load_tokenizer", pytest.fail)
-    settings = run.Options(str(checkpoint), n=512, out=tmp_path)
-    run.open_study(tmp_path, "compositions", settings.settings(settings.check()))
+    settings = Options(str(checkpoint), n=512, out=tmp_path)
+    open_study(tmp_path, "compositions", settings.settings(settings.check()))
     assert main(["search", str(checkpoint), "--n", "384", "--out", str(tmp_path)]) == 2
     assert "was begun with another n (512, not 384)" in capfd.readouterr().err
     (tmp_path / "study.journal").write_text("{}\n" * 2)
