@@ -19,9 +19,11 @@ from sa_patch.evaluation.calibration.documents import (
     generated_documents,
 )
 from sa_patch.files.provenance import describe_session, now
+from sa_patch.models.embedded import ModelSource
 from sa_patch.models.loading import load_causal_lm, load_tokenizer
 from sa_patch.patching.layers import default_layers
 from sa_patch.patterns import parse_pattern
+from sa_patch.sweep.run_folder import hold_folder
 from sa_patch.sweep.search.costs import Costs
 from sa_patch.sweep.search.layers import EVEN, suggest_layers
 from sa_patch.sweep.search.options import Options
@@ -43,6 +45,13 @@ def run_search(options: Options, console: Console, command: Sequence[str] = ()) 
         UserError: for anything that is not allowed, before the model is loaded where possible.
     """
     source = options.check()
+    with hold_folder(options.folder, "search"):
+        return _search(options, source, console, command)
+
+
+def _search(
+    options: Options, source: ModelSource, console: Console, command: Sequence[str]
+) -> list[Path]:
     settings = options.settings(source)
     study = open_study(options.folder, "compositions", settings)
     session = describe_session(command)

@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sa_patch.errors import UserError
+from sa_patch.files.atomic_write import write_whole
 from sa_patch.sweep.search.quality import Patterns
 
 JOURNAL = "study.journal"
@@ -38,13 +39,13 @@ def open_study(folder: Path, name: str, settings: Mapping[str, Any]) -> optuna.S
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = folder / JOURNAL
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
             study_name=name,
             direction="maximize",
             load_if_exists=True,
-            pruner=optuna.pruners.SuccessiveHalvingPruner(reduction_factor=_REDUCTION),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(1, _REDUCTION),
         )
         known = study.user_attrs.get("settings")
         if known is None:
@@ -106,6 +107,14 @@ def run_trials(
             name = list(named)[len(done)]
             study.enqueue_trial(dict(named[name]), user_attrs={"named": name})
         say(_run_trial(study, suggest, rungs))
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut off what a kill left of a line: the next one would be written behind it."""
+    content = path.read_bytes() if path.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_whole(path, whole)
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
