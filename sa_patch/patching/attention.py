@@ -152,8 +152,8 @@ def refuse_share_of_heads(module: nn.Module, plan: LayerPlan, heads: int) -> Non
     if heads != every:
         raise UserError(
             f"layer {module.layer_idx} has {heads} of {every} heads here, as under tensor "
-            f"parallelism, and {plan.text} draws for each head by its number among all; leave "
-            "per_head out"
+            f"parallelism, and {plan.text} tells heads apart by their number among all; leave "
+            "per_head out, or take one pattern for all heads"
         )
 
 
