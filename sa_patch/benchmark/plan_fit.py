@@ -15,8 +15,11 @@ from torch import Tensor
 from sa_patch.benchmark.tables import number, table
 from sa_patch.errors import UserError
 from sa_patch.kernels.flash.attention4 import blocks_for
+from sa_patch.kernels.flash.paged import part_by_pages
 from sa_patch.kernels.flash.walk import folded
-from sa_patch.kernels.plans.plan import KINDS, passes, plan_of
+from sa_patch.kernels.plans.block_lists import Blocks
+from sa_patch.kernels.plans.pages import paged_plan
+from sa_patch.kernels.plans.plan import KINDS, Pass, passes, plan_of
 from sa_patch.patterns import Pattern, parse_pattern, parts_of
 from sa_patch.patterns.registry import make_pattern
 
@@ -98,22 +101,8 @@ def plan_fit(pattern: Pattern, n: int, model: Model, *, layer: int = 0) -> PlanF
         torch.randn(1, heads, n, _CHOICE_WIDTH, generator=generator)
         for heads in (model.heads, model.kv_heads)
     )
-    row_bytes = _BYTES * model.head_dim * n
-    visited = whole = moved = 0.0
-    for given in passes(pattern):
-        fold = folded(given, model.heads // model.kv_heads, blocks)
-        own = blocks._replace(queries=blocks.queries // fold, heads=fold)
-        plan = plan_of(given, q, k, layer=layer, blocks=own)
-        lists = plan.lists
-        some, every = (
-            float(x.sum((0, 2)).double().mean()) for x in (lists.counts, lists.whole_counts)
-        )
-        visited += (some + every) * own.queries * own.keys
-        whole += every * own.queries * own.keys
-        copies = 3 if plan.structure.ordered else 1
-        kv_heads = model.heads if len(plan.keys) > 1 else model.kv_heads
-        moved += copies * 2 * (model.heads + kv_heads) * row_bytes
-        moved += sum(x.numel() * x.element_size() for x in (plan.tables, *lists))
+    costs = [_pass_cost(given, q, k, blocks, model, layer) for given in passes(pattern)]
+    visited, whole, moved = map(sum, zip(*costs, strict=True))
     return PlanFit(
         str(pattern),
         n,
@@ -125,8 +114,36 @@ def plan_fit(pattern: Pattern, n: int, model: Model, *, layer: int = 0) -> PlanF
     )
 
 
+def _pass_cost(
+    given: Pass, q: Tensor, k: Tensor, blocks: Blocks, model: Model, layer: int
+) -> tuple[float, float, float]:
+    """Pairs that a query head visits in a pass, those in wholly visible blocks, and bytes moved."""
+    group, n = model.heads // model.kv_heads, k.shape[2]
+    row_bytes = _BYTES * model.head_dim * n
+    rows_bytes = 2 * (model.heads + model.kv_heads) * row_bytes
+    if (part := part_by_pages(given, group, n, n, blocks)) is not None:
+        paged = paged_plan(given.local, part, q, k, step=blocks.keys)
+        # Rows of queries and of the result are put in order, keys and values are not.
+        copied = 2 * 2 * model.heads * row_bytes
+        visited = _visits(paged.used) * paged.shared
+        return visited, 0.0, rows_bytes + copied + _bytes(paged.tables, paged.starts, paged.used)
+    fold = folded(given, group, blocks)
+    own = blocks._replace(queries=blocks.queries // fold, heads=fold)
+    plan = plan_of(given, q, k, layer=layer, blocks=own)
+    pairs = own.queries * own.keys
+    some, whole = (_visits(x) * pairs for x in (plan.lists.counts, plan.lists.whole_counts))
+    copies = 3 if plan.structure.ordered else 1
+    kv_heads = model.heads if len(plan.keys) > 1 else model.kv_heads
+    moved = copies * 2 * (model.heads + kv_heads) * row_bytes
+    return some + whole, whole, moved + _bytes(plan.tables, *plan.lists)
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
 def _visits(counts: Tensor) -> float:
-    """Blocks that all tiles visit, a mean over the heads that have lists of their own."""
+    """What all tiles visit, ``[batch, heads, tiles]``: a mean over heads with their own lists."""
     return float(counts.sum((0, 2)).double().mean())
 
 

@@ -1,7 +1,7 @@
 """HOW is attention over a pattern computed: one file per backend, one shared signature."""
 
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
-from sa_patch.kernels.caches import forget_plans
+from sa_patch.kernels.caches import expect_layers, forget_plans
 from sa_patch.kernels.dispatch import (
     BACKENDS,
     attend,
@@ -19,6 +19,7 @@ __all__ = [
     "attend",
     "check_backend",
     "choose_backend",
+    "expect_layers",
     "forget_plans",
     "sparse_attention",
 ]

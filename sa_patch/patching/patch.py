@@ -11,7 +11,7 @@ from typing import TypeVar
 from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
-from sa_patch.kernels import check_backend
+from sa_patch.kernels import check_backend, expect_layers
 from sa_patch.patching.attention import IMPLEMENTATION, OWN_NAMES
 from sa_patch.patching.drafting import draft_after_prompt
 from sa_patch.patching.layers import attention_layers, base_model, text_model
@@ -75,6 +75,7 @@ def patch_model(
     check_backend(backend)
     inner = base_model(model)
     modules = attention_layers(inner)
+    expect_layers(1 + max(modules, default=0))
     assigned = _keep_branches(inner, schedule.assign(inner, given))
     refuse_prefix_adapter(model, assigned.values())
     refuse_other_heads(inner, assigned.values())

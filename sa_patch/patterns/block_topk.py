@@ -150,18 +150,27 @@ class BlockTopK(Pattern):
         """`eligible` for one query, without a tensor."""
         return max(0, self._first_unchosen(position))
 
-    def own_choices(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+    def own_choices(self, q: Tensor, k: Tensor, positions: Tensor | range) -> Tensor:
         """The blocks that every query chooses for itself.
 
         Args:
             q: ``[q_heads, nq, head_dim]``.
             k: ``[kv_heads, n, head_dim]``, all keys of the sequence.
-            positions: int64 ``[nq]``, of the queries.
+            positions: int64 ``[nq]``, of the queries; a range where they follow each other, so
+                that nothing is asked of the device.
 
         Returns:
             int64 ``[choosers, nq, topk]``, -1 where fewer blocks are eligible; a chooser is a
             query head, or with `grouped` a KV head. A block stands at most once in a row.
         """
+        most_of = None
+        if isinstance(positions, range):
+            known = positions
+            positions = torch.arange(known.start, known.stop, device=q.device)
+
+            def most_of(count: int) -> int:
+                return self.eligible_at(known[count - 1])
+
         per_kv_head = q.float().unflatten(0, (len(k), -1))
         if self.grouped:
             per_kv_head = per_kv_head.sum(1, keepdim=True)
@@ -173,15 +182,16 @@ class BlockTopK(Pattern):
             topk=self.topk,
             branch=self.branch,
             beam=self.beam,
+            most_of=most_of,
         )
         return finest_blocks.flatten(0, 1)
 
-    def picks(self, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+    def picks(self, q: Tensor, k: Tensor, positions: Tensor | range) -> Tensor:
         """The blocks that every query sees by choice: its own, and with `shared` its tile's so far.
 
         Args:
-            q, k: as of `own_choices`.
-            positions: int64 ``[nq]``; with `shared` they follow each other and begin a tile.
+            q, k, positions: as of `own_choices`; with `shared` these follow each other and begin a
+                tile.
 
         Returns:
             int64 ``[choosers, nq, shared * topk]``, each block once, -1 for none.

@@ -65,7 +65,8 @@ def hash_draws(seq_len: int, keys: Sequence[int], device: torch.device | None = 
     salts = torch.tensor([_salts(key) for key in keys])
     if device is not None and device.type == "cuda":
         # From pageable memory the copy would wait for all work queued before it.
-        salts = salts.pin_memory().to(device, non_blocking=True)
+        salts = salts.pin_memory()
+    salts = salts.to(device, non_blocking=True)
     return _hashes(seq_len, salts.T[..., None])
 
 

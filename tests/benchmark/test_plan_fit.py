@@ -20,7 +20,7 @@ FIT = {
     "sa:256": 0.39,
     "sa:256,per_head=true": 0.39,
     "psa:256": 0.20,
-    "block_topk:8,8,8,branch=0,shared=32,segment=128": 0.20,
+    "block_topk:8,8,8,branch=0,shared=32,segment=128": 0.62,
     "sinks:4+swa:128+psa:128": 0.16,
 }
 

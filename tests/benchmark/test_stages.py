@@ -65,6 +65,8 @@ def test_every_stage_is_rehearsed(rehearsed: tuple[Path, str]) -> None:
     checked = read(out / "flash_check.json")["cases"]
     assert {one["status"] for one in checked.values()} == {"passed"}
     assert read_bench(out / "flash/attention.json").where(status=TIMED)
+    for version in (2, 3, 4):
+        assert f"rival: full, FlashAttention-{version} " in said
     for stem in ("model", "moe"):
         bench = read_prefill(out / f"{stem}.json")
         assert bench.complete and all(cell.status == TIMED for cell in bench.cells)

@@ -13,13 +13,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from sa_patch.benchmark.attention.flex_flash import NAME as FLEX_FLASH
+from sa_patch.benchmark.attention.flex_flash import causal_by_flex_flash, flex_flash_refusal
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS, Backend, sparse_attention
 from sa_patch.kernels.flash import backend as flash
+from sa_patch.kernels.flash.libraries import Library
 from sa_patch.kernels.triton.backend import interpreting
 from sa_patch.patterns import SA, SWA, Full, Pattern
 
 BASELINE = "SDPA full"
+# Before what a rival that takes no part would have computed.
+RIVAL = "rival: "
 SDPA_KERNELS = {
     "torch, flash": SDPBackend.FLASH_ATTENTION,
     "torch, cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -127,11 +132,19 @@ def gather(
             found.append(_on_backend(pattern, name))
     served = {(one.label, one.backend) for one in found}
     windows = [p.window for p in patterns if isinstance(p, (SA, SWA))]
-    rivals, absent = _flash_rivals(list(dict.fromkeys(windows)), q, k)
-    found += [one for one in rivals if (one.label, "flash") not in served]
+    rivals, absent = _dense_rivals(q, k)
+    banded, no_bands = _banded_rivals(list(dict.fromkeys(windows)), q, k)
+    # A band that backend `flash` has served already is no rival's too.
+    found += [*rivals, *(one for one in banded if (one.label, "flash") not in served)]
+    refused += absent + no_bands
     if q.is_cuda:
         found += [_sdpa_by(name, kind) for name, kind in SDPA_KERNELS.items()]
-    return found, refused + absent
+    if "flex" in backends:
+        if reason := flex_flash_refusal(q):
+            refused.append(NotServed(f"{RIVAL}full", FLEX_FLASH, reason))
+        else:
+            found.append(Candidate("full", FLEX_FLASH, Full(), causal_by_flex_flash, rival=True))
+    return found, refused
 
 
 def refusal(
@@ -179,31 +192,47 @@ def _sdpa_by(name: str, kind: SDPBackend) -> Candidate:
     return Candidate(BASELINE, name, Full(), call, rival=True)
 
 
-def _flash_rivals(
-    windows: Sequence[int], q: Tensor, k: Tensor
-) -> tuple[list[Candidate], list[NotServed]]:
-    """FlashAttention on full attention and on bands; or why it takes no part."""
-    bands = {TwoSidedBand(w): (w - 1, w - 1) for w in windows} | {
-        SWA(w): (w - 1, 0) for w in windows
-    }
+def _dense_rivals(q: Tensor, k: Tensor) -> tuple[list[Candidate], list[NotServed]]:
+    """Full attention by each generation of FlashAttention; or why one takes no part."""
     found: list[Candidate] = []
     refused: list[NotServed] = []
-    for kind, masks in (("full", {Full(): None}), ("bands", bands)):
-        try:
-            library = flash.serving(q, k, windowed=kind == "bands")
-        except UserError as error:
-            refused.append(NotServed(f"rival: {kind}", "FlashAttention", str(error)))
-            continue
-        for shown, sides in masks.items():
-            found.append(Candidate(str(shown), library, shown, _flash(sides), rival=True))
+    for title, library in flash.able_libraries(q, k).items():
+        if isinstance(library, str):
+            refused.append(NotServed(f"{RIVAL}full", title, library))
+        else:
+            call = _flash_full(library)
+            found.append(Candidate("full", str(library.version()), Full(), call, rival=True))
     return found, refused
 
 
-def _flash(sides: tuple[int, int] | None) -> Call:
-    """FlashAttention over the keys up to so many before and after a query; None for causal."""
+def _banded_rivals(
+    windows: Sequence[int], q: Tensor, k: Tensor
+) -> tuple[list[Candidate], list[NotServed]]:
+    """The newest FlashAttention that can on bands; or why none takes part."""
+    try:
+        library = flash.serving(q, k, windowed=True)
+    except UserError as error:
+        return [], [NotServed(f"{RIVAL}bands", "FlashAttention", str(error))]
+    bands = {TwoSidedBand(w): (w - 1, w - 1) for w in windows} | {
+        SWA(w): (w - 1, 0) for w in windows
+    }
+    return [
+        Candidate(str(shown), library, shown, _flash_band(*sides), rival=True)
+        for shown, sides in bands.items()
+    ], []
+
+
+def _flash_full(library: Library) -> Call:
+    def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+        return flash.full(q, k, v, 1 / math.sqrt(q.shape[3]), library)
+
+    return call
+
+
+def _flash_band(left: int, right: int) -> Call:
+    """The keys up to so many before and after a query."""
 
     def call(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-        scale = 1 / math.sqrt(q.shape[3])
-        return flash.banded(q, k, v, *sides, scale) if sides else flash.full(q, k, v, scale)
+        return flash.banded(q, k, v, left, right, 1 / math.sqrt(q.shape[3]))
 
     return call

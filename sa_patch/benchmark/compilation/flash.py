@@ -143,13 +143,8 @@ def _compile(
             compiled()
             return ""
 
-        def kernel(*given: Any) -> tuple[Tensor, Tensor]:
-            result = compile_only(*given)
-            compiled()
-            return result
-
         blocks = blocks_for(major, head_dim)
-        attend_plans(pattern, q, k, v, layer=0, scale=0.1, blocks=blocks, kernel=kernel)
+        attend_plans(pattern, q, k, v, layer=0, scale=0.1, blocks=blocks, kernel=compiler(compiled))
     # Whatever the compiler refuses is the answer.
     except Exception as error:
         return f"{type(error).__name__}: {one_line(error)}"
@@ -162,17 +157,31 @@ def _compile_window(window: int, *tensors: Tensor) -> None:
     _flash_attn_fwd(*tensors, window_size_left=window - 1, window_size_right=0)
 
 
-def compile_only(
-    q: Tensor, k: Tensor, v: Tensor, lists: Any, mask: Any, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    """A kernel that is compiled for its arguments and not run."""
-    from sa_patch.kernels.flash.attention4 import attend_lists
+def compiler(compiled: Callable[[], None] = lambda: None) -> Any:
+    """A `Kernel` that is compiled and not run; `compiled` is called after each."""
+    from sa_patch.kernels.flash.attention4 import KERNEL
+    from sa_patch.kernels.flash.walk import Kernel
 
-    with _fake() as fake:
-        plan = mask.plan._replace(tables=fake(mask.plan.tables))
-        lists = type(lists)(*map(fake, lists))
-        attend_lists(fake(q), fake(k), fake(v), lists, mask._replace(plan=plan), *rest)
-    return torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
+    def only(call: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+        def compile_only(q: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+            with _fake() as fake:
+                call(*(_faked(x, fake) for x in (q, *given)))
+            compiled()
+            return torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
+
+        return compile_only
+
+    return Kernel(*map(only, KERNEL))
+
+
+def _faked(x: Any, fake: Callable[[Tensor], Tensor]) -> Any:
+    """Fake tensors for those in named tuples, however deep, that kernels are handed."""
+    if isinstance(x, Tensor):
+        # Kernels read no int64: numbers are taken from it on the CPU.
+        return x if x.dtype == torch.int64 else fake(x)
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*(_faked(one, fake) for one in x))
+    return x
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from sa_patch.patterns import SA
 
 MIN_ROUNDS, MAX_ROUNDS = 2, 10
 DRAWS = 20
-# As many layers as the Triton backend draws at once (`_LAYERS_TOGETHER` in its plans of rings).
+# Layers whose permutations are drawn for one measurement.
 LAYERS_DRAWN_TOGETHER = 16
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from sa_patch.benchmark.attention.candidates import RIVAL
 from sa_patch.benchmark.attention.cases import Case
+from sa_patch.benchmark.attention.record import AttentionBench, read_bench
 from sa_patch.benchmark.stages.check import check_cases
 from sa_patch.benchmark.stages.speed import LAYER_METHODS, time_layer
 from sa_patch.benchmark.stages.stage import Found, Visit
@@ -19,8 +21,9 @@ HEAD_DIMS = (128, 64)
 def time_flash(visit: Visit) -> Found:
     """``flash_check.json`` against float64 first, then ``flash/attention.json``.
 
-    FlashAttention-3 and -4 and cuDNN on full attention are among the rivals of the second, where
-    they are installed. On a CPU `banded` takes the place of the kernels.
+    FlashAttention-3 and -4, cuDNN and FlexAttention by FlashAttention-4 on full attention are among
+    the rivals of the second; a row says why one is missing. On a CPU `banded` takes the place of
+    the kernels.
     """
     backends = ("flash",) if visit.device == "cuda" else ("banded",)
     checked = check_cases(visit, visit.out / "flash_check.json", _cases(visit, backends))
@@ -28,10 +31,18 @@ def time_flash(visit: Visit) -> Found:
     folder.mkdir(parents=True, exist_ok=True)
     timed = time_layer(dataclasses.replace(visit, out=folder), METHODS, LENGTHS)
     return Found(
-        [*checked.rows, *timed.rows],
+        [*checked.rows, *timed.rows, *_missing(read_bench(folder / "attention.json"))],
         [*checked.wrong, *timed.wrong],
         checked.missing + timed.missing,
     )
+
+
+def _missing(bench: AttentionBench) -> list[tuple[str, str]]:
+    return [
+        (f"{one.label}, {one.backend}", f"not measured: {one.reason}")
+        for one in bench.not_served
+        if one.label.startswith(RIVAL)
+    ]
 
 
 def _cases(visit: Visit, backends: tuple[str, ...]) -> list[Case]:

@@ -131,7 +131,7 @@ def choose(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor, start: int) -> Tenso
     positions = torch.arange(start, start + q.shape[1], device=q.device)
     q, k = q.detach(), k.detach()
     if isinstance(pattern, BlockTopK):
-        picks = pattern.picks(q, k, positions)
+        picks = pattern.picks(q, k, range(start, start + q.shape[1]))
         return picks.repeat_interleave(len(q) // len(picks), dim=0)
     means = block_means(k, pattern.block_size)
     width = min(pattern.topk - 1, means.shape[1])
@@ -232,8 +232,7 @@ def _shared_of_row(
     pattern: BlockTopK, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """`attend_chosen` for one row whose tiles of queries share their choices."""
-    positions = torch.arange(start, start + q.shape[1], device=q.device)
-    own = pattern.own_choices(q, k, positions)
+    own = pattern.own_choices(q, k, range(start, start + q.shape[1]))
     wide, k_wide, v_wide = _widened(q, k, v, scale)
     return attend_shared_blocks(
         own,

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
-from sa_patch.kernels.flash.attention4 import attend_lists, blocks_for
+from sa_patch.kernels.flash.attention4 import KERNEL, blocks_for
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need, Window
 from sa_patch.kernels.flash.walk import walk_rows
 from sa_patch.kernels.plans.plan import KINDS
-from sa_patch.patterns import SWA, Pattern, parts_of
+from sa_patch.patterns import SWA, Full, Pattern, parts_of
 
 _DTYPES = (torch.float16, torch.bfloat16)
 # Where its kernels compile with a mask, lists and the log-sum-exp together (eval/results/gpu).
@@ -130,6 +130,8 @@ def attend(
     if isinstance(pattern, SWA) and not pattern.saturated(max(spans.lengths)):
         window = (pattern.window - 1, 0)
     library = _library(q, k, v, windowed=window[0] is not None)
+    if spans.packed_in is not None:
+        return _packed_rows(library, q, k, v, spans=spans, window=window, scale=scale)
     return causal_rows(library, q, k, v, spans=spans, window=window, scale=scale)
 
 
@@ -144,8 +146,32 @@ def _attend_plans(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, own: dict[s
         v,
         **own,
         blocks=blocks_for(need.capability[0], q.shape[3]),
-        kernel=attend_lists,
+        kernel=KERNEL,
     )
+
+
+def packs(pattern: Pattern, softmax: Softmax) -> bool:
+    """What the libraries' own windows show: their packed rows are ours."""
+    return isinstance(pattern, (Full, SWA)) and softmax is PLAIN
+
+
+def _packed_rows(
+    library: Library,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    spans: Spans,
+    window: Window,
+    scale: float,
+) -> Tensor:
+    """Causal attention of rows of several sequences in one call; shapes as `Attend`."""
+    lengths = [length for length in spans.lengths if length]
+    queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    out = library.packed(
+        queries, keys, values, lengths, lengths, window=window, causal=True, scale=scale
+    )
+    return out.unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
 def causal_rows(
@@ -193,13 +219,14 @@ def causal_rows(
     return torch.stack(padded).transpose(1, 2)
 
 
-def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def full(q: Tensor, k: Tensor, v: Tensor, scale: float, library: Library | None = None) -> Tensor:
     """Full causal attention, for comparison.
 
     Args:
         q: ``[batch, q_heads, n, head_dim]``.
         k, v: ``[batch, kv_heads, n, head_dim]``.
         scale: factor of the scores.
+        library: of `able_libraries`; the newest able one unless given.
 
     Returns:
         as q.
@@ -207,7 +234,7 @@ def full(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     Raises:
         UserError: where no installed library can serve, with the reasons.
     """
-    library = _library(q, k, v, windowed=False)
+    library = library or _library(q, k, v, windowed=False)
     return _uniform(library, q, k, v, window=(None, 0), causal=True, scale=scale)
 
 
@@ -248,8 +275,37 @@ def installed_versions() -> list[str]:
     return [found for library in LIBRARIES if (found := library.version()) is not None]
 
 
+def able_libraries(q: Tensor, k: Tensor) -> dict[str, Library | str]:
+    """Each library that `full` could take, or why it cannot, by name and generation; newest first.
+
+    Shapes as `full`.
+    """
+    if q.device.type != "cuda":
+        reason = f"FlashAttention runs on CUDA GPUs only, not on {q.device.type!r}"
+        return {library.title: reason for library in LIBRARIES}
+    return _by_generation(_need(q, k, windowed=False))
+
+
+def _by_generation(need: Need) -> dict[str, Library | str]:
+    found: dict[str, Library | str] = {}
+    for library in LIBRARIES:
+        known = found.get(library.title)
+        # A generation comes in several packages.
+        if known is None or (isinstance(known, str) and library.load() is not None):
+            found[library.title] = _refusal(library, need) or library
+    return found
+
+
+def _refusal(library: Library, need: Need) -> str:
+    if need.dtype not in _DTYPES:
+        return f"FlashAttention takes float16 and bfloat16, not {str(need.dtype).split('.')[-1]}"
+    return library.refusal(need)
+
+
 def serving(q: Tensor, k: Tensor, *, windowed: bool) -> str:
     """Name and version of the library that `full` (or `banded`, where windowed) would take.
+
+    Shapes as `full`.
 
     Raises:
         UserError: where none can serve, with the reasons.
@@ -262,5 +318,6 @@ BACKEND = Backend(
     summary="FlashAttention on CUDA, fp16 and bf16: windows and full; with version 4 every pattern",
     supports=supports,
     attend=attend,
+    packs=packs,
     refuses=refuses,
 )

@@ -2,19 +2,21 @@
 
 The parts of a pattern that have rings are passes of their own, in the order of their rings, and are
 joined by the log-sum-exp. Where content chooses, the query heads that share a KV head fill tiles
-together, so that a tile holds few queries and its list is short.
+together, so that a tile holds few queries and its list is short. Small blocks that tiles of queries
+share are read as pages (`paged.py`), all else by lists of whole key blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from sa_patch.kernels.backend import PLAIN, Softmax, Spans
+from sa_patch.kernels.flash.paged import attend_pages, part_by_pages
 from sa_patch.kernels.merge import merge
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.plan import Pass, Plan, passes, plan_of
@@ -33,9 +35,18 @@ class MaskKind(NamedTuple):
     """of the model, where rows are folded: a row of the batch is a KV head then"""
 
 
-Kernel = Callable[..., tuple[Tensor, Tensor]]
-"""``(q, k, v, lists, mask, blocks, scale, softcap)`` to output and natural log-sum-exp, with q
-``[batch, q_heads, rows, head_dim]`` and k and v ``[batch, kv_heads, n, head_dim]``."""
+Walked = Callable[..., tuple[Tensor, Tensor]]
+"""A call of a kernel, to output and natural log-sum-exp."""
+
+
+class Kernel(NamedTuple):
+    """What computes passes."""
+
+    lists: Walked
+    """``(q, k, v, lists, mask, blocks, scale, softcap)``, with q ``[batch, q_heads, rows,
+    head_dim]`` and k and v ``[batch, kv_heads, n, head_dim]``"""
+    pages: Walked
+    """as `PagedKernel`, and ``(blocks, scale, softcap)``"""
 
 
 def attend_plans(
@@ -60,16 +71,26 @@ def attend_plans(
     Returns:
         Like q.
     """
-    parts = []
-    for given in passes(pattern):
-        fold = folded(given, q.shape[1] // k.shape[1], blocks)
+    group = q.shape[1] // k.shape[1]
+
+    def attend_pass(given: Pass) -> tuple[Tensor, Tensor]:
+        paged = part_by_pages(given, group, q.shape[2], k.shape[2], blocks)
+        if paged is not None:
+
+            def read(*args: Any) -> tuple[Tensor, Tensor]:
+                return kernel.pages(*args, blocks, scale, softmax.softcap)
+
+            return attend_pages(given, paged, q, k, v, blocks, read)
+        fold = folded(given, group, blocks)
         own = blocks._replace(queries=blocks.queries // fold, heads=fold)
         plan = plan_of(given, q, k, layer=layer, blocks=own)
 
         def walked(*tensors: Tensor, lists: Lists, mask: MaskKind) -> tuple[Tensor, Tensor]:
-            return kernel(*tensors, lists, mask, blocks, scale, softmax.softcap)
+            return kernel.lists(*tensors, lists, mask, blocks, scale, softmax.softcap)
 
-        parts.append(_attend_pass(plan, q, k, v, fold, walked))
+        return _attend_lists(plan, q, k, v, fold, walked)
+
+    parts = [attend_pass(given) for given in passes(pattern)]
     joined = merge(parts)
     if softmax.sink is None:
         return joined
@@ -109,13 +130,13 @@ def folded(given: Pass, group: int, blocks: Blocks) -> int:
     return group if given.choices and blocks.queries % group == 0 else 1
 
 
-def _attend_pass(
+def _attend_lists(
     plan: Plan,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     fold: int,
-    walked: Kernel,
+    walked: Walked,
 ) -> tuple[Tensor, Tensor]:
     (batch, heads, count, _), kv_heads = q.shape, k.shape[1]
     mask = MaskKind(plan, fold, kv_heads if fold > 1 else 1)

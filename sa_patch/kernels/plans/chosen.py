@@ -11,7 +11,7 @@ from sa_patch.patterns.block_selection.block_means import block_means
 
 # Scores of MoBA's choice that are held at once: few enough for a core's cache, and on a GPU enough
 # to be worth a launch.
-_SCORE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 24}
+_SCORES_CPU, _SCORES = 1 << 20, 1 << 24
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
     """
     batch, seq_len = k.shape[0], k.shape[2]
     queries, keys = q.flatten(0, 1), k.flatten(0, 1)
-    positions = torch.arange(seq_len - q.shape[2], seq_len, device=q.device)
+    positions = range(seq_len - q.shape[2], seq_len)
     if isinstance(pattern, MoBA):
         first, most = 0, pattern.topk - 1
         picks = _moba_picks(pattern, queries, keys, positions)
@@ -46,11 +46,12 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
     return ascending.transpose(1, 2).unflatten(0, (batch, -1))
 
 
-def _moba_picks(pattern: MoBA, q: Tensor, k: Tensor, positions: Tensor) -> Tensor:
+def _moba_picks(pattern: MoBA, q: Tensor, k: Tensor, positions: range) -> Tensor:
     """int64 ``[batch * q_heads, nq, picks]``, -1 where there is none."""
     means = block_means(k, pattern.block_size)
-    step = max(1, _SCORE_ELEMENTS[q.device.type] // (len(q) * max(1, means.shape[1])))
-    own = positions // pattern.block_size
+    held = _SCORES_CPU if q.device.type == "cpu" else _SCORES
+    step = max(1, held // (len(q) * max(1, means.shape[1])))
+    own = torch.arange(positions.start, positions.stop, device=q.device) // pattern.block_size
     chosen = [
         pattern.rank_blocks(queries, means, blocks)
         for queries, blocks in zip(q.split(step, dim=1), own.split(step), strict=True)

@@ -91,8 +91,8 @@ def mask_tables(
         told = torch.tensor(numbers, dtype=torch.int32)
         if keys.device.type == "cuda":
             # From pageable memory the copy would wait for all work queued before it.
-            told = told.pin_memory().to(keys.device, non_blocking=True)
-        return (told,)
+            told = told.pin_memory()
+        return (told.to(keys.device, non_blocking=True),)
 
     behind = torch.zeros(_BEYOND, dtype=torch.int32, device=keys.device)
     front = _HEADERS.get((*numbers, keys.device), header)

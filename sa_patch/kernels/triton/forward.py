@@ -5,9 +5,11 @@ Imports the kernels, so it is imported at the first call.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from sa_patch.kernels.triton import launch_table
 from sa_patch.kernels.triton.block_choice.launch import choose, of_query_heads
@@ -97,23 +99,39 @@ def _serve_sparse(pattern: Pattern, parts: DisjointParts, call: Call, configs: C
         _serve_parts(parts, call, configs, fused)
         return
     # Half precision would be rounded at every piece.
-    out = torch.zeros_like(call.q, dtype=torch.float32)
-    lse = torch.full(call.q.shape[:3], -torch.inf, dtype=torch.float32, device=call.q.device)
-    _serve_parts(parts, call._replace(out=out, lse=lse, join=True), configs, fused)
+    out, lse = _wide_results(call.q)
+    # The local window's launch then writes all there is, for others to join.
+    begins = parts.local_window.everywhere and not fused and call.covers_all
+    if not begins:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    _serve_parts(parts, call._replace(out=out, lse=lse, join=True), configs, fused, begins=begins)
     call.out.copy_(out)
     if call.lse is not None:
         call.lse.copy_(lse)
 
 
-def _serve_parts(parts: DisjointParts, call: Call, configs: Configs, fused: bool) -> None:
+def _wide_results(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for a result in fp32 and its log-sum-exp, in one piece of memory."""
+    rows = prod(q.shape[:3])
+    memory = q.new_empty(rows * (q.shape[3] + 1), dtype=torch.float32)
+    out, lse = memory.split([rows * q.shape[3], rows])
+    return out.view(q.shape), lse.view(q.shape[:3])
+
+
+def _serve_parts(
+    parts: DisjointParts, call: Call, configs: Configs, fused: bool, *, begins: bool = False
+) -> None:
     """Each part in its launches, joined to those before where the call says so.
 
     Args:
         fused: the local window is served with the first chosen blocks.
+        begins: nothing stands in the results before the local window.
     """
     local_window, rings = parts.local_window, parts.rings
     if local_window.everywhere and not fused:
-        launch_local_window(call, local_window, configs.band(joining=call.join).launch)
+        launch = configs.band(joining=call.join).launch
+        launch_local_window(call._replace(join=call.join and not begins), local_window, launch)
     elif local_window.dense and not fused:
         early = [row._replace(length=min(row.length, local_window.dense)) for row in call.rows]
         rows = tuple(row for row in early if row.start < row.length)

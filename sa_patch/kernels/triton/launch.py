@@ -78,6 +78,13 @@ class Call(NamedTuple):
         return self.q.shape[2]
 
     @property
+    def covers_all(self) -> bool:
+        """Whether its rows hold every query."""
+        count = self.query_len
+        real = (min(count, row.length - row.start) - max(0, -row.start) for row in self.rows)
+        return sum(real) == len(self.q) * count
+
+    @property
     def stream(self) -> int:
         return current_stream(self.q.device)
 

@@ -100,6 +100,13 @@ class Rings(NamedTuple):
 # some 100 small operations, 1.7 ms of launching on an H200 against 0.3 ms of attention at
 # n = 8,192.
 _LAYERS_TOGETHER, _BYTES_TOGETHER = 24, 32 << 20
+_expected_layers = _LAYERS_TOGETHER
+
+
+def expect_layers(count: int | None = None) -> None:
+    """Plan so many layers in one go, all of a model; as many as without one by default."""
+    global _expected_layers
+    _expected_layers = count or _LAYERS_TOGETHER
 
 
 def layers_together(layer: int, layer_bytes: int) -> range:
@@ -107,7 +114,7 @@ def layers_together(layer: int, layer_bytes: int) -> range:
 
     A model asks layer after layer.
     """
-    count = max(1, min(_LAYERS_TOGETHER, _BYTES_TOGETHER // max(1, layer_bytes)))
+    count = max(1, min(_expected_layers, _BYTES_TOGETHER // max(1, layer_bytes)))
     first = layer // count * count
     return range(first, first + count)
 

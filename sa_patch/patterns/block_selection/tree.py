@@ -9,7 +9,7 @@ most `beam` nodes, so that it does not depend on n.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ def best_blocks(
     topk: int,
     branch: int,
     beam: int,
+    most_of: Callable[[int], int] | None = None,
 ) -> Tensor:
     """The chosen leaves of every query.
 
@@ -66,12 +67,19 @@ def best_blocks(
         q: fp32 ``[kv_heads, group, nq, head_dim]``.
         k: ``[kv_heads, n, head_dim]``, the keys that the leaves are made of.
         eligible: int64 ``[nq]``.
+        most_of: the eligible leaves of the first so many queries, at most, known without a look at
+            the device; by default it is asked.
 
     Returns:
         int64 ``[kv_heads, group, nq, topk]``, in any order, -1 where fewer leaves are eligible.
     """
     shape = (*q.shape[:3], topk)
-    most = int(eligible.max()) if eligible.numel() else 0
+    if most_of is None:
+
+        def most_of(count: int) -> int:
+            return int(eligible[:count].max())
+
+    most = most_of(len(eligible)) if len(eligible) else 0
     if not topk or not most:
         return torch.full(shape, -1, device=q.device)
     if most <= topk:
@@ -83,7 +91,15 @@ def best_blocks(
     held = _HELD_CPU if q.device.type == "cpu" else _HELD
     step = max(1, held // (q.shape[0] * q.shape[1] * width))
     chosen = [
-        _search(q[:, :, low : low + step], means, eligible[low : low + step], topk, branch, beam)
+        _search(
+            q[:, :, low : low + step],
+            means,
+            eligible[low : low + step],
+            most_of(min(low + step, len(eligible))),
+            topk,
+            branch,
+            beam,
+        )
         for low in range(0, q.shape[2], step)
     ]
     return torch.cat(chosen, dim=2)
@@ -96,11 +112,10 @@ def _all_of(known: Tensor, width: int) -> Tensor:
 
 
 def _search(
-    q: Tensor, means: list[Tensor], eligible: Tensor, topk: int, branch: int, beam: int
+    q: Tensor, means: list[Tensor], eligible: Tensor, most: int, topk: int, branch: int, beam: int
 ) -> Tensor:
-    """`best_blocks` for a few queries."""
+    """`best_blocks` for a few queries with at most `most` eligible leaves."""
     # Levels of which these queries know `beam` nodes at most leave nothing to choose.
-    most = int(eligible.max())
     top = level_count(most, branch, beam) - 1
     kept = None
     for level in range(top, -1, -1):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import Spans
+from sa_patch.kernels.backend import PLAIN, Spans
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.flash import libraries as flash_libraries
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need
@@ -89,6 +89,32 @@ def worst(case: Case, pattern: Pattern, spans: Spans, queries: slice = slice(Non
 def test_windows_of_whole_rows(library: Library, window: int, head_dim: int) -> None:
     case = bfloat16_case(batch=2, seq_len=40, head_dim=head_dim)
     assert worst(case, SWA(window), Spans((40, 40), (0, 0))) <= TOLERANCE
+
+
+@pytest.mark.parametrize("pattern", [Full(), SWA(9), SWA(300)], ids=str)
+def test_packed_rows_in_one_call(
+    library: Library, pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several sequences in a row, each as if alone."""
+    case = bfloat16_case(batch=2, seq_len=40, q_heads=4, kv_heads=2)
+    calls: list[list[int]] = []
+    packed = Library.packed
+
+    def counted(*args: Any, **given: Any) -> torch.Tensor:
+        calls.append(args[4])
+        return packed(*args, **given)
+
+    monkeypatch.setattr(Library, "packed", counted)
+    spans = Spans.packed([[22, 1, 17], [40]])
+    given: dict[str, Any] = {"layer": 0, "scale": 0.3}
+    out = flash.attend(pattern, case.q, case.k, case.v, spans=spans, **given)
+    assert flash.packs(pattern, PLAIN) and calls == [[22, 1, 17, 40]]
+    parts = [
+        reference.attend(pattern, *one, spans=Spans((one[0].shape[2],), (0,)), **given)
+        for one in spans.sequences(*(x.float() for x in (case.q, case.k, case.v)))
+    ]
+    expected = torch.stack([torch.cat(parts[:3], dim=2)[0], parts[3][0]])
+    assert (out.float() - expected).abs().max() <= TOLERANCE
 
 
 def test_full_attention_and_saturated_patterns(library: Library) -> None:
@@ -180,6 +206,19 @@ def test_the_newest_able_library_serves(monkeypatch: pytest.MonkeyPatch) -> None
     assert isinstance(refusal, str) and refusal.count("does not run on compute capability 7.5") == 4
     assert "at most 256 here, got 264" in str(flash._able(need(head_dim=264)))
     assert "not float32" in str(flash._able(need(dtype=torch.float32)))
+
+
+def test_each_generation_serves_full_attention_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, FA4, FA3_FORWARD)
+    found = flash._by_generation(need(windowed=False))
+    assert list(found.values()) == [FA4, FA3_FORWARD, "FlashAttention-2 is not installed"]
+    install(monkeypatch, FA3)
+    assert flash._by_generation(need(windowed=False))[FA3.title] is FA3
+    found = flash._by_generation(need(windowed=False, capability=(10, 0)))
+    assert found[FA3.title] == "FlashAttention-3 does not run on compute capability 10.0"
+    assert "not float32" in str(flash._by_generation(need(dtype=torch.float32))[FA4.title])
+    q = torch.zeros(1, 2, 64, 64)
+    assert all("not on 'cpu'" in str(why) for why in flash.able_libraries(q, q).values())
 
 
 def test_what_a_build_left_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa_patch.kernels import reference
+from sa_patch.kernels import forget_plans, reference
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.dense_tail import with_tail
-from sa_patch.kernels.flash.walk import MaskKind, walk_rows
+from sa_patch.kernels.flash.paged import paged_keys
+from sa_patch.kernels.flash.walk import Kernel, MaskKind, walk_rows
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
-from sa_patch.patterns import Pattern, parse_pattern
+from sa_patch.kernels.plans.pages import PagedPlan, paged_mask, paged_part, paged_plan
+from sa_patch.kernels.plans.plan import passes
+from sa_patch.patterns import Pattern, parse_pattern, split_tail
 from tests.block_walk import walk
 from tests.thorough import unless_thorough
 
@@ -76,9 +79,55 @@ def walked(
     return walk(q, k, v, lists, unfolded, blocks, *rest)
 
 
+def read_pages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    page_table: Tensor,
+    plan: PagedPlan,
+    group: int,
+    blocks: Blocks,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """A kernel of paged keys: every sequence reads whole steps of the pages in its row."""
+    sequences, _, rows, _ = q.shape
+    used = plan.used.flatten()
+    assert page_table.dtype == used.dtype == torch.int32 and len(page_table) == len(used)
+    assert page_table.min() >= 0 and page_table.max() < len(k), "a page is not there"
+    assert (used % blocks.keys == 0).all() and used.max() <= page_table.shape[1] * plan.page
+    read = int(used.max())
+    PAGES_READ.append(float(used.float().mean()))
+    place = torch.arange(read)
+    keys, values = (x[page_table.long(), :, 0].flatten(1, 2)[:, :read].float() for x in (k, v))
+    assert keys.isfinite().all(), "a page reaches behind the last key"
+    number, tables = plan.numbers, plan.tables
+    seen = paged_mask(
+        plan.page,
+        plan.shared,
+        lambda which: number[which],
+        lambda index: tables[index.long()],
+        lambda truth: truth * 1,
+        torch.arange(sequences)[:, None, None],
+        torch.arange(rows)[:, None] // group,
+        place,
+    )
+    seen = seen & (place < used[:, None, None])
+    scores = Softmax(softcap).cap((q[:, 0].float() @ keys.transpose(1, 2)).mul(scale))
+    scores = scores.masked_fill(~seen, -torch.inf)
+    out = (scores.softmax(-1).nan_to_num(nan=0.0) @ values).to(q.dtype)
+    return out[:, None], scores.logsumexp(-1)[:, None]
+
+
+PAGES_READ: list[float] = []
+"""Keys that a sequence read in each call, a mean."""
+
+
 def backend(blocks: Blocks) -> Backend:
     def attend(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
-        return walk_rows(pattern, q, k, v, **given, blocks=blocks, kernel=walked)
+        return walk_rows(
+            pattern, q, k, v, **given, blocks=blocks, kernel=Kernel(walked, read_pages)
+        )
 
     whole = Backend("walked", "", lambda pattern, q, k: (True, ""), attend)
     return with_tail(whole, fallback=whole)
@@ -156,3 +205,76 @@ def test_prompts_in_pieces(text: str) -> None:
         assert worst(pattern, last, Spans((300, 300), (start, start)), BLOCKS[0]) <= TOLERANCE
     ragged = Spans((300, 290), (96, 96))
     assert worst(pattern, (q[:, :, 96:], k, v), ragged, BLOCKS[0]) <= TOLERANCE
+
+
+SHARED = (
+    "block_topk:16,2,shared=32",
+    "block_topk:32,2,4,shared=64,segment=0",
+    "block_topk:8,2,8,branch=0,shared=32,segment=128",
+    "block_topk:24,1,7,48,branch=0,shared=64",
+    "moba:16,3,shared=32,grouped=true",
+    "sinks:21+swa:45+block_topk:16,2,shared=32",
+    "sinks:4+sa:30+block_topk:16,2,shared=32",
+)
+
+
+@pytest.mark.parametrize("text", SHARED)
+def test_tiles_read_their_shared_blocks_as_pages(text: str) -> None:
+    pattern = parse_pattern(text)
+    PAGES_READ.clear()
+    for n in unless_thorough((1, 129, 200), (1, 127, 128, 129, 300, 1000)):
+        for blocks in unless_thorough(BLOCKS[:1], BLOCKS):
+            assert worst(pattern, inputs(n, batch=1), whole(n, 1), blocks) <= TOLERANCE, n
+    spans = Spans((150, 61), (0, 0))
+    assert worst(pattern, inputs(150, 8, 2), spans, BLOCKS[2]) <= TOLERANCE
+    assert PAGES_READ, "walked by lists"
+
+
+def test_pages_are_views_of_keys_in_any_layout() -> None:
+    """A tile reads what it chose, not the sequence; models have tokens before heads in memory."""
+    pattern = parse_pattern("block_topk:16,2,shared=32")
+    q, k, v = inputs(1000, batch=1)
+    PAGES_READ.clear()
+    assert worst(pattern, (q, k, v), whole(1000, 1), BLOCKS[0]) <= TOLERANCE
+    assert PAGES_READ[0] < 0.75 * 1000
+    before = [torch.nn.functional.pad(x, (0, 4)) for x in inputs(200)]
+    behind = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in before]
+    cached = [torch.nn.functional.pad(x, (0, 0, 0, 56))[:, :, :200] for x in before]
+    for q, k, v in (behind, cached, (before[0], before[1], behind[2])):
+        assert worst(pattern, (q, k, v), whole(200), BLOCKS[0]) <= TOLERANCE
+    (given,) = passes(pattern)
+    part = paged_part(given, 200, 200)
+    assert part is not None
+    plan = paged_plan(given.local, part, *behind[:2], step=128)
+    keys, _, _ = paged_keys(behind[1], behind[2], plan)
+    assert keys.data_ptr() == behind[1].data_ptr()
+
+
+@pytest.mark.parametrize("text", [*PATTERNS[1:], "block_topk:4,50,4,16"])
+def test_nothing_asks_the_device(text: str) -> None:
+    """Tensors of the device `meta` hold no numbers to wait for: a question to them is an error."""
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+    pattern = parse_pattern(text.replace("{}", "40"))
+    forget_plans()
+    for n, start in ((5000, 0), (5000, 4096)):
+        q, k, v = (
+            torch.empty(2, heads, count, 16, dtype=torch.bfloat16, device="meta")
+            for heads, count in ((8, n - start), (2, n), (2, n))
+        )
+        if start and not stable(text):
+            continue
+        out = walk_rows(
+            split_tail(pattern)[0],
+            q,
+            k,
+            v,
+            layer=LAYER,
+            spans=Spans((n, n), (start, start)),
+            scale=1.0,
+            blocks=BLOCKS[0],
+            kernel=Kernel(kernel, kernel),
+        )
+        assert out.shape == q.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor
@@ -61,20 +62,25 @@ def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
     if _candidates(pattern) <= MOST_CANDIDATES:
         return _searched(call, pattern)
     q, k = call.q, call.k
-    picks = _no_picks(call, pattern)
+    (picks,) = _no_picks(call, pattern)
     for row in call.rows:
         end = min(call.query_len, row.length - row.start)
-        positions = torch.arange(row.start, row.start + end, device=q.device)
         picks[row.batch, :, :end] = pattern.own_choices(
-            q[row.batch, :, :end], k[row.batch, :, : row.length], positions
+            q[row.batch, :, :end],
+            k[row.batch, :, : row.length],
+            range(row.start, row.start + end),
         )
     return picks
 
 
-def _no_picks(call: Call, pattern: BlockTopK) -> Tensor:
+def _no_picks(call: Call, pattern: BlockTopK, *others: int) -> list[Tensor]:
+    """int32 ``[batch, choosers, nq, topk]`` and, of the same memory, others as wide as named."""
     choosers = call.k.shape[1] if pattern.grouped else call.q.shape[1]
-    picks_shape = (len(call.q), choosers, call.query_len, pattern.topk)
-    return torch.full(picks_shape, -1, dtype=torch.int32, device=call.q.device)
+    shape, widths = (len(call.q), choosers, call.query_len), (pattern.topk, *others)
+    rows = prod(shape)
+    memory = torch.full((rows * sum(widths),), -1, dtype=torch.int32, device=call.q.device)
+    parts = memory.split([rows * width for width in widths])
+    return [part.view(*shape, width) for part, width in zip(parts, widths, strict=True)]
 
 
 def _candidates(pattern: BlockTopK) -> int:
@@ -87,7 +93,8 @@ def _searched(call: Call, pattern: BlockTopK) -> Tensor:
     """Blocks chosen coarse to fine, in one launch beside those of the mean keys: as of
     `own_choices`."""
     q, k, branch, beam = call.q, call.k, pattern.branch, pattern.beam
-    picks = _no_picks(call, pattern)
+    # Picks, and behind them what the search keeps on its way.
+    picks, kept = _no_picks(call, pattern, beam)
     longest = max(row.length for row in call.rows)
     most = pattern.eligible_at(longest - 1)
     if not most or not pattern.topk:
@@ -105,7 +112,7 @@ def _searched(call: Call, pattern: BlockTopK) -> Tensor:
     tree_search_kernel[(len(table) * choosers,)](
         q,
         means,
-        torch.empty(*picks.shape[:3], beam, dtype=torch.int32, device=q.device),
+        kept,
         picks,
         table,
         _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream),
