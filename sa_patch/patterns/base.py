@@ -242,4 +242,5 @@ class Pattern(ABC):
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    # A plus joins the parts of a union.
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("e+", "e")

@@ -54,7 +54,7 @@ EXAMPLES: dict[str, Examples] = {
         lambda n: XAttention(4, topk=-(-n // 4), stride=2),
     ),
     "skip_softmax": Examples(
-        (SkipSoftmax(30.0, 3), SkipSoftmax(1e6, 5), SkipSoftmax(20.0, 4)),
+        (SkipSoftmax(30.0, 3), SkipSoftmax(1e20, 5), SkipSoftmax(20.0, 4)),
         lambda n: SkipSoftmax(1.0, n),
     ),
     "flexprefill": Examples(
