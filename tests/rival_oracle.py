@@ -224,6 +224,7 @@ def flexprefill(
     for p, q in zip(estimate, columns, strict=True):
         middle = (p + q) / 2
         divergence += 0.5 * p * np.log(p / middle) + 0.5 * q * np.log(q / middle)
+    divergence = max(0.0, divergence)
     margin = abs(np.sqrt(divergence) - tau)
     seen_blocks: list[set[int]] = [{0, block} for block in range(blocks)]
     if np.sqrt(divergence) < tau:
@@ -364,7 +365,8 @@ def prism(
     mean_keys = np.stack([block_mean(keys, block, block_size) for block in blocks])
     pairs = list(range(half))
     bands = []
-    for own in (pairs[: round(high * half)], pairs[half - round(low * half) :]):
+    wide, narrow = (max(1, round(band * half)) for band in (high, low))
+    for own in (pairs[:wide], pairs[half - narrow :]):
         places = [*own, *(place + half for place in own)]
         temperature = np.sqrt(len(places) / width)
         for x in (mean_queries, mean_keys):

@@ -6,6 +6,7 @@ that nobody takes it for what it is not.
 
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ from tests.laws.test_decode import GREEDY
 from tests.laws.test_padding import row_alone
 from tests.laws.test_saturation import dense
 from tests.small_models import random_tokens, tiny_model
-from tests.thorough import unless_thorough
+from tests.thorough import THOROUGH, unless_thorough
 
 FP32_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
@@ -81,6 +82,24 @@ def test_backends_equal_the_oracle_and_see_what_it_sees(pattern: Pattern) -> Non
         assert error[decided].max() <= FP32_TOLERANCE, backend
         found = visible_sets(pattern, case, backend)
         assert torch.equal(found[decided], torch.from_numpy(expected.visible)[decided]), backend
+
+
+@pytest.mark.parametrize("seed", range(30 if THOROUGH else 2))
+@pytest.mark.parametrize("name", NAMES)
+def test_any_pattern_at_any_length_sees_what_the_oracle_sees(name: str, seed: int) -> None:
+    rng = random.Random(f"{name} {seed}")
+    pattern, n = rivals.drawn(name, rng), rng.randint(1, 45)
+    case = make_case(q_heads=4, kv_heads=2, seq_len=n, head_dim=rng.choice([4, 6, 8]), seed=seed)
+    expected = rival_of_oracle(pattern, case)
+    decided = torch.from_numpy(expected.margin > DECIDED)[0]
+    seen = pattern.visible(torch.arange(n), n, heads=4, q=case.q[0], k=case.k[0])
+    seen = seen.expand(4, -1, -1)
+    assert torch.equal(seen[decided], torch.from_numpy(expected.visible)[0][decided])
+    if pattern.saturated(n):
+        assert (seen | torch.ones(n, n).triu(1).bool()).all()
+    if not pattern.counts_need_content:
+        counts = seen.sum(-1).double()
+        assert torch.equal(counts, pattern.keys_per_query(n).expand_as(counts))
 
 
 @pytest.mark.parametrize("name", NAMES)
