@@ -209,7 +209,7 @@ def test_what_some_queries_see_is_told_as_for_all(pattern: Pattern) -> None:
     some = torch.tensor([37, 5, 6, 39, 0])
     assert torch.equal(pattern.visible(some, N, **content), whole[:, some])
     view = pattern.view(N, **content)
-    assert torch.equal(view(3, 26), whole[:, 3:26])
+    assert torch.equal(view(3, 26), whole[:, 3:26, :26])
     united = Sinks(2) | pattern
     assert torch.equal(
         united.visible(some, N, **content)[:, 1], whole[:, 5] | (torch.arange(N) < 2)

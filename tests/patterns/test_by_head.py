@@ -72,7 +72,7 @@ def test_what_it_tells_is_what_its_heads_tell(pattern: ByHead) -> None:
         q, k = case.q[0, 2 * head : 2 * head + 2], case.k[0, head : head + 1]
         of_head = own.visible(places, N, heads=2, q=q, k=k)
         assert torch.equal(seen[2 * head : 2 * head + 2], of_head.expand(2, -1, -1))
-    assert torch.equal(pattern.view(N, **content)(8, 20), seen[:, 8:20])
+    assert torch.equal(pattern.view(N, **content)(8, 20), seen[:, 8:20, :20])
     some = torch.arange(12, 16)
     asked = content | {"q": pattern.queries_read(case.q[0], some)}
     assert torch.equal(pattern.visible(some, N, **asked), seen[:, 12:16])

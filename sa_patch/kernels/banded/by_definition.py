@@ -60,7 +60,7 @@ def attend_by_definition(
         for low in range(start, seq_len, tile):
             high = min(low + tile, seq_len)
             with torch.no_grad():
-                mask = seen(low, high)[..., :high]
+                mask = seen(low, high)
             queries = q[row, :, low - start : high - start]
             parts.append(_attend_tile(queries, k[row], v[row], mask, scale, softmax).to(q.dtype))
         rows.append(torch.cat(parts, dim=1))
