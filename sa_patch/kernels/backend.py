@@ -121,6 +121,18 @@ def check_starts(pattern: Pattern, spans: Spans) -> None:
             )
 
 
+def as_scored(pattern: Pattern, q: Tensor, scale: float) -> Tensor:
+    """Queries for a choice by softmax weights, which scales scores by ``head_dim ** -0.5``.
+
+    Args:
+        q: ``[.., head_dim]``.
+        scale: factor of the layer's scores.
+    """
+    factor = scale * q.shape[-1] ** 0.5
+    # Other choices order scores, which a factor leaves as they are.
+    return q.float() * factor if pattern.looks_ahead and abs(factor - 1) > 1e-6 else q
+
+
 @dataclass(frozen=True, eq=False)
 class Softmax:
     """What a model changes about the softmax of a layer.

@@ -112,7 +112,8 @@ def rival_of_oracle(pattern: Pattern, case: Case) -> OracleResult:
         for head in range(heads):
             kv_head = head // (heads // k.shape[1])
             own = q[row, head, :length], k[row, kv_head, :length]
-            seen = rival_oracle.visible(pattern.name, *own, arguments)
+            scored = own[0] * scale * head_dim**0.5, own[1]
+            seen = rival_oracle.visible(pattern.name, *scored, arguments)
             for i, keys in enumerate(seen.keys):
                 places = sorted(keys)
                 result.visible[row, head, i, places] = True

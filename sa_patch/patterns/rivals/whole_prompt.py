@@ -141,7 +141,7 @@ def per_query_head(k: Tensor, q: Tensor) -> Tensor:
 def causal_scores(q: Tensor, k: Tensor, first: int) -> Tensor:
     """Scaled scores of queries that begin at position `first`, -inf for later keys.
 
-    Scores are scaled by ``head_dim ** -0.5``, as in the papers, whatever a layer's own scale is.
+    Scores are scaled by ``head_dim ** -0.5``; for a layer with another scale kernels scale q.
 
     Args:
         q: ``[q_heads, m, head_dim]``.
