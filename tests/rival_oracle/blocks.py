@@ -71,7 +71,7 @@ def skip_softmax(queries: Floats, keys: Floats, *, factor: float, block_size: in
 def permuted_blocks(
     queries: Floats, keys: Floats, *, block_size: int, topk: int, threshold: float, segment: int
 ) -> Seen:
-    """PBS-Attn (2510.21270, section 3.2): keys sorted in segments by the last queries' weights."""
+    """PBS-Attn (2510.21270): keys sorted in segments by the last queries' weights."""
     n, width = queries.shape
     importance = [0.0] * n
     last = range(max(0, n - block_size), n)

@@ -43,7 +43,7 @@ def vertical_slash(
     local: int,
     block_size: int,
 ) -> Seen:
-    """MInference (2407.02490, algorithm 2), diagonals in squares as its kernel reads them."""
+    """MInference (2407.02490), diagonals in squares as its kernel reads them."""
     n = len(queries)
     columns, distances = [0.0] * n, [0.0] * n
     for i in range(max(0, n - last), n):

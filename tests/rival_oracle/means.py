@@ -26,7 +26,7 @@ def sparge(
     rows: int,
     similarity: float,
 ) -> Seen:
-    """SpargeAttn (2502.18137, section 3.3): TopCdf over means, where blocks are self-similar."""
+    """SpargeAttn (2502.18137, first stage): TopCdf over means, where blocks are self-similar."""
     n, width = queries.shape
     seen: list[set[int]] = []
     margins: list[float] = []
