@@ -115,6 +115,11 @@ class Union(Pattern):
         return any(part.looks_ahead for part in self.parts)
 
     @property
+    def scores_all(self) -> bool:  # type: ignore[override]
+        """Whether a part does: what the others show is then scored, too."""
+        return any(part.scores_all for part in self.parts)
+
+    @property
     def counts_need_content(self) -> bool:
         return self.reads_content
 

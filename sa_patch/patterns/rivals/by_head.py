@@ -65,6 +65,11 @@ class ByHead(Pattern):
         return any(own.looks_ahead for own in self.patterns)
 
     @property
+    def scores_all(self) -> bool:  # type: ignore[override]
+        """Whether all do."""
+        return all(own.scores_all for own in self.patterns)
+
+    @property
     def keys_are_bounds(self) -> bool:
         return any(own.keys_are_bounds for own in self.patterns)
 

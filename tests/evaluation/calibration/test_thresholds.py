@@ -8,7 +8,7 @@ import torch
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.thresholds import fit_threshold, measure_spent
 from sa_patch.patching import observe_layers, patched
-from sa_patch.patterns import SkipSoftmax, parse_pattern
+from sa_patch.patterns import Sinks, SkipSoftmax, parse_pattern
 from tests.small_models import random_tokens, tiny_model
 from tests.thorough import unless_thorough
 
@@ -38,7 +38,8 @@ def test_what_is_spent_is_counted_where_keys_are_chosen() -> None:
 def test_scores_that_choosing_took_are_counted_once() -> None:
     """Where nothing is skipped, skipping costs what full attention does."""
     nothing = SkipSoftmax(1e-6, 4)
-    assert measure_spent(tiny_model("llama"), nothing, DOCUMENTS).share == pytest.approx(1)
+    for pattern in (nothing, Sinks(2) | nothing):
+        assert measure_spent(tiny_model("llama"), pattern, DOCUMENTS).share == pytest.approx(1)
 
 
 FALLING = ("flashprefill:{},4,sinks=0,local=1,last=0", 0.6)
