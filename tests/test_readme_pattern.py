@@ -1,14 +1,14 @@
 """The worked example of a new pattern in patterns/README.md, followed word by word in a copy."""
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTION = re.compile(r"## Adding a pattern\n(.*)", re.DOTALL)
@@ -53,10 +53,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True
-    )
+    return processes.run(*words, cwd=copy, environment={"PYTHONPATH": str(copy)})
 
 
 def test_its_own_check_holds_and_would_find_a_wrong_budget(followed: Path) -> None:

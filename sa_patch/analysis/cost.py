@@ -11,6 +11,7 @@ import torch
 from sa_patch.errors import UserError
 from sa_patch.patterns import Pattern
 from sa_patch.patterns.base import whole_number
+from sa_patch.patterns.budget import require_known_keys
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,10 @@ def measure_cost(
         count_up_to: longest length at which visible keys are counted as well.
 
     Raises:
-        UserError: for numbers out of range.
+        UserError: for numbers out of range, or a pattern whose keys only the text decides.
     """
     check_lengths(lengths, head_dim, group)
+    require_known_keys(pattern)
     expected, counted = [], []
     for length in lengths:
         choosing = 2 * head_dim * float(pattern.selection_dots(length, group).sum())

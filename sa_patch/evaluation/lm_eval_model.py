@@ -24,6 +24,7 @@ from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.gguf import reading_gguf_once
 from sa_patch.models.layer_check import check_layers
+from sa_patch.models.loading import quickest_source, tokenizer_folder
 from sa_patch.patching import (
     Layers,
     Schedule,
@@ -121,6 +122,9 @@ class SAPatchLM(CutPromptsLM):
                 pretrained, hf_arguments.pop("gguf_file", None), hf_arguments.get("revision")
             )
             check_layers(source, schedule.named)
+            if (folder := tokenizer_folder(source)) is not None:
+                hf_arguments.setdefault("tokenizer", folder)
+            source = quickest_source(source)
             pretrained = source.pretrained
             if source.gguf_file is not None:
                 hf_arguments["gguf_file"] = source.gguf_file

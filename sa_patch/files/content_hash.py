@@ -13,10 +13,10 @@ from pathlib import Path
 from sa_patch.errors import UserError
 
 
-def cache_folder() -> Path:
-    """Where hashes are kept: below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
+def cache_folder(kind: str) -> Path:
+    """Where files of a kind are kept: below ``$XDG_CACHE_HOME``, by default ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "sa_patch" / "sha256"
+    return Path(base) / "sa_patch" / kind
 
 
 def file_sha256(path: Path) -> str:
@@ -29,7 +29,7 @@ def file_sha256(path: Path) -> str:
     try:
         stat = path.stat()
         key = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}"
-        memory = cache_folder() / hashlib.sha256(os.fsencode(key)).hexdigest()
+        memory = cache_folder("sha256") / hashlib.sha256(os.fsencode(key)).hexdigest()
         known = _recall(memory)
         if known is not None:
             return known

@@ -81,7 +81,7 @@ def print_methods(shape: Shape, console: Console) -> None:
             name,
             ", ".join(parameters(cls)) or "-",
             cls.summary,
-            f"{keys:.0f}",
+            f"{keys:.0f}" + (" at most" if pattern.keys_are_bounds else ""),
             automatic(name, shape),
         )
     backends = Table(title="backends", title_justify="left")

@@ -104,6 +104,23 @@ class Spans:
         return torch.arange(key_len, device=device) >= lengths[:, None]
 
 
+def check_starts(pattern: Pattern, spans: Spans) -> None:
+    """Raise `UserError` where a pattern cannot choose keys for queries that begin there."""
+    shared = pattern.shared_queries
+    if pattern.looks_ahead and any(spans.starts):
+        raise UserError(
+            f"{pattern} chooses keys by all queries of a prompt, and those before position "
+            f"{max(spans.starts)} are not there; give whole prompts, and read what follows them "
+            "with full attention (decode='full')"
+        )
+    for start in spans.starts:
+        if start % shared:
+            raise UserError(
+                f"{pattern} shares choices in tiles of {shared} queries: the first query must "
+                f"begin a tile, at a multiple of {shared}; got position {start}"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Softmax:
     """What a model changes about the softmax of a layer.

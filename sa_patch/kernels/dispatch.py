@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError, suggest
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, check_starts
 from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
@@ -168,7 +168,7 @@ def attend(
     if spans.packed_in is not None:
         same: dict[str, Any] = {"layer": layer, "scale": scale, "softmax": softmax}
         return _attend_packed(pattern, q, k, v, spans, backend, same)
-    _check_tiles(pattern, spans)
+    check_starts(pattern, spans)
     chosen = choose_backend(pattern, q, k, backend, v=v, softmax=softmax)
     pattern = pattern.computed_as
     padded_keys = spans.padded_keys(k.shape[2], k.device)
@@ -210,16 +210,6 @@ def _attend_packed(
         for sequence in spans.sequences(q, k, v)
     ]
     return torch.cat(parts, dim=1).unflatten(1, (len(q), -1))[0].transpose(1, 2)
-
-
-def _check_tiles(pattern: Pattern, spans: Spans) -> None:
-    shared = pattern.shared_queries
-    for start in spans.starts:
-        if start % shared:
-            raise UserError(
-                f"{pattern} shares choices in tiles of {shared} queries: the first query must "
-                f"begin a tile, at a multiple of {shared}; got position {start}"
-            )
 
 
 def sparse_attention(

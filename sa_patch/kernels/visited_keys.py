@@ -139,7 +139,7 @@ def _blocks_of(
             seq_len,
             layer=layer,
             heads=heads,
-            q=None if q is None or not part.reads_content else q[:, positions],
+            q=part.queries_read(q, positions) if q is not None and part.reads_content else None,
             k=k if part.reads_content else None,
         )
         per_kv_head = seen.any(1).unflatten(0, (min(len(seen), kv_heads), -1)).any(1)

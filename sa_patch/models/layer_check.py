@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from sa_patch.errors import UserError
+from sa_patch.models.converted import find_copy
 from sa_patch.models.embedded import ModelSource
 from sa_patch.patching import format_layers
 
@@ -19,10 +21,11 @@ def check_layers(source: ModelSource, layers: Iterable[int] | None) -> None:
     Raises:
         UserError: for an index that the model does not have.
     """
-    if layers is None:
+    named = list(layers or ())
+    if not named:
         return
     count = layer_count(source)
-    unknown = sorted(index for index in layers if count is not None and index >= count)
+    unknown = sorted(index for index in named if count is not None and index >= count)
     if unknown:
         raise UserError(
             f"layers {unknown} are not attention layers of this model; it has "
@@ -103,6 +106,9 @@ def _config(source: ModelSource) -> Any:
     """A model's configuration; None where it cannot be read."""
     from transformers import AutoConfig
 
+    copy = find_copy(source)
+    if copy is not None:
+        source = replace(source, pretrained=str(copy), gguf_file=None)
     given = {"revision": source.revision, "gguf_file": source.gguf_file}
     try:
         return AutoConfig.from_pretrained(

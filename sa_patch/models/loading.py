@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sa_patch.errors import UserError, one_line
+from sa_patch.models.converted import TOKENIZER, converted_copy
 from sa_patch.models.embedded import DEFAULT_MODEL, ModelSource, resolve_model
 from sa_patch.models.gguf import reading_gguf_once
 from sa_patch.models.quiet_output import silenced
@@ -43,7 +45,7 @@ def load_pretrained(
 
 
 def load_tokenizer(name: str, source: ModelSource) -> Any:
-    """The tokenizer of a source.
+    """The tokenizer of a source; of a GGUF file through its converted copy.
 
     Args:
         name: what the user called the model, for messages.
@@ -53,6 +55,9 @@ def load_tokenizer(name: str, source: ModelSource) -> Any:
     """
     from transformers import AutoTokenizer
 
+    folder = tokenizer_folder(source)
+    if folder is not None:
+        source = replace(source, pretrained=folder, gguf_file=None)
     return _load(name, AutoTokenizer, source)
 
 
@@ -69,8 +74,21 @@ def load_causal_lm(
 
     if device_map is None and torch.cuda.is_available():
         device_map = "auto"
+    source = quickest_source(source)
     model = _load(name, AutoModelForCausalLM, source, dtype=dtype, device_map=device_map)
     return model.eval()
+
+
+def quickest_source(source: ModelSource) -> ModelSource:
+    """The converted copy of a GGUF file, as a folder of the same identity; else the source."""
+    copy = converted_copy(source)
+    return source if copy is None else replace(source, pretrained=str(copy), gguf_file=None)
+
+
+def tokenizer_folder(source: ModelSource) -> str | None:
+    """Where the tokenizer in a source's converted copy lies; None without such a copy."""
+    copy = converted_copy(source)
+    return None if copy is None else str(copy / TOKENIZER)
 
 
 def _load(name: str, loader: Any, source: ModelSource, **options: Any) -> Any:

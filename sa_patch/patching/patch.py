@@ -17,7 +17,11 @@ from sa_patch.patching.drafting import draft_after_prompt
 from sa_patch.patching.layers import attention_layers, base_model, text_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
 from sa_patch.patching.reading import Reading, read_prompts
-from sa_patch.patching.refusals import refuse_continuous_batching, refuse_prefix_adapter
+from sa_patch.patching.refusals import (
+    refuse_continuous_batching,
+    refuse_decoding,
+    refuse_prefix_adapter,
+)
 from sa_patch.patching.schedule import Layers, Schedule
 from sa_patch.patterns import SA, Full, Pattern, parse_pattern
 
@@ -73,6 +77,8 @@ def patch_model(
     expect_layers(1 + max(modules, default=0))
     assigned = _keep_branches(inner, schedule.assign(inner, given))
     refuse_prefix_adapter(model, assigned.values())
+    if decode == "pattern":
+        refuse_decoding(assigned.values())
     stock = _stock_implementation(inner)
     if text_model(inner).config._attn_implementation != IMPLEMENTATION:
         _own_config(inner)

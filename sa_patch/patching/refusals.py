@@ -32,6 +32,16 @@ def refuse_prefix_adapter(model: object, patterns: Iterable[Pattern | None]) -> 
             )
 
 
+def refuse_decoding(patterns: Iterable[Pattern | None]) -> None:
+    """Raise `UserError` if a pattern chooses by queries that are gone when tokens are generated."""
+    ahead = [p for p in patterns if p is not None and p.looks_ahead]
+    if ahead:
+        raise UserError(
+            f"{ahead[0]} chooses keys by all queries of a prompt, and so for prompts alone: patch "
+            "with decode='full', or with a pattern that does not look ahead such as block_topk"
+        )
+
+
 def refuse_continuous_batching(model: PreTrainedModel, active: bool) -> None:
     """Have a model refuse continuous batching, or no longer."""
     model.__dict__.pop(_BATCHING_METHOD, None)

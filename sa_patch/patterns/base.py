@@ -36,6 +36,9 @@ i and j are int64 and broadcast against each other; their first dimension is the
 result has as many heads as the pattern or the arguments tell apart.
 """
 
+View = Callable[[int, int], Tensor]
+"""``view(low, high)``: `Pattern.visible` of the queries ``low .. high - 1`` of one sequence."""
+
 
 class Profile(NamedTuple):
     """What a query sees, as far as it can be said without drawing or reading anything.
@@ -68,6 +71,11 @@ class Pattern(ABC):
     """Whether the visible set of query i does not depend on how many tokens follow it."""
     reads_content: ClassVar[bool] = False
     """Whether `visible` needs the queries and keys themselves (block choice)."""
+    looks_ahead: ClassVar[bool] = False
+    """Whether choices read queries and keys behind the query that they are made for: a prompt is
+    needed whole, and what its earlier tokens see changes with the later ones."""
+    scores_all: ClassVar[bool] = False
+    """Whether the choice computes every score, those of visible keys among them."""
     _unite: ClassVar[Callable[[Pattern, Pattern], Pattern]]
     """What ``|`` does. Set by `union`, which knows every kind of pattern; none knows it."""
 
@@ -93,12 +101,45 @@ class Pattern(ABC):
             seq_len: number of real tokens of the sequence.
             layer: index of the layer, for patterns drawn anew in each layer.
             heads: number of query heads.
-            q: ``[q_heads, nq, head_dim]``, only read where `reads_content`.
+            q: ``[q_heads, nq, head_dim]``, only read where `reads_content`; where `looks_ahead`
+                all queries of the sequence, whichever are asked about: ``[q_heads, seq_len, ..]``.
             k: ``[kv_heads, seq_len, head_dim]``, only read where `reads_content`.
 
         Returns:
             bool ``[heads or 1, nq, seq_len]``; one head where all heads share the mask.
         """
+
+    def view(
+        self,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+        start: int = 0,
+        device: torch.device | None = None,
+    ) -> View:
+        """`visible` for ranges of one sequence; what is chosen for all of it is chosen once.
+
+        Args:
+            q: ``[q_heads, nq, head_dim]``, of all queries from position `start` on.
+        """
+
+        def seen(low: int, high: int) -> Tensor:
+            positions = torch.arange(low, high, device=device)
+            own = q[:, low - start : high - start] if q is not None else None
+            return self.visible(positions, seq_len, layer=layer, heads=heads, q=own, k=k)
+
+        return seen
+
+    def queries_read(self, q: Tensor, positions: Tensor) -> Tensor:
+        """What `visible` takes as `q` to tell of some positions.
+
+        Args:
+            q: ``[q_heads, seq_len, head_dim]``.
+        """
+        return q if self.looks_ahead else q[:, positions]
 
     @abstractmethod
     def keys_per_query(self, seq_len: int) -> Tensor:
@@ -134,6 +175,11 @@ class Pattern(ABC):
     @property
     def counts_need_content(self) -> bool:
         """Whether `count_visible` cannot say what is seen, because chosen keys may coincide."""
+        return False
+
+    @property
+    def keys_are_bounds(self) -> bool:
+        """Whether `keys_per_query` tells only the most that may be seen, as the text decides."""
         return False
 
     @property

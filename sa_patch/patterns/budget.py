@@ -63,11 +63,24 @@ def flops_share(pattern: Pattern, seq_len: int, group: int = 1) -> float:
     Args:
         seq_len: tokens of the prompt, at least 1.
         group: query heads that share a KV head.
+
+    Raises:
+        UserError: if the text decides how many keys are seen, as under a threshold.
     """
     whole_number(seq_len, "seq_len", 1)
+    require_known_keys(pattern)
     keys = float(pattern.keys_per_query(seq_len).sum())
     dots = float(pattern.selection_dots(seq_len, group).sum())
     return (2 * keys + dots) / (seq_len * (seq_len + 1))
+
+
+def require_known_keys(pattern: Pattern) -> None:
+    """Raise `UserError` if only the text decides how many keys are seen, as under a threshold."""
+    if pattern.keys_are_bounds:
+        raise UserError(
+            f"how many keys {pattern} shows depends on the text, and is measured where it is run; "
+            "to keep to a budget, choose by a number of blocks (topk) where the method can"
+        )
 
 
 def fit_budget(

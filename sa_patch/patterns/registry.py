@@ -12,15 +12,29 @@ from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
+from sa_patch.patterns.rivals.flashprefill import FlashPrefill
+from sa_patch.patterns.rivals.flexprefill import FlexPrefill
+from sa_patch.patterns.rivals.permuted_blocks import PermutedBlocks
+from sa_patch.patterns.rivals.power import Power
+from sa_patch.patterns.rivals.prism import Prism
+from sa_patch.patterns.rivals.skip_softmax import SkipSoftmax
+from sa_patch.patterns.rivals.sparge import Sparge
+from sa_patch.patterns.rivals.vertical_slash import VerticalSlash
+from sa_patch.patterns.rivals.xattention import XAttention
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 from sa_patch.patterns.union import unite
 
-PATTERNS: dict[str, type[Pattern]] = {
-    cls.name: cls for cls in (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK, Tail)
-}
+OURS: tuple[type[Pattern], ...] = (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK, Tail)
+RIVALS: tuple[type[Pattern], ...] = (
+    *(Power, VerticalSlash, XAttention, SkipSoftmax, FlexPrefill),
+    *(Sparge, PermutedBlocks, Prism, FlashPrefill),
+)
+"""Methods of others, which `sa_patch.patterns.rivals` holds."""
+
+PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (*OURS, *RIVALS)}
 
 
 def pattern_class(name: str) -> type[Pattern]:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.patterns.base import Pattern, Profile, Rule
+from sa_patch.patterns.base import Pattern, Profile, Rule, View
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.sinks import Sinks
@@ -105,8 +105,17 @@ class Union(Pattern):
         return any(part.reads_content for part in self.parts)
 
     @property
+    def looks_ahead(self) -> bool:  # type: ignore[override]
+        """Whether a part does."""
+        return any(part.looks_ahead for part in self.parts)
+
+    @property
     def counts_need_content(self) -> bool:
         return self.reads_content
+
+    @property
+    def keys_are_bounds(self) -> bool:
+        return any(part.keys_are_bounds for part in self.parts)
 
     @property
     def shared_queries(self) -> int:
@@ -134,11 +143,23 @@ class Union(Pattern):
         q: Tensor | None = None,
         k: Tensor | None = None,
     ) -> Tensor:
+        some = q[:, query_positions] if self.looks_ahead and q is not None else q
         masks = (
-            part.visible(query_positions, seq_len, layer=layer, heads=heads, q=q, k=k)
+            part.visible(
+                query_positions,
+                seq_len,
+                layer=layer,
+                heads=heads,
+                q=q if part.looks_ahead else some,
+                k=k,
+            )
             for part in self.parts
         )
         return reduce(torch.logical_or, masks)
+
+    def view(self, seq_len: int, **content: Any) -> View:
+        views = [part.view(seq_len, **content) for part in self.parts]
+        return lambda low, high: reduce(torch.logical_or, (view(low, high) for view in views))
 
     def rule(
         self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.files.atomic_write import write_whole
-from sa_patch.patterns import parse_pattern, parts_of
+from sa_patch.patterns import RIVALS, parse_pattern, parts_of
 from sa_patch.report import captions
 from sa_patch.report.recovery import DRAWS, Interval, Recovered, difference
 from sa_patch.report.recovery_items import GROUPS
@@ -39,7 +39,10 @@ VISITED_NOTE = (
 # What budgets are shares of.
 _SPENT = {"flops": "attention FLOPs", "visited": "keys that a tile reads"}
 # In the order in which a composition's parts are named.
-_KINDS = ("sinks", "swa", "sa", "psa", "moba", "block_topk", "tail")
+_KINDS = (
+    *("sinks", "swa", "sa", "psa", "moba", "block_topk", "tail"),
+    *(cls.name for cls in RIVALS),
+)
 _PANEL = (4.6, 3.4)  # inches
 _CHARACTER = 0.072  # inches, of the legend
 

@@ -18,11 +18,32 @@ METHOD_LABELS = {
     "block_topk": "BlockTopK",
     "sinks": "sinks",
     "tail": "tail",
+    "power": "PowerAttention",
+    "vertical_slash": "vertical-slash",
+    "xattention": "XAttention",
+    "skip_softmax": "skip softmax",
+    "flexprefill": "FlexPrefill",
+    "sparge": "SpargeAttn",
+    "permuted_blocks": "PBS-Attn",
+    "prism": "Prism",
+    "flashprefill": "FlashPrefill",
 }
 # What a sweep varies along the axis; any other parameter makes a series of its own.
 AXIS_PARAMETERS = ("window", "block_size", "seed")
-# BlockTopK has no window: its budget is the number of blocks and of local tokens.
-BUDGET = {"block_topk": ("topk", "local", *AXIS_PARAMETERS)}
+# BlockTopK has no window: its budget is the number of blocks and of local tokens. Others have
+# numbers of blocks, or thresholds.
+BUDGET = {
+    "block_topk": ("topk", "local", *AXIS_PARAMETERS),
+    "power": ("window",),
+    "vertical_slash": ("vertical", "slash"),
+    "xattention": ("topk", "threshold"),
+    "skip_softmax": ("factor",),
+    "flexprefill": ("gamma",),
+    "sparge": ("threshold",),
+    "permuted_blocks": ("topk", "threshold"),
+    "prism": ("threshold",),
+    "flashprefill": ("alpha",),
+}
 # MoBA within a union has small blocks, and a budget in their number; alone it has few large ones.
 BUDGET_IN_UNION = BUDGET | {"moba": ("topk", *AXIS_PARAMETERS)}
 # The same, but few large and many small blocks are told apart.

@@ -1,7 +1,6 @@
 """The command: help at once, one sentence and status 2 for a mistake, and each subcommand."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import yaml
 
 from sa_patch.cli.command import main
 from sa_patch.patterns import PATTERNS
+from tests.processes import run
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 GRID: dict[str, Any] = {
@@ -27,16 +27,6 @@ GRID: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "sa_patch", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
 
 
 def write_sweep(folder: Path, **changes: Any) -> str:
@@ -276,10 +266,12 @@ def test_bad_benchmarks_are_refused(
 
 
 def test_lm_evals_own_command_has_our_model_and_tasks(checkpoint: Path, tmp_path: Path) -> None:
-    done = command(
-        *["lm-eval", "--model", "sa-patch", "--tasks", "needle_128", "--limit", "2"],
+    done = run(
+        *["-m", "sa_patch", "lm-eval", "--model", "sa-patch"],
+        *["--tasks", "needle_128", "--limit", "2"],
         *["--model_args", f"pretrained={checkpoint},method=sa,window=16,seed=1,dtype=float32"],
         *["--device", "cpu", "--output_path", str(tmp_path), "--verbose"],
+        environment={"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert "needle_128" in done.stdout

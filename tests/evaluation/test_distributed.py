@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.two_processes import launch_two
+from tests.processes import launch_two
 
 ROOT = Path(__file__).parents[2]
 

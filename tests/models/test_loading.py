@@ -1,16 +1,18 @@
 """A model and its tokenizer from one name."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lm_eval.models.huggingface import HFLM
 
 import sa_patch
 from sa_patch.errors import UserError
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
+from sa_patch.models.embedded import resolve_model
 from sa_patch.models.loading import load_pretrained
+from tests.models.tiny_gguf import write_tiny_gguf
 
 
 def test_a_folder_is_loaded_ready_to_be_patched(
@@ -42,20 +44,12 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, checkpoint: Path) -> N
         load_pretrained(str(checkpoint), revision="abc")
 
 
-def test_the_embedded_models_file_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_models_weights_are_those_of_its_file() -> None:
     gguf = pytest.importorskip("gguf")
-    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
-    read: list[Any] = []
-
-    def counted(path: str) -> Any:
-        read.append(reader(path))
-        return read[-1]
-
-    monkeypatch.setattr(gguf, "GGUFReader", counted)
     model, _ = load_pretrained("smollm2-135m")
-    assert len(read) == 1
-    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == (counted, names)
-    stored = {tensor.name: tensor for tensor in read[0].tensors}
+    source = resolve_model("smollm2-135m")
+    file = Path(source.pretrained) / str(source.gguf_file)
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     held = model.state_dict()
     for name, own in {
         "token_embd": "embed_tokens",
@@ -67,18 +61,20 @@ def test_the_embedded_models_file_is_read_once(monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(held[f"model.{own}.weight"], expected)
 
 
-def test_lm_evals_model_reads_a_file_once_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("load", [load_pretrained, SAPatchLM])
+def test_a_file_without_converted_copy_is_read_once(
+    load: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gguf = pytest.importorskip("gguf")
-    reader = gguf.GGUFReader
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    read: list[Any] = []
 
-    class Reached(Exception):
-        pass
+    def counted(path: str) -> Any:
+        read.append(reader(path))
+        return read[-1]
 
-    def load(self: Any, **options: Any) -> None:
-        assert gguf.GGUFReader is not reader and gguf.GGUFReader.cache_info().maxsize
-        raise Reached
-
-    monkeypatch.setattr(HFLM, "__init__", load)
-    with pytest.raises(Reached):
-        SAPatchLM("smollm2-135m", method="full")
-    assert gguf.GGUFReader is reader
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    monkeypatch.setenv("XDG_CACHE_HOME", "nowhere")
+    load(str(write_tiny_gguf(tmp_path / "tiny.gguf")))
+    assert len(read) == 1
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == (counted, names)

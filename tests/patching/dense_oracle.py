@@ -5,7 +5,8 @@ A second implementation for transformers' interface, which shares no code with s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +55,20 @@ AttentionInterface.register(_NAME, _attend)
 AttentionMaskInterface.register(_NAME, eager_mask)
 
 
+@contextmanager
+def attending_densely(
+    model: PreTrainedModel, patterns: Mapping[int, Pattern | None]
+) -> Iterator[None]:
+    """Give a model's layers these patterns for a while, None for the model's own mask."""
+    stock = model.config._attn_implementation
+    _PATTERNS.update(patterns)
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(stock)
+
+
 @torch.no_grad()
 def oracle_logits(
     model: PreTrainedModel, tokens: Tensor, patterns: Mapping[int, Pattern | None]
@@ -63,11 +78,6 @@ def oracle_logits(
     Args:
         tokens: ``[batch, n]``, without padding.
     """
-    stock = model.config._attn_implementation
-    _PATTERNS.update(patterns)
-    model.set_attn_implementation(_NAME)
-    try:
+    with attending_densely(model, patterns):
         logits: Tensor = model(tokens, use_cache=False).logits
-        return logits
-    finally:
-        model.set_attn_implementation(stock)
+    return logits

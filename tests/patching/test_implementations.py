@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from sa_patch.cli.command import main
 from sa_patch.errors import UserError
 from sa_patch.patching import layer_patterns
 from sa_patch.patching.implementations import VARIABLE, register_from_environment
+from tests import processes
 from tests.small_models import PAD, random_tokens, tiny_model
 from tests.thorough import THOROUGH
 from tests.tiny_checkpoint import save_tiny_checkpoint
@@ -214,10 +214,4 @@ def test_the_environment_names_implementations_for_a_process(checkpoint: Path) -
 
 
 def run(arguments: list[str], value: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | {VARIABLE: value},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return processes.run(*arguments, environment={VARIABLE: value})

@@ -8,9 +8,9 @@ import pytest
 from sa_patch import patch_model
 from sa_patch.errors import UserError
 from tests.patching.tensor_parallel import TEXTS
+from tests.processes import launch_two
 from tests.small_models import random_tokens, tiny_model
 from tests.thorough import THOROUGH
-from tests.two_processes import launch_two
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -1,10 +1,7 @@
 """A sweep goes on where it stopped: done, packed, torn, failed, interrupted and killed runs."""
 
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +17,7 @@ from sa_patch.files.packed import pack
 from sa_patch.sweep.plan import make_plan
 from sa_patch.sweep.results import load_run
 from sa_patch.sweep.run import describe_plan, run_sweep
+from tests.processes import Command
 from tests.sweep.small_sweep import SETTINGS, results, run, scored, sweep_of
 from tests.thorough import THOROUGH
 
@@ -168,26 +166,25 @@ def test_killed_at_random_moments_it_ends_as_if_every_prompt_had_been_run(
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(yaml.safe_dump({**SETTINGS, "model": str(checkpoint), **changes}))
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "sa_patch", "sweep", str(sweep), "--out", str(out)]
+    command = ["sweep", str(sweep), "--out", str(out)]
     chance = random.Random(0)
     for _ in range(10 if THOROUGH else 2):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = Command("-m", "sa_patch", *command)
         # The moments that matter are those with cells being written, after imports and loading.
         deadline = time.monotonic() + 120
         known = len(list((out / "cells").glob("*"))) if out.exists() else 0
         while (
-            process.poll() is None
+            process.running()
             and time.monotonic() < deadline
             and len(list((out / "cells").glob("*"))) == known
         ):
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.2))
-        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-        process.wait()
+        process.kill()
         for path in (out / "cells").glob("*.json"):
             json.loads(path.read_text())
     # The last run is in this process, which has imported everything already.
-    assert main(command[3:]) == 0
+    assert main(command) == 0
     assert scored(out) == scored(whole)
     cells = [json.loads(path.read_text()) for path in (out / "cells").iterdir()]
     assert any(cell["measured"]["reused_fraction"] == 1 for cell in cells)

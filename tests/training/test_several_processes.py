@@ -10,8 +10,8 @@ from sa_patch.training.pretraining.loop import pretrain
 from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.run_folder import RunFolder
 from sa_patch.training.pretraining.settings import load_settings
+from tests.processes import launch_two
 from tests.training.tiny_run import ROOT, weights, write_config, write_labelled_texts
-from tests.two_processes import launch_two
 
 TOLERANCE = 1e-4  # absolute, float32: sums of gradients in another order
 # Runs scripts one after another, as `accelerate launch` runs one.

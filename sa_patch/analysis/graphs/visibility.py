@@ -131,6 +131,6 @@ def _defined_rows(
     """By the pattern's definition, a dense mask of few rows at a time: any pattern, O(n^2) time."""
     shared = pattern.shared_queries
     for some in queries.split(max(1, pairs.CHUNK_PAIRS // seq_len // shared) * shared):
-        q = content.q[:, some]
+        q = pattern.queries_read(content.q, some)
         mask = pattern.visible(some, seq_len, layer=layer, q=q, k=content.k)[0]
         yield mask.sum(-1).numpy(), mask.nonzero()[:, 1].numpy()

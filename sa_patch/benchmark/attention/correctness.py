@@ -165,7 +165,7 @@ def _visible(
     seen = partial(shown.visible, seq_len=length, layer=layer, heads=heads, k=k)
     shared = shown.shared_queries
     if shared == 1:
-        return seen(positions, q=q[:, positions]).expand(heads, -1, -1)
+        return seen(positions, q=shown.queries_read(q, positions)).expand(heads, -1, -1)
     rows = []
     for position in positions.tolist():
         start = position // shared * shared

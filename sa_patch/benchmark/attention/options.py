@@ -20,6 +20,7 @@ from sa_patch.benchmark.options import (
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS
 from sa_patch.patterns import PATTERNS, Pattern, make_pattern, parse_pattern
+from sa_patch.patterns.budget import require_known_keys
 from sa_patch.patterns.registry import parameters
 
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -76,7 +77,9 @@ class AttentionOptions(Options):
             )
         if not self.methods:
             raise UserError("name at least one method")
-        self.patterns()
+        # FLOPs per second are told of known FLOPs alone.
+        for pattern in self.patterns():
+            require_known_keys(pattern)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -45,8 +45,9 @@ class Observed:
             last_tile = torch.arange((n - 1) // rest.shared_queries * rest.shared_queries, n)
             sampled = sampled_positions(sparse, rest.shared_queries)
             places = torch.cat([sampled, last_tile]).to(q.device)
+            queries = rest.queries_read(q[row, :, :n], places)
             seen = rest.visible(
-                places, n, layer=layer, heads=q.shape[1], q=q[row][:, places], k=k[row, :, :n]
+                places, n, layer=layer, heads=q.shape[1], q=queries, k=k[row, :, :n]
             )
             counts = seen.sum(-1).double().mean(0)
             sums = self._sums[layer]

@@ -217,7 +217,9 @@ class PatternMeter:
             saturated += times * self.saturated(n)
         for layer in self.observed_layers:
             keys, last = self._observed.means(layer)
-            spent = spent.plus(Spent(tokens * keys, sequences * last))
+            # A score that choosing took is not computed again.
+            scored = tokens * keys if self._patterns[layer][0].scores_all else 0.0
+            spent = spent.plus(Spent(tokens * keys, sequences * last, -scored))
         per_dot = 2.0 * self._shape.head_dim * self._shape.heads
         return {
             "sequences": sequences,

@@ -4,16 +4,20 @@ Tiles of queries meet the keys that some of them see, many tiles to a call of to
 attention or of its matrix products: bands of keys for first tokens and windows (`sliding_window`),
 bands of slots for stochastic attention (`slots`), ranges of a ring for its prefix-stable kin
 and in unions (`ring`), chosen blocks (`chosen_blocks`). Unions are made of disjoint parts
-(`union`).
+(`union`). Patterns without a rule of their own, and unions with them, are asked tile by tile
+(`by_definition`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, any_softmax
+from sa_patch.kernels.banded.by_definition import attend_by_definition
 from sa_patch.kernels.banded.chosen_blocks import attend_blocks
 from sa_patch.kernels.banded.decode import gather_blocks
 from sa_patch.kernels.banded.sliding_window import attend_local_window
@@ -26,9 +30,6 @@ _PARTS = (Full, SWA, SA, MoBA, Sinks, PSA, BlockTopK)
 
 
 def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
-    for part in parts_of(pattern):
-        if not isinstance(part, _PARTS):
-            return False, f"banded has no rule for the pattern {part.name!r}"
     return True, ""
 
 
@@ -50,7 +51,7 @@ def attend(
         return scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=_grouped(q, k)
         )
-    if prefill and pattern.bounded_reach is not None:
+    if prefill and pattern.bounded_reach is not None and _has_rules(pattern):
         return _attend_local_window(pattern, q, k, v, start=0, scale=scale)
     if prefill and min(spans.lengths) == q.shape[2]:
         return _attend_rows(pattern, q, k, v, layer=layer, start=0, scale=scale)
@@ -88,6 +89,9 @@ def _attend_rows(
 ) -> Tensor:
     """Rows of one length n: queries at ``start .. start + nq - 1``, keys at ``0 .. n - 1``."""
     seq_len, queries = k.shape[2], q.shape[2]
+    if not _has_rules(pattern):
+        own: dict[str, Any] = {"layer": layer, "start": start, "scale": scale, "softmax": softmax}
+        return attend_by_definition(pattern, q, k, v, **own)
     if softmax is not PLAIN:
         shown = SWA(seq_len) if pattern.saturated(seq_len) else pattern
         return attend_union(shown, q, k, v, layer=layer, start=start, scale=scale, softmax=softmax)
@@ -102,6 +106,11 @@ def _attend_rows(
     if isinstance(pattern, SA) and queries == seq_len:
         return attend_ring(pattern, q, k, v, layer=layer, scale=scale)
     return attend_union(pattern, q, k, v, layer=layer, start=start, scale=scale)
+
+
+def _has_rules(pattern: Pattern) -> bool:
+    """Whether there are faster ways than the definition for all parts of a pattern."""
+    return all(isinstance(part, _PARTS) for part in parts_of(pattern))
 
 
 def _attend_local_window(

@@ -12,16 +12,16 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sa_patch.errors import UserError
-from sa_patch.evaluation.tasks.benchmarks import Benchmarks
-from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.files.provenance import code_digest, versions
-from sa_patch.models.embedded import resolve_model
-from sa_patch.sweep.cell_runner import CellRunner, Computed, check_model
-from sa_patch.sweep.config import ModelSpec, SweepConfig
-from sa_patch.sweep.plan import PlannedCell
+
+# Elsewhere imported late: a machine with other versions is refused before torch is imported there.
+if TYPE_CHECKING:
+    from sa_patch.sweep.cell_runner import Computed
+    from sa_patch.sweep.config import ModelSpec, SweepConfig
+    from sa_patch.sweep.plan import PlannedCell
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class SweepWorker:
         Returns:
             None, or why cells cannot be computed here.
         """
+        from sa_patch.evaluation.tasks.catalogue import Catalogue
+        from sa_patch.sweep.cell_runner import CellRunner
+
         for name in job.modules:
             importlib.import_module(name)
         try:
@@ -81,6 +84,10 @@ class SweepWorker:
         return self._runner.compute(cell)
 
     def _check_inputs(self, job: Job) -> None:
+        from sa_patch.evaluation.tasks.benchmarks import Benchmarks
+        from sa_patch.models.embedded import resolve_model
+        from sa_patch.sweep.cell_runner import check_model
+
         check_model(job.model, job.cells)
         model = job.model
         found: Any = resolve_model(model.pretrained, model.gguf_file, model.revision).identity

@@ -168,14 +168,12 @@ def test_one_token_sees_itself() -> None:
         assert torch.equal(out, case.v.repeat_interleave(2, dim=1))
 
 
-def test_scale_and_layer_are_heeded() -> None:
+def test_layer_is_heeded() -> None:
     case = case_of(200)
     plain = case.run(SA(20), "flex")
     other = Case(case.q, case.k, case.v, None, layer=4)
     assert (other.run(SA(20), "flex") - plain).abs().max() > 0.1
     assert worst(other, SA(20)) <= FP32_TOLERANCE
-    sharp = Case(case.q, case.k, case.v, None, layer=3, scale=1.0)
-    assert worst(sharp, SWA(20)) <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -186,9 +184,9 @@ def test_scale_and_layer_are_heeded() -> None:
     ),
     ids=str,
 )
-def test_views_of_models_with_grouped_heads(pattern: Pattern) -> None:
+def test_views_of_models_with_grouped_heads_and_their_scale(pattern: Pattern) -> None:
     """``[batch, n, heads, head_dim]`` transposed, as models hand over; 9 query and 3 KV heads."""
-    case = case_of(140, batch=1, q_heads=9, kv_heads=3, head_dim=100)
+    case = case_of(140, batch=1, q_heads=9, kv_heads=3, head_dim=100, scale=0.3)
     views = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (case.q, case.k, case.v)]
     assert worst(case.with_tensors(*views), pattern) <= FP32_TOLERANCE
 
@@ -234,7 +232,7 @@ def test_too_many_families_raise_instead_of_running_uncompiled(
 
 def test_plans_are_cached_for_each_layer_that_draws() -> None:
     case = case_of(200)
-    for pattern, added in ((SWA(20), 0), (SA(20), 1), (LOCAL | PSA(9), 1)):
+    for pattern, added in ((SWA(20), 0), (SA(20), 1), (PSA(9), 1)):
         case.run(pattern, "flex")
         held = len(PLANS)
         case.run(pattern, "flex")

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -22,20 +20,21 @@ import yaml
 
 from sa_patch.cli.command import main
 from sa_patch.errors import UserError
-from sa_patch.evaluation import scoring
-from sa_patch.sweep.cell_runner import Computed
 from sa_patch.sweep.config import SweepConfig, load_config, parse_config
 from sa_patch.sweep.plan import PlannedCell, make_plan
 from sa_patch.sweep.ray import executor as ray_executor
 from sa_patch.sweep.ray.executor import RayExecutor
 from sa_patch.sweep.ray.worker import Job, SweepWorker
 from sa_patch.sweep.run import Outcome, run_sweep
+from tests.processes import Command
+from tests.sweep.ray.workers import SIGNALS, KillableWorker, OldWorker
 from tests.sweep.small_sweep import SETTINGS, results
 from tests.tiny_checkpoint import save_tiny_checkpoint
 
 ROOT = Path(__file__).parents[3]
-# The workers of a killable class find here what to do, and say here who they are.
-SIGNALS = "SA_PATCH_TEST_SIGNALS"
+METHODS = ["full", "swa", {"method": "moba", "topk": 2}]
+# Starts workers' deaths, and returns who was killed.
+Killing = Callable[[Mapping[str, int]], list[int]]
 
 
 @pytest.fixture(scope="module")
@@ -83,49 +82,27 @@ def local(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def grid(models: Sequence[str], **changes: Any) -> SweepConfig:
-    return parse_config({**SETTINGS, "model": list(models), **changes})
+    return parse_config({**SETTINGS, "methods": METHODS, "model": list(models), **changes})
+
+
+def cell_of(config: SweepConfig, method: str, model: str) -> PlannedCell:
+    (cell,) = (
+        cell
+        for cell in make_plan(config).cells
+        if (cell.cell["method"], cell.model.pretrained) == (method, model)
+    )
+    return cell
 
 
 def sweep(config: SweepConfig, out: Path, executor: RayExecutor | None = None) -> Outcome:
     return run_sweep(config, make_plan(config), out, executor=executor)
 
 
-class KillableWorker(SweepWorker):
-    """While it scores moba, or loads what it is told to, it waits to be killed.
-
-    The folder of signals holds ``deaths``: how many workers are still to die so.
-    """
-
-    def prepare(self, job: Job) -> str | None:
-        if Path(os.environ[SIGNALS], "die-loading").exists():
-            self._await_death()
-        return super().prepare(job)
-
-    def compute(self, cell: PlannedCell) -> Computed:
-        original = scoring.score
-
-        def score(lm: Any, *rest: Any, **settings: Any) -> Mapping[str, Any]:
-            if lm.pattern.name == "moba":
-                self._await_death()
-            return original(lm, *rest, **settings)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scoring, "score", score)
-            return super().compute(cell)
-
-    def _await_death(self) -> None:
-        deaths = Path(os.environ[SIGNALS], "deaths")
-        left = int(deaths.read_text())
-        if left:
-            deaths.write_text(str(left - 1))
-            Path(os.environ[SIGNALS], f"victim-{os.getpid()}").touch()
-            time.sleep(600)
-
-
 @pytest.fixture
-def killing(signals: Path) -> Iterator[Callable[[int], list[int]]]:
-    """Call it with a number: so many workers are killed in the middle of what they do."""
+def killing(signals: Path) -> Iterator[Killing]:
+    """Call it with moments of `KillableWorker` and how many workers are to be killed at each."""
     killed: list[int] = []
+    planned: list[str] = []
     over = threading.Event()
 
     def kill() -> None:
@@ -135,8 +112,10 @@ def killing(signals: Path) -> Iterator[Callable[[int], list[int]]]:
                 killed.append(int(victim.name.partition("-")[2]))
                 os.kill(killed[-1], signal.SIGKILL)
 
-    def start(number: int) -> list[int]:
-        (signals / "deaths").write_text(str(number))
+    def start(deaths: Mapping[str, int]) -> list[int]:
+        planned.extend(deaths)
+        for moment, number in deaths.items():
+            (signals / moment).write_text(str(number))
         thread.start()
         return killed
 
@@ -144,73 +123,59 @@ def killing(signals: Path) -> Iterator[Callable[[int], list[int]]]:
     yield start
     over.set()
     thread.join()
-    (signals / "die-loading").unlink(missing_ok=True)
+    for moment in planned:
+        (signals / moment).unlink()
 
 
-def test_a_worker_killed_in_mid_cell_costs_a_retry_and_nothing_else(
+def test_workers_that_die_cost_a_retry_or_their_cell_and_nothing_else(
     ray: Any,
     models: list[str],
     local: Path,
     tmp_path: Path,
-    killing: Callable[[int], list[int]],
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    killed = killing(1)
-    executor = RayExecutor(worker=KillableWorker)
-    outcome = sweep(grid(models[:1]), tmp_path / "run", executor)
-    assert (outcome.exit_status, outcome.ran, len(killed)) == (0, 5, 1)
-    done = results(tmp_path / "run")
-    assert done == {name: content for name, content in results(local).items() if name in done}
-    shown = capfd.readouterr()
-    assert "moba:block_size=8,topk=2: its worker died and it is tried again" in shown.err
-    # What Ray itself says of it is kept off the screen.
-    assert "(raylet)" not in shown.err + shown.out
-    hardware = json.loads(next((tmp_path / "run" / "cells").iterdir()).read_text())["hardware"]
-    assert hardware["gpus"] == [] and hardware["torch_threads"] == 1
-
-
-def test_a_cell_whose_workers_all_die_is_recorded_and_the_rest_goes_on(
-    ray: Any,
-    models: list[str],
-    local: Path,
-    tmp_path: Path,
-    killing: Callable[[int], list[int]],
+    killing: Killing,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_executor, "RETRIES", 1)
-    killed = killing(2)
-    config = grid(models[:1], resources={"cpus": 2})
+    config = grid(models)
+    once, twice = cell_of(config, "swa", models[0]), cell_of(config, "moba", models[1])
+    killed = killing({once.id: 1, twice.id: 2})
     outcome = sweep(config, tmp_path / "run", RayExecutor(worker=KillableWorker))
-    assert (outcome.exit_status, outcome.ran, outcome.failed, len(killed)) == (1, 4, 1, 2)
+    assert (outcome.exit_status, outcome.ran, outcome.failed, len(killed)) == (1, 5, 1, 3)
+
+    shown = capfd.readouterr()
+    assert "swa:window=16: its worker died and it is tried again" in shown.err
+    assert "FAILED: WorkerDied" in shown.err
+    # What Ray itself says of it is kept off the screen.
+    assert "(raylet)" not in shown.err + shown.out
     cells = results(tmp_path / "run")
     (failed,) = [content for content in cells.values() if content["status"] == "failed"]
-    assert failed["cell"]["method"] == "moba" and failed["scores"] is failed["measured"] is None
+    assert failed["id"] == twice.id and failed["scores"] is failed["measured"] is None
     assert failed["error"].startswith("WorkerDied: 2 workers died while they computed it; Actor")
     assert (tmp_path / "run" / "logs" / f"{failed['id']}.log").read_text()
-    assert "FAILED: WorkerDied" in capfd.readouterr().err
+    scored = tmp_path / "run" / "cells" / f"{once.id}.json"
+    hardware = json.loads(scored.read_text())["hardware"]
+    assert hardware["gpus"] == [] and hardware["torch_threads"] == 1
+
     # The same command, here in this process, does what is missing.
     again = sweep(config, tmp_path / "run")
-    assert (again.exit_status, again.found, again.ran) == (0, 4, 1)
-    done = results(tmp_path / "run")
-    assert done == {name: content for name, content in results(local).items() if name in done}
+    assert (again.exit_status, again.found, again.ran) == (0, 5, 1)
+    assert results(tmp_path / "run") == results(local)
 
 
 def test_a_model_whose_workers_die_before_it_is_loaded_ends_the_sweep(
     ray: Any,
     models: list[str],
-    signals: Path,
     tmp_path: Path,
-    killing: Callable[[int], list[int]],
+    killing: Killing,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_executor, "RETRIES", 0)
-    (signals / "die-loading").touch()
-    killed = killing(20)
+    monkeypatch.setattr(ray_executor, "RETRIES", 1)
+    killed = killing({"starting": 20})
     config = grid(models[:1], methods=["full"])
-    with pytest.raises(UserError, match="1 workers died one after another before they had loaded"):
+    with pytest.raises(UserError, match="2 workers died one after another before they had loaded"):
         sweep(config, tmp_path / "run", RayExecutor(worker=KillableWorker))
-    assert len(killed) == 1
+    assert len(killed) == 2
     assert results(tmp_path / "run") == {}
 
 
@@ -218,30 +183,28 @@ def test_a_killed_driver_loses_what_was_in_flight_and_the_same_command_goes_on(
     ray: Any, models: list[str], local: Path, tmp_path: Path, signals: Path
 ) -> None:
     file, out = tmp_path / "sweep.yaml", tmp_path / "run"
-    one_worker = {"model": models[:1], "resources": {"cpus": 2}}
-    file.write_text(yaml.safe_dump({**SETTINGS, **one_worker}))
+    one_worker = {**SETTINGS, "methods": METHODS, "model": models[0], "resources": {"cpus": 2}}
+    file.write_text(yaml.safe_dump(one_worker))
     address = ray.get_runtime_context().gcs_address
-    (signals / "deaths").write_text("1")
-    driver = subprocess.Popen(
-        [sys.executable, "-m", "tests.sweep.ray.test_ray_sweep", str(file), str(out), address],
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-    )
+    last = signals / cell_of(load_config(str(file)), "moba", models[0]).id
+    last.write_text("1")
+    driver = Command("-m", "tests.sweep.ray.workers", str(file), str(out), address, cwd=ROOT)
     # The worker is now in the middle of a cell.
-    wait_until(lambda: any(signals.glob("victim-*")) or driver.poll() is not None)
+    wait_until(lambda: any(signals.glob("victim-*")) or not driver.running())
     driver.kill()
-    assert driver.wait() == -signal.SIGKILL
+    assert driver.process.exitcode == -signal.SIGKILL
     before = len(list(out.glob("cells/*.json")))
-    assert before < 5
+    assert before < 3
     # The worker ends with the driver: all of the cluster is free again.
     wait_until(lambda: ray.available_resources().get("CPU", 0) == 2)
     for victim in signals.glob("victim-*"):
         victim.unlink()
+    last.unlink()
     assert main(["sweep", str(file), "--out", str(out), "--ray"]) == 0
     session = json.loads((out / "manifest.json").read_text())["sessions"][-1]
-    assert session["ran"] == 5 - before > 0
+    assert session["ran"] == 3 - before > 0
     done = results(out)
-    assert len(done) == 5
+    assert len(done) == 3
     assert done == {name: content for name, content in results(local).items() if name in done}
 
 
@@ -250,17 +213,6 @@ def wait_until(true: Callable[[], bool], seconds: float = 300) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
-
-
-def killable_sweep(file: str, out: str, address: str) -> None:
-    """A sweep whose workers can be killed, on a cluster that is reached by its address."""
-    sweep(load_config(file), Path(out), RayExecutor(address, worker=KillableWorker))
-
-
-class OldWorker(SweepWorker):
-    def describe(self) -> tuple[str, dict[str, str | None]]:
-        _, versions = super().describe()
-        return "node-7", versions | {"torch": "1.0"}
 
 
 def test_a_machine_with_other_versions_is_refused(
@@ -293,8 +245,9 @@ def test_other_weights_or_data_than_planned_are_refused(models: list[str], tmp_p
 def test_layers_that_are_not_there_end_the_sweep(
     ray: Any, models: list[str], tmp_path: Path
 ) -> None:
+    config = grid(models[:1], layers=[0, 7], resources={"cpus": 2})
     with pytest.raises(UserError, match=r"layers \[7\]"):
-        sweep(grid(models[:1], layers=[0, 7]), tmp_path / "run", RayExecutor())
+        sweep(config, tmp_path / "run", RayExecutor())
     assert results(tmp_path / "run") == {}
 
 
@@ -310,11 +263,4 @@ def test_more_than_any_machine_has_is_one_sentence(
 def test_a_finished_sweep_does_not_connect(local: Path, models: list[str]) -> None:
     executor = RayExecutor("auto", worker=SweepWorker)
     executor._address = "nowhere:1"
-    assert sweep(grid(models), local, executor).found == 10
-
-
-if __name__ == "__main__":
-    # By its name as a module, so that workers can import the class too.
-    from tests.sweep.ray.test_ray_sweep import killable_sweep as run_killable
-
-    run_killable(*sys.argv[1:])
+    assert sweep(grid(models), local, executor).found == 6
