@@ -248,7 +248,7 @@ class Backend:
     supports: Callable[[Pattern, Tensor, Tensor], tuple[bool, str]]
     """``supports(pattern, q, k) -> (ok, reason)``; the reason is empty where it is able."""
     attend: Attend
-    packs: Callable[[Pattern, Softmax], bool] = lambda pattern, softmax: False
+    packs: Callable[[Pattern], bool] = lambda pattern: False
     """Whether `attend` takes packed rows; others are called for each of their sequences."""
     refuses: Callable[[Softmax], str] = no_other_softmax
     """Why a softmax of a model's own cannot be served; empty where it can."""

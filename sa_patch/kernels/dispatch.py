@@ -226,7 +226,7 @@ def _attend_packed(
         same: what every sequence is given alike.
     """
     chosen = choose_backend(pattern, q, k, backend, v=v, softmax=same["softmax"])
-    if chosen.packs(pattern.computed_as, same["softmax"]):
+    if chosen.packs(pattern.computed_as):
         return chosen.attend(pattern.computed_as, q, k, v, spans=spans, **same)
     # Tokens before heads in memory, as models want it next.
     parts = [
