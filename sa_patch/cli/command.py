@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sa_patch.cli.analyze import add_analyze
 from sa_patch.cli.help_texts import DESCRIPTION, EXAMPLES, with_examples
 from sa_patch.cli.kernels import add_bench, add_methods
-from sa_patch.cli.model import add_calibrate, add_generate
+from sa_patch.cli.model import add_calibrate, add_generate, add_search
 from sa_patch.cli.sweep import add_recovery, add_report, add_sweep, know_gated_models
 from sa_patch.errors import UserError
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("lm-eval", help="lm-eval's own command, with the model 'sa-patch'")
     add_generate(commands.add_parser("generate", help="continue a text with a patched model"))
     add_calibrate(commands.add_parser("calibrate", help="find the layers to leave full"))
+    add_search(commands.add_parser("search", help="find the pattern that keeps most in a budget"))
     add_analyze(commands.add_parser("analyze", help="why a pattern behaves as it does"))
     add_methods(commands.add_parser("methods", help="list patterns and backends"))
     add_bench(commands.add_parser("bench", help="time every pattern and backend, and rivals"))

@@ -15,6 +15,7 @@ examples:
   sa-patch sweep configs/qwen3-8b.yaml --out runs/q8 --confirm-run-unsafe-code
   sa-patch generate smollm2-135m "The sea is" --method sa --window 64
   sa-patch calibrate smollm2-135m            # which layers to leave full
+  sa-patch search smollm2-135m --share 1/8   # the composition that keeps most at that cost
   sa-patch analyze receptive                 # how far queries see through several layers
   sa-patch methods                           # patterns and backends, and what works here
   sa-patch bench --n 1K,4K --window 128      # how fast each of them is, beside its rivals
@@ -90,6 +91,27 @@ command goes on, and another budget or comparison is found in what is known.
 
 Beside the schedule (YAML) lies all that was measured (JSON). On a CPU without bfloat16 instructions
 --dtype bfloat16 is several times slower than float32.
+"""
+SEARCH_EXAMPLES = """\
+examples:
+  sa-patch search smollm2-135m --share 1/8 --n 2048
+  sa-patch search smollm2-135m --share 1/4 --n 1024 --cost visited --trials 12 --documents 2
+  sa-patch search smollm2-135m --n 1024 --layer-trials 10 --out runs/found
+  sa-patch generate smollm2-135m "Once" --pattern runs/found/found.yaml
+
+Each candidate is a core (a window, SA, MoBA, block choices, methods of others), joined to first
+tokens, a window and a dense tail, and made as large as the budget allows; what does not fit is not
+run. First come the named methods, then what Optuna's TPE proposes. A candidate reads one short text
+of each kind, then 1, 2, 4, ... of --n tokens; at each step the worse half stops. The score is the
+mean recovery of language modelling (NLL of full attention over the candidate's, on Python's sources
+or --text) and of retrieval (probability of hidden pass words). In the end the winner and the best
+named method read held-out texts. Random patterns are measured with one seed.
+
+A search can be stopped at any time: the same command goes on and finds what it would have found in
+one go; more --trials add to it. The folder holds found.yaml (goes wherever a pattern goes; after
+--layer-trials perhaps wherever layers go), search.json (all trials) and study.journal (Optuna's).
+Needs: pip install 'sa_patch[search]'.
+exit status: 0; 2 if the request is wrong; 130 interrupted.
 """
 BENCH_EXAMPLES = """\
 examples:

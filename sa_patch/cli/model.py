@@ -1,11 +1,16 @@
-"""The commands ``sa-patch generate`` and ``calibrate``, which load one model."""
+"""The commands ``sa-patch generate``, ``calibrate`` and ``search``, which load one model."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from sa_patch.cli.help_texts import CALIBRATE_EXAMPLES, GENERATE_EXAMPLES, with_examples
+from sa_patch.cli.help_texts import (
+    CALIBRATE_EXAMPLES,
+    GENERATE_EXAMPLES,
+    SEARCH_EXAMPLES,
+    with_examples,
+)
 from sa_patch.cli.sweep import know_gated_models
 
 
@@ -59,6 +64,39 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_calibrate)
 
 
+def add_search(parser: argparse.ArgumentParser) -> None:
+    with_examples(parser, SEARCH_EXAMPLES)
+    parser.description = "Find the composition of patterns that keeps the most within a budget."
+    parser.add_argument("model", help="hub id, folder, or smollm2-135m")
+    parser.add_argument(
+        "--share", default="1/8", help="of full attention's cost (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cost",
+        default="flops",
+        help="flops, choosing included, or visited: keys that a tile reads (default: %(default)s)",
+    )
+    parser.add_argument("--n", type=int, default=4096, help="tokens of a text (default: 4096)")
+    parser.add_argument(
+        "--trials", type=int, default=30, help="candidates beside named methods (default: 30)"
+    )
+    parser.add_argument(
+        "--layer-trials",
+        type=int,
+        default=0,
+        help="then ways to share the budget out over the layers (default: 0)",
+    )
+    parser.add_argument("--documents", type=int, default=4, help="of each kind (default: 4)")
+    parser.add_argument(
+        "--held-out", type=int, default=8, help="of each kind, for the end (default: 8)"
+    )
+    parser.add_argument("--text", type=Path, help="a file to take language from")
+    parser.add_argument("--seed", type=int, default=0, help="of the search (default: 0)")
+    parser.add_argument("--out", type=Path, help="default: runs/search-MODEL-N-COST-SHARE")
+    _add_loading(parser)
+    parser.set_defaults(run=_search)
+
+
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     """How a model is loaded and its attention computed."""
     parser.add_argument("--backend", default="auto", help="of attention; see sa-patch methods")
@@ -100,5 +138,23 @@ def _calibrate(options: argparse.Namespace) -> int:
 
     given = {field.name: getattr(options, field.name) for field in fields(Options)}
     for path in run_calibration(Options(**given), Console(), options.command_line):
+        print(path)
+    return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from rich.console import Console
+
+    from sa_patch.sweep.search.options import Options
+
+    given = {field.name: getattr(options, field.name) for field in fields(Options)}
+    asked = Options(**given)
+    # Optuna is an extra: it is imported once the request, and that it is there, are checked.
+    asked.check()
+    from sa_patch.sweep.search.run import run_search
+
+    for path in run_search(asked, Console(), options.command_line):
         print(path)
     return 0

@@ -13,7 +13,7 @@ from sa_patch.models.layer_check import check_layers
 from sa_patch.models.loading import DTYPES, load_causal_lm, load_tokenizer
 from sa_patch.patching import check_decode, patch_model
 from sa_patch.patterns import Pattern, make_pattern, parse_pattern, with_seed
-from sa_patch.patterns.registry import parameters, pattern_class
+from sa_patch.patterns.registry import is_text_form, parameters, pattern_class
 
 DEFAULT_WINDOW = 128
 
@@ -28,7 +28,7 @@ def choose_pattern(
     Raises:
         UserError: for an unknown method, or an option or value that it does not take.
     """
-    if set(":+") & set(method):
+    if is_text_form(method):
         if (window, topk) != (None, None):
             raise UserError(
                 f"{method!r} holds the parameters already; leave --window and --topk out"

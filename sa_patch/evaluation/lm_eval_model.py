@@ -37,6 +37,7 @@ from sa_patch.patching import (
 from sa_patch.patching.layers import base_model
 from sa_patch.patterns import Full, Pattern, make_pattern, parse_pattern, with_seed
 from sa_patch.patterns.base import whole_number
+from sa_patch.patterns.registry import is_text_form
 
 _CACHE_OWNER = "sa_patch:owner"
 # Encoded requests that are remembered: a sweep asks the same ones of every pattern.
@@ -312,7 +313,7 @@ def _read_pattern(
             f"{method!r})"
         )
     chosen = pattern or method or ("sa" if given else "full")
-    if isinstance(chosen, str) and not set(":+") & set(chosen):
+    if isinstance(chosen, str) and not is_text_form(chosen):
         return make_pattern(chosen, **params)
     if given not in ([], ["seed"]):
         raise UserError(

@@ -82,6 +82,14 @@ def layer_count(source: ModelSource) -> int | None:
     return _setting(source, "num_hidden_layers")
 
 
+def queries_per_key(source: ModelSource) -> int | None:
+    """Query heads that share a KV head; None where the configuration cannot be read."""
+    heads, kv_heads = (
+        _setting(source, name) for name in ("num_attention_heads", "num_key_value_heads")
+    )
+    return None if heads is None else heads // (kv_heads or heads)
+
+
 def usual_layers(source: ModelSource) -> list[int]:
     """The layers that `sa_patch.patch_model` takes by default, by a model's configuration.
 

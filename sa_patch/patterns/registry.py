@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError, suggest
+from sa_patch.files.settings import read_yaml
 from sa_patch.patterns.base import Pattern
 from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.full import Full
@@ -36,6 +39,9 @@ RIVALS: tuple[type[Pattern], ...] = (
 """Methods of others, which `sa_patch.patterns.rivals` holds."""
 
 _BY_HEAD = f"{ByHead.name}{{"
+
+# Names of files that hold a pattern.
+PATTERN_FILES = (".yaml", ".yml")
 
 PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (*OURS, *RIVALS)}
 
@@ -95,21 +101,30 @@ def make_pattern(name: str, **params: Any) -> Pattern:
     return built
 
 
+def is_text_form(method: str) -> bool:
+    """Whether `parse_pattern` reads this, where a method's bare name may stand as well."""
+    return bool(set(":+") & set(method)) or method.endswith(PATTERN_FILES)
+
+
 def parse_pattern(text: str) -> Pattern:
     """Read a pattern's text form: ``name:key=value,key=value``, or several joined by ``+``.
 
     The first values may go without their keys, in the order of the class's parameters:
     ``sinks:4+swa:60+sa:64``. Semicolons serve where commas already separate arguments.
     A pattern for each KV head is written ``heads{1*full|2*sinks:4+swa:60}``.
-    ``parse_pattern(str(pattern)) == pattern`` for every pattern.
+    ``parse_pattern(str(pattern)) == pattern`` for every pattern. The path of a YAML file, as
+    ``sa-patch search`` writes it, stands for the text form under its key ``pattern``.
 
     Raises:
-        UserError: if the text is malformed, or names an unknown method or parameter.
+        UserError: if the text is malformed, or names an unknown method or parameter, or the file
+            cannot be read.
     """
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"a method is written name:key=value,..., got {text!r}")
     if text.strip().startswith(_BY_HEAD) and text.strip().endswith("}"):
         return _parse_heads(text.strip()[len(_BY_HEAD) : -1])
+    if text.endswith(PATTERN_FILES):
+        text = _read_file(Path(text).expanduser())
     parts = text.split("+")
     if len(parts) == 1:
         return _parse_part(text, text)
@@ -129,6 +144,19 @@ def _parse_heads(text: str) -> Pattern:
             )
         patterns += [parse_pattern(own if star else run)] * number
     return ByHead(tuple(patterns))
+
+
+def _read_file(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"no pattern file {path}; give the path of a YAML file with a 'pattern'")
+    content = read_yaml(path)
+    pattern = content.get("pattern") if isinstance(content, Mapping) else None
+    if not isinstance(pattern, str) or not pattern.strip() or pattern.endswith(PATTERN_FILES):
+        raise UserError(
+            f"{path} has no text form under 'pattern', such as pattern: sinks:4+swa:60; a file "
+            "of layers is given as layers"
+        )
+    return pattern
 
 
 def _parse_part(part: str, text: str) -> Pattern:

@@ -25,6 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sa_patch.errors import UserError
+from sa_patch.evaluation.recovery import (
+    DRAWS,
+    LEAST_ABOVE_CHANCE,
+    Interval,
+    bootstrap,
+    interval,
+)
 from sa_patch.report.recovery_items import (
     GROUPS,
     LANGUAGE,
@@ -35,20 +42,8 @@ from sa_patch.report.recovery_items import (
 )
 from sa_patch.sweep.results import Cell, Run
 
-DRAWS = 2000
-# A full score this close to chance leaves nothing to recover.
-_LEAST_ABOVE_CHANCE = 0.05
 # A budget point holds what spends at most this much more than its share: prompts vary in length.
 _OVER = 1.03
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -153,14 +148,16 @@ def _point(
             )
         group = group_of(task, cell.metric)
         chance = cell.chance or 0.0
-        if group != LANGUAGE and theirs.scores.mean() - chance < _LEAST_ABOVE_CHANCE:
+        if group != LANGUAGE and theirs.scores.mean() - chance < LEAST_ABOVE_CHANCE:
             continue
-        value, samples = _bootstrap(ours.scores, theirs.scores[0], group, chance, task, draws)
+        value, samples = bootstrap(
+            ours.scores, theirs.scores[0], group == LANGUAGE, chance, task, draws
+        )
         values.setdefault(group, []).append(value)
         drawn.setdefault(group, []).append(samples)
         by_name[task] = value
     groups = {
-        group: _interval(float(np.mean(values[group])), np.mean(drawn[group], axis=0))
+        group: interval(float(np.mean(values[group])), np.mean(drawn[group], axis=0))
         for group in GROUPS
         if group in values
     }
@@ -179,7 +176,7 @@ def _point(
         seeds=max(len(items.scores) for items in spent),
         groups=groups,
         tasks=by_name,
-        mean=_interval(mean, samples),
+        mean=interval(mean, samples),
         draws=samples,
     )
 
@@ -195,40 +192,9 @@ def _budget(point: Recovered, budgets: Sequence[float], by: str) -> float | None
     return next((budget for budget in budgets if share <= budget * _OVER), None)
 
 
-def _bootstrap(
-    ours: NDArray[np.float64],
-    theirs: NDArray[np.float64],
-    group: str,
-    chance: float,
-    task: str,
-    draws: int,
-) -> tuple[float, NDArray[np.float64]]:
-    """Recovery of ``ours [seeds, items]`` against ``theirs [items]``, and its bootstrap."""
-    # Seeded by the task alone, so that every pattern meets the same items in the same draw.
-    generator = np.random.default_rng(list(task.encode()))
-    items = generator.integers(0, len(theirs), (draws, len(theirs)))
-    seeds = generator.integers(0, 1 << 30, (draws, len(ours))) % len(ours)
-    mine = np.stack(
-        [ours[rows][:, columns].mean() for rows, columns in zip(seeds, items, strict=True)]
-    )
-    reference = theirs[items].mean(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if group == LANGUAGE:
-            return float(theirs.mean() / ours.mean()), reference / mine
-        above = np.maximum(reference - chance, _LEAST_ABOVE_CHANCE)
-        # (mine - chance) / above, in a form that stays 1 for equal scores where `above` is floored.
-        samples = 1 - (reference - mine) / above
-        return float((ours.mean() - chance) / (theirs.mean() - chance)), samples
-
-
-def _interval(value: float, samples: NDArray[np.float64]) -> Interval:
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
-
-
 def difference(one: Recovered, other: Recovered) -> Interval:
     """By how much one point recovers more than another of the same length, paired."""
-    return _interval(one.mean.value - other.mean.value, one.draws - other.draws)
+    return interval(one.mean.value - other.mean.value, one.draws - other.draws)
 
 
 def parse_budgets(text: str) -> list[float]:

@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sa_patch.evaluation.recovery import DRAWS, Interval
 from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.files.atomic_write import write_whole
 from sa_patch.patterns import RIVALS, ByHead, parse_pattern, parts_of
 from sa_patch.report import captions
-from sa_patch.report.recovery import DRAWS, Interval, Recovered, difference
+from sa_patch.report.recovery import Recovered, difference
 from sa_patch.report.recovery_items import GROUPS
 from sa_patch.report.variants import METHOD_LABELS
 from sa_patch.sweep.results import Run

@@ -28,7 +28,7 @@ from sa_patch.patterns import (
     split_budget,
     with_seed,
 )
-from sa_patch.patterns.registry import parameters, pattern_class
+from sa_patch.patterns.registry import is_text_form, parameters, pattern_class
 
 Layers = Annotated[Schedule, PlainValidator(read_layers)]
 Windows = Annotated[tuple[Positive, ...], LISTED]
@@ -199,7 +199,7 @@ def same_word(raw: Mapping[Any, Any], word: str, older: str) -> Mapping[Any, Any
 
 
 def _kind_of(method: Any) -> type[_Entry]:
-    if isinstance(method, str) and set(":+") & set(method):
+    if isinstance(method, str) and is_text_form(method):
         return _TextEntry
     if method == "split":
         return _SplitEntry

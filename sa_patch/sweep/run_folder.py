@@ -47,25 +47,8 @@ class RunFolder:
         Raises:
             UserError: if the folder cannot be written, or another process is writing it.
         """
-        try:
-            self.cells.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
-        except OSError as error:
-            raise UserError(
-                f"the output folder {self.path} cannot be written ({error.strerror}); "
-                "choose another with --out"
-            ) from error
-        with lock:
-            if not _lock(lock):
-                lock.seek(0)
-                holder = lock.read().strip() or "unknown"
-                raise UserError(
-                    f"another sweep (process {holder}) is writing {self.path}; wait for it, or "
-                    "choose another folder with --out"
-                )
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        with hold_folder(self.path, "sweep"):
+            self.cells.mkdir(exist_ok=True)
             remove_leftovers(self.path)
             remove_leftovers(self.cells)
             remove_leftovers(self.answers)
@@ -113,6 +96,35 @@ class RunFolder:
     @property
     def _manifest(self) -> Path:
         return self.path / "manifest.json"
+
+
+@contextmanager
+def hold_folder(folder: Path, work: str) -> Iterator[None]:
+    """Make a folder and hold it for this process alone; see `RunFolder.locked`.
+
+    Args:
+        work: what writes such folders, for the message.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"the output folder {folder} cannot be written ({error.strerror}); "
+            "choose another with --out"
+        ) from error
+    with lock:
+        if not _lock(lock):
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            raise UserError(
+                f"another {work} (process {holder}) is writing {folder}; wait for it, or "
+                "choose another folder with --out"
+            )
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def _lock(file: Any) -> bool:

@@ -211,9 +211,14 @@ class Calibrator:
             return document_nll(self._model, document)
 
 
-@torch.inference_mode()
 def document_nll(model: PreTrainedModel, document: Document) -> float:
     """Mean negative log-likelihood of a document's counted tokens, in nats; one prefill."""
+    return -float(counted_log_likelihoods(model, document).mean())
+
+
+@torch.inference_mode()
+def counted_log_likelihoods(model: PreTrainedModel, document: Document) -> torch.Tensor:
+    """Log-likelihoods of a document's counted tokens, in nats: float64 ``[counted]``."""
     tokens = torch.tensor([document.tokens], device=model.device)
     # A row of logits predicts the token after it, and the last predicts what is not there.
     rows = len(document.tokens) - min(document.counted) + 1
@@ -221,5 +226,4 @@ def document_nll(model: PreTrainedModel, document: Document) -> float:
     counted = torch.tensor(document.counted, device=logits.device)
     chosen = logits[counted - (len(document.tokens) - rows) - 1].float()
     answers = tokens[0].to(logits.device)[counted, None]
-    likelihood = chosen.log_softmax(-1).gather(-1, answers)
-    return -float(likelihood.double().mean())
+    return chosen.log_softmax(-1).gather(-1, answers)[:, 0].double()

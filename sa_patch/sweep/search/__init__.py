@@ -1,0 +1,1 @@
+"""``sa-patch search``: the composition that keeps the most within a budget."""
