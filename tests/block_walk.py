@@ -17,8 +17,11 @@ from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.flex import kernel
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
+from sa_patch.kernels.plans.pages import PagedPlan, paged_mask
 from sa_patch.kernels.plans.tables import Structure
 
+PAGES_READ: list[float] = []
+"""Keys that a sequence read in each call, a mean."""
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -92,3 +95,43 @@ def listed(counts: Tensor, columns: Tensor, q: Tensor, k: Tensor, blocks: Blocks
     pairs = times[..., :spare].bool().repeat_interleave(blocks.keys, -1)
     pairs = pairs.repeat_interleave(blocks.queries, -2)
     return pairs[..., : q.shape[2], : k.shape[2]].expand(*q.shape[:3], k.shape[2])
+
+
+def read_pages(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    page_table: Tensor,
+    plan: PagedPlan,
+    group: int,
+    blocks: Blocks,
+    scale: float,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """A kernel of paged keys: every sequence reads whole steps of the pages in its row."""
+    sequences, _, rows, _ = q.shape
+    used = plan.used.flatten()
+    assert page_table.dtype == used.dtype == torch.int32 and len(page_table) == len(used)
+    assert page_table.min() >= 0 and page_table.max() < len(k), "a page is not there"
+    assert (used % blocks.keys == 0).all() and used.max() <= page_table.shape[1] * plan.page
+    read = int(used.max())
+    PAGES_READ.append(float(used.float().mean()))
+    place = torch.arange(read)
+    keys, values = (x[page_table.long(), :, 0].flatten(1, 2)[:, :read].float() for x in (k, v))
+    assert keys.isfinite().all(), "a page reaches behind the last key"
+    number, tables = plan.numbers, plan.tables
+    seen = paged_mask(
+        plan.page,
+        plan.shared,
+        lambda which: number[which],
+        lambda index: tables[index.long()],
+        lambda truth: truth * 1,
+        torch.arange(sequences)[:, None, None],
+        torch.arange(rows)[:, None] // group,
+        place,
+    )
+    seen = seen & (place < used[:, None, None])
+    scores = Softmax(softcap).cap((q[:, 0].float() @ keys.transpose(1, 2)).mul(scale))
+    scores = scores.masked_fill(~seen, -torch.inf)
+    out = (scores.softmax(-1).nan_to_num(nan=0.0) @ values).to(q.dtype)
+    return out[:, None], scores.logsumexp(-1)[:, None]

@@ -121,6 +121,18 @@ def check_starts(pattern: Pattern, spans: Spans) -> None:
             )
 
 
+def as_scored(pattern: Pattern, q: Tensor, scale: float) -> Tensor:
+    """Queries for a choice by softmax weights, which scales scores by ``head_dim ** -0.5``.
+
+    Args:
+        q: ``[.., head_dim]``.
+        scale: factor of the layer's scores.
+    """
+    factor = scale * q.shape[-1] ** 0.5
+    # Other choices order scores, which a factor leaves as they are.
+    return q.float() * factor if pattern.looks_ahead and abs(factor - 1) > 1e-6 else q
+
+
 @dataclass(frozen=True, eq=False)
 class Softmax:
     """What a model changes about the softmax of a layer.
@@ -132,6 +144,27 @@ class Softmax:
 
     softcap: float | None = None
     sink: Tensor | None = None
+
+    @classmethod
+    def read(cls, q: Tensor, softcap: float | None, sink: Tensor | None) -> Softmax:
+        """Of what a caller asks for; `PLAIN` where that is nothing.
+
+        Raises:
+            UserError: for a cap that is none, or not one score for each head of
+                ``q [batch, q_heads, nq, head_dim]``.
+        """
+        if softcap is not None and not softcap > 0:
+            raise UserError(f"softcap must be above 0, got {softcap}")
+        if sink is not None and tuple(sink.shape) != (q.shape[1],):
+            raise UserError(
+                f"sink must hold one score for each of the {q.shape[1]} query heads, got the shape "
+                f"{tuple(sink.shape)}"
+            )
+        return PLAIN if softcap is None and sink is None else cls(softcap, sink)
+
+    def of_heads(self, heads: list[int]) -> Softmax:
+        """Of some query heads alone."""
+        return self if self.sink is None else Softmax(self.softcap, self.sink[heads])
 
     def cap(self, scores: Tensor) -> Tensor:
         """Scaled scores under the cap."""
@@ -152,6 +185,27 @@ class Softmax:
 
 PLAIN = Softmax()
 """The softmax of most models."""
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -> None:
+    """Raise `UserError` unless q, k and v can attend to each other.
+
+    Args:
+        same_width: whether k and v must have vectors of one length.
+    """
+    kept = slice(None) if same_width else slice(3)
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[kept] != v.shape[kept]:
+        raise UserError(
+            "q must be [batch, q_heads, nq, head_dim] and k, v [batch, kv_heads, n, head_dim], "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % max(k.shape[1], 1):
+        raise UserError(
+            "q and k must share batch and head_dim, and q_heads must be a multiple of kv_heads, "
+            f"got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if q.shape[2] > k.shape[2]:
+        raise UserError(f"there are more queries ({q.shape[2]}) than keys ({k.shape[2]})")
 
 
 class Attend(Protocol):
@@ -194,7 +248,7 @@ class Backend:
     supports: Callable[[Pattern, Tensor, Tensor], tuple[bool, str]]
     """``supports(pattern, q, k) -> (ok, reason)``; the reason is empty where it is able."""
     attend: Attend
-    packs: Callable[[Pattern, Softmax], bool] = lambda pattern, softmax: False
+    packs: Callable[[Pattern], bool] = lambda pattern: False
     """Whether `attend` takes packed rows; others are called for each of their sequences."""
     refuses: Callable[[Softmax], str] = no_other_softmax
     """Why a softmax of a model's own cannot be served; empty where it can."""

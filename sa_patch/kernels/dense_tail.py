@@ -74,7 +74,7 @@ def with_tail(backend: Backend, fallback: Backend) -> Backend:
                 out[rows, :, real - count : real] = dense
         return out
 
-    def packs(pattern: Pattern, softmax: Softmax) -> bool:
-        return not split_tail(pattern)[1] and backend.packs(pattern, softmax)
+    def packs(pattern: Pattern) -> bool:
+        return not split_tail(pattern)[1] and backend.packs(pattern)
 
     return dataclasses.replace(backend, supports=supports, attend=attend, packs=packs)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError, suggest
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, check_starts
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, check_starts, check_tensors
 from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
@@ -17,7 +17,7 @@ from sa_patch.kernels.flex import backend as flex
 from sa_patch.kernels.self_check import failure
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.kernels.triton import backend as triton_backend
-from sa_patch.patterns import Pattern, split_tail
+from sa_patch.patterns import ByHead, Pattern, split_tail
 
 BACKENDS: dict[str, Backend] = {
     # `reference` takes every pattern by its definition, and is what the others are held against.
@@ -165,10 +165,17 @@ def attend(
     softmax: Softmax = PLAIN,
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
+    same: dict[str, Any] = {"layer": layer, "scale": scale}
+    if isinstance(pattern, ByHead):
+        return _attend_by_head(pattern, q, k, v, softmax, spans=spans, backend=backend, **same)
+    same["softmax"] = softmax
     if spans.packed_in is not None:
-        same: dict[str, Any] = {"layer": layer, "scale": scale, "softmax": softmax}
         return _attend_packed(pattern, q, k, v, spans, backend, same)
     check_starts(pattern, spans)
+    if isinstance(pattern, ByHead):
+        return _attend_by_head(
+            pattern, q, k, v, softmax, layer=layer, spans=spans, scale=scale, backend=backend
+        )
     chosen = choose_backend(pattern, q, k, backend, v=v, softmax=softmax)
     pattern = pattern.computed_as
     padded_keys = spans.padded_keys(k.shape[2], k.device)
@@ -179,10 +186,29 @@ def attend(
         v = v.masked_fill(padded_keys[:, None, :, None], 0)
     if padded_queries is not None:
         q = q.masked_fill(padded_queries[:, None, :, None], 0)
-    out = chosen.attend(pattern, q, k, v, layer=layer, spans=spans, scale=scale, softmax=softmax)
+    out = chosen.attend(pattern, q, k, v, spans=spans, **same)
     if padded_queries is not None:
         out = out.masked_fill(padded_queries[:, None, :, None], 0)
     return out
+
+
+def _attend_by_head(
+    pattern: ByHead, q: Tensor, k: Tensor, v: Tensor, softmax: Softmax, **same: Any
+) -> Tensor:
+    """The heads of each pattern by themselves.
+
+    Args:
+        same: what all are given alike.
+    """
+    heads: list[int] = []
+    parts = []
+    values = [content["k"] for _, _, content in pattern.split(q.shape[1], None, v)]
+    for own_v, (own, mine, content) in zip(values, pattern.split(q.shape[1], q, k), strict=True):
+        heads += mine
+        own_softmax = softmax.of_heads(mine)
+        parts.append(attend(own, content["q"], content["k"], own_v, softmax=own_softmax, **same))
+    order = torch.tensor(heads).argsort().to(q.device)
+    return torch.cat(parts, dim=1).index_select(1, order)
 
 
 def _attend_packed(
@@ -200,7 +226,7 @@ def _attend_packed(
         same: what every sequence is given alike.
     """
     chosen = choose_backend(pattern, q, k, backend, v=v, softmax=same["softmax"])
-    if chosen.packs(pattern.computed_as, same["softmax"]):
+    if chosen.packs(pattern.computed_as):
         return chosen.attend(pattern.computed_as, q, k, v, spans=spans, **same)
     # Tokens before heads in memory, as models want it next.
     parts = [
@@ -249,7 +275,7 @@ def sparse_attention(
             or cannot serve.
     """
     _check_shapes(q, k, v, pattern)
-    softmax = _read_softmax(q, softcap, sink)
+    softmax = Softmax.read(q, softcap, sink)
     spans = Spans.of(q, k, lengths)
     if not q.numel():
         return q.new_zeros(q.shape)
@@ -270,35 +296,3 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> None:
     if not isinstance(pattern, Pattern):
         raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
     check_tensors(q, k, v)
-
-
-def _read_softmax(q: Tensor, softcap: float | None, sink: Tensor | None) -> Softmax:
-    if softcap is not None and not softcap > 0:
-        raise UserError(f"softcap must be above 0, got {softcap}")
-    if sink is not None and tuple(sink.shape) != (q.shape[1],):
-        raise UserError(
-            f"sink must hold one score for each of the {q.shape[1]} query heads, got the shape "
-            f"{tuple(sink.shape)}"
-        )
-    return PLAIN if softcap is None and sink is None else Softmax(softcap, sink)
-
-
-def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -> None:
-    """Raise `UserError` unless q, k and v can attend to each other.
-
-    Args:
-        same_width: whether k and v must have vectors of one length.
-    """
-    kept = slice(None) if same_width else slice(3)
-    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[kept] != v.shape[kept]:
-        raise UserError(
-            "q must be [batch, q_heads, nq, head_dim] and k, v [batch, kv_heads, n, head_dim], "
-            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % max(k.shape[1], 1):
-        raise UserError(
-            "q and k must share batch and head_dim, and q_heads must be a multiple of kv_heads, "
-            f"got {tuple(q.shape)} and {tuple(k.shape)}"
-        )
-    if q.shape[2] > k.shape[2]:
-        raise UserError(f"there are more queries ({q.shape[2]}) than keys ({k.shape[2]})")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, any_softmax
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, any_softmax, as_scored
 from sa_patch.kernels.merge import attend_with_lse
 from sa_patch.patterns import Full, Pattern
 
@@ -31,7 +31,7 @@ def attend(
     softmax: Softmax = PLAIN,
 ) -> Tensor:
     if softmax is not PLAIN:
-        mask = visibility(pattern, q, k, layer=layer, spans=spans)
+        mask = visibility(pattern, as_scored(pattern, q, scale), k, layer=layer, spans=spans)
         out, lse = attend_with_lse(q, k, v, mask, scale, softcap=softmax.softcap)
         return softmax.share(out, lse).to(q.dtype)
     square = q.shape[2] == k.shape[2] and not any(spans.starts)
@@ -40,7 +40,7 @@ def attend(
         return scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
-    mask = visibility(pattern, q, k, layer=layer, spans=spans)
+    mask = visibility(pattern, as_scored(pattern, q, scale), k, layer=layer, spans=spans)
     return scaled_dot_product_attention(
         q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )

@@ -97,8 +97,12 @@ def _small_blocks(part: BlockTopK) -> BlockTopK:
         size = 16 if part.block_size >= 16 else 1 if part.branch else 4
         topk = min(3, part.beam * part.branch) if part.branch else 3
         return BlockTopK(size, topk, sinks=4, grouped=part.grouped, **tree)
-    segment = math.lcm(part.shared, 8)
-    return BlockTopK(8, 2, 8, 0, grouped=part.grouped, shared=part.shared, segment=segment, **tree)
+    # Where blocks are read as pages, their size is compiled in.
+    size = part.block_size if part.block_size in (16, 32) else 8
+    segment = math.lcm(part.shared, size)
+    return BlockTopK(
+        size, 2, size, 0, grouped=part.grouped, shared=part.shared, segment=segment, **tree
+    )
 
 
 def _small_softmax(softmax: Softmax, heads: int, q: Tensor) -> Softmax:

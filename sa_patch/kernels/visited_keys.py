@@ -17,6 +17,7 @@ from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.prefix_stable import PSA
+from sa_patch.patterns.rivals.by_head import ByHead
 from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 from sa_patch.patterns.union import parts_of
@@ -56,6 +57,21 @@ def visited_keys(
         k: ``[kv_heads, seq_len, head_dim]``, likewise.
     """
     group = heads // kv_heads
+    if isinstance(pattern, ByHead):
+        each = [
+            visited_keys(
+                own,
+                seq_len,
+                heads=group,
+                kv_heads=1,
+                layer=layer,
+                q=None if q is None else q[head * group : (head + 1) * group],
+                k=None if k is None else k[head : head + 1],
+                block_sizes=block_sizes,
+            )
+            for head, own in enumerate(pattern.patterns)
+        ]
+        return VisitedKeys(_means([one.keys for one in each]), _means([one.full for one in each]))
     queries, chosen = _sampled_tiles(pattern, seq_len, group)
     tiles = -(-seq_len // queries)
     sums = torch.zeros(2, len(block_sizes), dtype=torch.float64)
@@ -77,6 +93,11 @@ def visited_keys(
         dict(zip(block_sizes, own.tolist(), strict=True)),
         dict(zip(block_sizes, full.tolist(), strict=True)),
     )
+
+
+def _means(each: Sequence[dict[int, float]]) -> dict[int, float]:
+    """Means by block size."""
+    return {size: sum(one[size] for one in each) / len(each) for size in each[0]}
 
 
 def visited_share(pattern: Pattern, seq_len: int, group: int = 1) -> float:

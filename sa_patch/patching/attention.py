@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import PLAIN, Softmax, Spans, attend
+from sa_patch.kernels.backend import as_scored
 from sa_patch.patching.mask import Packing, SparseMask
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan
 from sa_patch.patching.reading import refuse_pieces
@@ -84,8 +85,9 @@ def sparse_attention_forward(
     query = packing.pack(query, packing.query_order)
     key = packing.pack(key, packing.key_order)
     spans, new = packing.spans, query.shape[2]
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
     if plan.observer is not None:
-        _observe(plan.observer, layer, query, key, spans)
+        _observe(plan.observer, layer, as_scored(plan.pattern, query, scale), key, spans)
     cache = tile_queries(module) if spans.packed_in is None else None
     earlier: list[int] = []
     if cache is not None:
@@ -97,7 +99,7 @@ def sparse_attention_forward(
         packing.pack(value, packing.key_order),
         layer=layer,
         spans=spans,
-        scale=query.shape[3] ** -0.5 if scaling is None else scaling,
+        scale=scale,
         backend=plan.backend,
         softmax=own_softmax(kwargs),
     )
@@ -152,8 +154,8 @@ def refuse_share_of_heads(module: nn.Module, plan: LayerPlan, heads: int) -> Non
     if heads != every:
         raise UserError(
             f"layer {module.layer_idx} has {heads} of {every} heads here, as under tensor "
-            f"parallelism, and {plan.text} draws for each head by its number among all; leave "
-            "per_head out"
+            f"parallelism, and {plan.text} tells heads apart by their number among all; leave "
+            "per_head out, or take one pattern for all heads"
         )
 
 

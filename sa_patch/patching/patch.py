@@ -20,6 +20,7 @@ from sa_patch.patching.reading import Reading, read_prompts
 from sa_patch.patching.refusals import (
     refuse_continuous_batching,
     refuse_decoding,
+    refuse_other_heads,
     refuse_prefix_adapter,
 )
 from sa_patch.patching.schedule import Layers, Schedule
@@ -77,6 +78,7 @@ def patch_model(
     expect_layers(1 + max(modules, default=0))
     assigned = _keep_branches(inner, schedule.assign(inner, given))
     refuse_prefix_adapter(model, assigned.values())
+    refuse_other_heads(inner, assigned.values())
     if decode == "pattern":
         refuse_decoding(assigned.values())
     stock = _stock_implementation(inner)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.patching.layers import wrappers
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import ByHead, Pattern
 
 # PEFT's adapters that put keys and values into the cache.
 _PREFIX_TYPES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
@@ -40,6 +40,19 @@ def refuse_decoding(patterns: Iterable[Pattern | None]) -> None:
             f"{ahead[0]} chooses keys by all queries of a prompt, and so for prompts alone: patch "
             "with decode='full', or with a pattern that does not look ahead such as block_topk"
         )
+
+
+def refuse_other_heads(model: PreTrainedModel, patterns: Iterable[Pattern | None]) -> None:
+    """Raise `UserError` if a pattern is for another number of KV heads than the model's."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None)
+    found = getattr(config, "num_key_value_heads", None) or heads
+    for pattern in patterns:
+        if isinstance(pattern, ByHead) and found not in (None, len(pattern.patterns)):
+            raise UserError(
+                f"{pattern} is for {len(pattern.patterns)} KV heads, and this model's layers have "
+                f"{found}; give as many patterns as a layer has KV heads"
+            )
 
 
 def refuse_continuous_batching(model: PreTrainedModel, active: bool) -> None:

@@ -7,6 +7,7 @@ from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.registry import PATTERNS, RIVALS, make_pattern, parse_pattern
+from sa_patch.patterns.rivals.by_head import ByHead
 from sa_patch.patterns.rivals.flashprefill import FlashPrefill
 from sa_patch.patterns.rivals.flexprefill import FlexPrefill
 from sa_patch.patterns.rivals.permuted_blocks import PermutedBlocks
@@ -30,6 +31,7 @@ __all__ = [
     "SWA",
     "BlockTopK",
     "FlexPrefill",
+    "ByHead",
     "FlashPrefill",
     "PermutedBlocks",
     "Prism",

@@ -37,7 +37,8 @@ result has as many heads as the pattern or the arguments tell apart.
 """
 
 View = Callable[[int, int], Tensor]
-"""``view(low, high)``: `Pattern.visible` of the queries ``low .. high - 1`` of one sequence."""
+"""``view(low, high)``: what the queries ``low .. high - 1`` of one sequence see of the keys
+``0 .. high - 1``, bool ``[heads or 1, high - low, high]``; later keys they do not see."""
 
 
 class Profile(NamedTuple):
@@ -129,7 +130,10 @@ class Pattern(ABC):
         def seen(low: int, high: int) -> Tensor:
             positions = torch.arange(low, high, device=device)
             own = q[:, low - start : high - start] if q is not None else None
-            return self.visible(positions, seq_len, layer=layer, heads=heads, q=own, k=k)
+            length = high if self.prefix_stable else seq_len
+            so_far = k[:, :length] if k is not None else None
+            seen = self.visible(positions, length, layer=layer, heads=heads, q=own, k=so_far)
+            return seen[..., :high]
 
         return seen
 
@@ -242,4 +246,5 @@ class Pattern(ABC):
 
 
 def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    # A plus joins the parts of a union.
+    return str(value).lower() if isinstance(value, bool) else str(value).replace("e+", "e")

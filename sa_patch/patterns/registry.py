@@ -15,6 +15,7 @@ from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.moba import MoBA
 from sa_patch.patterns.prefix_stable import PSA
+from sa_patch.patterns.rivals.by_head import ByHead
 from sa_patch.patterns.rivals.flashprefill import FlashPrefill
 from sa_patch.patterns.rivals.flexprefill import FlexPrefill
 from sa_patch.patterns.rivals.permuted_blocks import PermutedBlocks
@@ -36,6 +37,8 @@ RIVALS: tuple[type[Pattern], ...] = (
     *(Sparge, PermutedBlocks, Prism, FlashPrefill),
 )
 """Methods of others, which `sa_patch.patterns.rivals` holds."""
+
+_BY_HEAD = f"{ByHead.name}{{"
 
 # Names of files that hold a pattern.
 PATTERN_FILES = (".yaml", ".yml")
@@ -108,6 +111,7 @@ def parse_pattern(text: str) -> Pattern:
 
     The first values may go without their keys, in the order of the class's parameters:
     ``sinks:4+swa:60+sa:64``. Semicolons serve where commas already separate arguments.
+    A pattern for each KV head is written ``heads{1*full|2*sinks:4+swa:60}``.
     ``parse_pattern(str(pattern)) == pattern`` for every pattern. The path of a YAML file, as
     ``sa-patch search`` writes it, stands for the text form under its key ``pattern``.
 
@@ -117,12 +121,29 @@ def parse_pattern(text: str) -> Pattern:
     """
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"a method is written name:key=value,..., got {text!r}")
+    if text.strip().startswith(_BY_HEAD) and text.strip().endswith("}"):
+        return _parse_heads(text.strip()[len(_BY_HEAD) : -1])
     if text.endswith(PATTERN_FILES):
         text = _read_file(Path(text).expanduser())
     parts = text.split("+")
     if len(parts) == 1:
         return _parse_part(text, text)
     return unite(*(_parse_part(part, text) for part in parts))
+
+
+def _parse_heads(text: str) -> Pattern:
+    """What stands within the braces of ``heads{...}``."""
+    patterns: list[Pattern] = []
+    for run in text.split("|"):
+        count, star, own = run.partition("*")
+        number = parse_value(count.strip()) if star else 1
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise UserError(
+                f"{run.strip()!r} is not of the form NUMBER*PATTERN, for example "
+                "heads{1*full|2*sinks:4+swa:60}"
+            )
+        patterns += [parse_pattern(own if star else run)] * number
+    return ByHead(tuple(patterns))
 
 
 def _read_file(path: Path) -> str:

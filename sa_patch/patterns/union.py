@@ -16,6 +16,7 @@ from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, Rule, View
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.prefix_stable import PSA
+from sa_patch.patterns.rivals.by_head import ByHead
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
@@ -27,11 +28,15 @@ def unite(*patterns: Pattern) -> Pattern:
 
     Unions are flattened; of several sinks, windows or tails the largest stays, of equal parts one;
     full attention swallows the rest. What is left stands in one order, so that equal unions are
-    equal objects.
+    equal objects. What differs by head is united head by head.
 
     Raises:
         UserError: for no pattern at all.
     """
+    by_head = next((pattern for pattern in patterns if isinstance(pattern, ByHead)), None)
+    if by_head is not None:
+        others = [pattern for pattern in patterns if pattern is not by_head]
+        return reduce(ByHead.joined, others, by_head)
     parts = _merged(part for pattern in patterns for part in parts_of(pattern))
     if not parts:
         raise UserError("a union needs at least one pattern, for example sinks:4+swa:60")
@@ -108,6 +113,11 @@ class Union(Pattern):
     def looks_ahead(self) -> bool:  # type: ignore[override]
         """Whether a part does."""
         return any(part.looks_ahead for part in self.parts)
+
+    @property
+    def scores_all(self) -> bool:  # type: ignore[override]
+        """Whether a part does: what the others show is then scored, too."""
+        return any(part.scores_all for part in self.parts)
 
     @property
     def counts_need_content(self) -> bool:
@@ -235,6 +245,8 @@ def with_seed(pattern: Pattern, seed: int) -> Pattern:
     first = seed_of(pattern)
     if first is None:
         raise UserError(f"{pattern} draws nothing at random, so it takes no seed")
+    if isinstance(pattern, ByHead):
+        return pattern.each(lambda own: with_seed(own, seed) if seed_of(own) is not None else own)
     return unite(
         *(
             dataclasses.replace(part, seed=part.seed - first + seed)  # type: ignore[call-arg]
@@ -247,7 +259,9 @@ def with_seed(pattern: Pattern, seed: int) -> Pattern:
 
 def seed_of(pattern: Pattern) -> int | None:
     """The seed of a pattern, of a union that of its first random part; None without one."""
-    seeds = [part.seed for part in parts_of(pattern) if hasattr(part, "seed")]
+    of_heads = pattern.patterns if isinstance(pattern, ByHead) else (pattern,)
+    parts = [part for own in of_heads for part in parts_of(own)]
+    seeds = [part.seed for part in parts if hasattr(part, "seed")]
     return seeds[0] if seeds else None
 
 

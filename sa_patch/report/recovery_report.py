@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from sa_patch.evaluation.recovery import DRAWS, Interval
 from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.files.atomic_write import write_whole
-from sa_patch.patterns import RIVALS, parse_pattern, parts_of
+from sa_patch.patterns import RIVALS, ByHead, parse_pattern, parts_of
 from sa_patch.report import captions
 from sa_patch.report.recovery import Recovered, difference
 from sa_patch.report.recovery_items import GROUPS
@@ -43,6 +43,7 @@ _SPENT = {"flops": "attention FLOPs", "visited": "keys that a tile reads"}
 _KINDS = (
     *("sinks", "swa", "sa", "psa", "moba", "block_topk", "tail"),
     *(cls.name for cls in RIVALS),
+    ByHead.name,
 )
 _PANEL = (4.6, 3.4)  # inches
 _CHARACTER = 0.072  # inches, of the legend

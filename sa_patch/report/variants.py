@@ -27,6 +27,7 @@ METHOD_LABELS = {
     "permuted_blocks": "PBS-Attn",
     "prism": "Prism",
     "flashprefill": "FlashPrefill",
+    "heads": "by head",
 }
 # What a sweep varies along the axis; any other parameter makes a series of its own.
 AXIS_PARAMETERS = ("window", "block_size", "seed")
@@ -50,7 +51,10 @@ BUDGET_IN_UNION = BUDGET | {"moba": ("topk", *AXIS_PARAMETERS)}
 SPLIT = {"block_topk": ("topk", "local", "seed"), "moba": ("seed",)}
 SPLIT_IN_UNION = SPLIT | {"moba": ("topk", "seed")}
 # A parameter that a label gives as a bare number after the name.
-MAIN = {"sinks": "size", "tail": "size", "swa": "window", "sa": "window", "psa": "window"}
+MAIN = {
+    **{"sinks": "size", "tail": "size", "heads": "patterns"},
+    **{"swa": "window", "sa": "window", "psa": "window"},
+}
 # Shares of a budget are told apart in steps of this many percent.
 SHARE_STEP = 5
 
@@ -91,6 +95,8 @@ class Variant:
 
 def read_parts(pattern: str) -> tuple[Part, ...]:
     """The parts of a pattern's canonical text form, such as ``sinks:size=4+swa:window=60``."""
+    if pattern.startswith("heads{"):
+        return (Part("heads", {"patterns": pattern[len("heads{") : -1]}),)
     parts = []
     for text in pattern.split("+"):
         method, _, listed = text.partition(":")

@@ -42,6 +42,7 @@ def test_an_unknown_task_is_refused_with_near_names(everything: Catalogue) -> No
         ("lambada_openai", "acc", 0.0, ("EleutherAI/lambada_openai",)),
         ("mmlu", "acc", 0.25, ("cais/mmlu",)),
         ("humaneval", "pass@1", 0.0, ("openai/openai_humaneval",)),
+        ("humaneval_instruct", "pass@1", 0.0, ("openai/openai_humaneval",)),
     ],
 )
 def test_the_papers_tasks(
@@ -49,7 +50,15 @@ def test_the_papers_tasks(
 ) -> None:
     info = everything.info(name)
     assert (info.primary_metric, info.chance, info.datasets) == (metric, chance, datasets)
-    assert info.runs_code == info.generates == (name == "humaneval")
+    assert info.runs_code == info.generates == name.startswith("humaneval")
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [("humaneval_plus", "pass@1"), ("humaneval_64", "pass@2"), ("mbpp", "pass_at_1")],
+)
+def test_a_function_names_its_scores(everything: Catalogue, name: str, metric: str) -> None:
+    assert everything.info(name).primary_metric == metric
 
 
 def test_examples_in_the_prompt(everything: Catalogue) -> None:

@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
 from sa_patch.evaluation.shared_contexts import SharedContextsLM, caches_keys_alone
-from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks
+from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks, XAttention
 from tests.patching.families import FAMILIES, build
 
 WORDS = "the lighthouse keeper wrote the weather of every evening in a thick blue book "
@@ -86,7 +86,7 @@ def test_what_cannot_be_shared_is_not(
     lm: SAPatchLM, read: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The last counts its keys where they are chosen, in whole prompts.
-    for pattern in (SA(20), SWA(20) | MoBA(16, 2)):
+    for pattern in (SA(20), XAttention(16, 3), SWA(20) | MoBA(16, 2)):
         lm.use_pattern(pattern)
         ask(lm)
         assert read == []

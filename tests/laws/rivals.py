@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ EXAMPLES: dict[str, Examples] = {
         lambda n: XAttention(4, topk=-(-n // 4), stride=2),
     ),
     "skip_softmax": Examples(
-        (SkipSoftmax(30.0, 3), SkipSoftmax(1e6, 5), SkipSoftmax(20.0, 4)),
+        (SkipSoftmax(30.0, 3), SkipSoftmax(1e20, 5), SkipSoftmax(20.0, 4)),
         lambda n: SkipSoftmax(1.0, n),
     ),
     "flexprefill": Examples(
@@ -111,7 +112,8 @@ def rival_of_oracle(pattern: Pattern, case: Case) -> OracleResult:
         for head in range(heads):
             kv_head = head // (heads // k.shape[1])
             own = q[row, head, :length], k[row, kv_head, :length]
-            seen = rival_oracle.visible(pattern.name, *own, arguments)
+            scored = own[0] * scale * head_dim**0.5, own[1]
+            seen = rival_oracle.visible(pattern.name, *scored, arguments)
             for i, keys in enumerate(seen.keys):
                 places = sorted(keys)
                 result.visible[row, head, i, places] = True
@@ -120,3 +122,40 @@ def rival_of_oracle(pattern: Pattern, case: Case) -> OracleResult:
                     own[0][i], own[1][places], v[row, kv_head, places], scale
                 )
     return result
+
+
+def drawn(name: str, rng: random.Random) -> Pattern:
+    """Any small pattern of a method."""
+
+    def whole(low: int, high: int) -> int:
+        return rng.randint(low, high)
+
+    def share(low: float = 0.05) -> float:
+        return round(rng.uniform(low, 1.0), 3)
+
+    size = whole(1, 7)
+    by_topk = rng.random() < 0.5
+    if name == "power":
+        return Power(whole(1, 12), size)
+    if name == "vertical_slash":
+        vertical, slash = whole(1, 9), whole(1, 9)
+        certain = {"sinks": whole(0, vertical), "local": whole(1, slash)}
+        return VerticalSlash(vertical, slash, whole(1, 12), block_size=size, **certain)
+    if name == "xattention":
+        stride = whole(1, 3)
+        choice = {"topk": whole(2, 5)} if by_topk else {"threshold": share()}
+        return XAttention(stride * whole(1, 3), stride=stride, **choice)
+    if name == "skip_softmax":
+        return SkipSoftmax(10 ** rng.uniform(-1, 2), size)
+    if name == "flexprefill":
+        return FlexPrefill(share(), size, tau=rng.choice([0.0, 0.1, 0.2, 1.0]), minimum=whole(1, 3))
+    if name == "sparge":
+        return Sparge(share(), size, rows=size * whole(1, 3), similarity=rng.uniform(-0.2, 0.6))
+    if name == "permuted_blocks":
+        choice = {"topk": whole(1, 4)} if by_topk else {"threshold": share()}
+        return PermutedBlocks(size, segment=size * whole(1, 3), **choice)
+    if name == "prism":
+        return Prism(share(), size, high=share(0.2), low=share(0.2))
+    if name == "flashprefill":
+        return FlashPrefill(share(0.0), size, whole(0, 2), whole(1, 3), whole(0, 2))
+    raise AssertionError(f"teach tests/laws/rivals.py to draw patterns of {name!r}")

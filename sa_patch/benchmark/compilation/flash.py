@@ -36,6 +36,7 @@ PATTERNS = (
     "moba:window=256",
     "block_topk:16,16",
     "block_topk:8,8,8,branch=0,shared=32,segment=128",
+    "block_topk:16,8,shared=32",
     "sinks:4+swa:128+psa:128",
 )
 # Of an A100, H100 and B200.

@@ -34,6 +34,7 @@ PRIMARY: dict[str, tuple[str, float | None]] = {
     "boolq": ("acc", 0.5),
     "lambada_openai": ("acc", 0.0),
     "humaneval": ("pass@1", 0.0),
+    "humaneval_instruct": ("pass@1", 0.0),
 }
 
 
@@ -223,9 +224,19 @@ class Catalogue:
             if "primary_metric" in said:
                 return said["primary_metric"], said.get("chance")
         listed = own.get("aggregate_metric_list") or own.get("metric_list") or []
-        names = [entry.get("metric") for entry in listed if isinstance(entry, Mapping)]
-        named = [metric for metric in names if isinstance(metric, str)]
+        named = [name for entry in listed if (name := _metric_name(entry))]
         return ("acc_norm" if "acc_norm" in named else named[0] if named else None), None
+
+
+def _metric_name(entry: Any) -> str | None:
+    """The name of a listed metric's scores; None where it has none."""
+    metric = entry.get("metric") if isinstance(entry, Mapping) else None
+    if not isinstance(metric, str):
+        return None
+    # The index leaves "!function utils.NAME" as a path; code tasks name their scores by k.
+    if os.sep in metric and entry.get("k"):
+        return f"pass@{entry['k'][0]}"
+    return metric.rsplit(".", 1)[-1] if os.sep in metric else metric
 
 
 def _metadata(config: Mapping[str, Any]) -> Mapping[str, Any]:

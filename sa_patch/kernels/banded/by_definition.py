@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.backend import PLAIN, Softmax
+from sa_patch.kernels.backend import PLAIN, Softmax, as_scored
 from sa_patch.kernels.merge import attend_with_lse
 from sa_patch.kernels.tiling import whole_vectors
 from sa_patch.patterns import Pattern
@@ -51,7 +51,7 @@ def attend_by_definition(
                 seq_len,
                 layer=layer,
                 heads=q.shape[1],
-                q=q[row].detach(),
+                q=as_scored(pattern, q[row].detach(), scale),
                 k=k[row].detach(),
                 start=start,
                 device=q.device,
@@ -60,7 +60,7 @@ def attend_by_definition(
         for low in range(start, seq_len, tile):
             high = min(low + tile, seq_len)
             with torch.no_grad():
-                mask = seen(low, high)[..., :high]
+                mask = seen(low, high)
             queries = q[row, :, low - start : high - start]
             parts.append(_attend_tile(queries, k[row], v[row], mask, scale, softmax).to(q.dtype))
         rows.append(torch.cat(parts, dim=1))

@@ -21,9 +21,10 @@ from sa_patch.errors import UserError
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.flash.attention4 import KERNEL, blocks_for
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need, Window
+from sa_patch.kernels.flash.rows import causal_rows, packed_rows, sequences_as_rows
 from sa_patch.kernels.flash.walk import walk_rows
 from sa_patch.kernels.plans.plan import KINDS
-from sa_patch.patterns import SWA, Full, Pattern, parts_of
+from sa_patch.patterns import SWA, Pattern, parts_of
 
 _DTYPES = (torch.float16, torch.bfloat16)
 # Where its kernels compile with a mask, lists and the log-sum-exp together (eval/results/gpu).
@@ -124,14 +125,20 @@ def attend(
     softmax: Softmax = PLAIN,
 ) -> Tensor:
     if not by_library(pattern, max(spans.lengths)) or softmax is not PLAIN:
-        own: dict[str, Any] = {"layer": layer, "spans": spans, "scale": scale, "softmax": softmax}
-        return _attend_plans(pattern, q, k, v, own)
+
+        def rows(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> Tensor:
+            own = {"layer": layer, "spans": spans, "scale": scale, "softmax": softmax}
+            return _attend_plans(pattern, q, k, v, own)
+
+        if spans.packed_in is None:
+            return rows(q, k, v, spans)
+        return sequences_as_rows(pattern, q, k, v, spans, rows)
     window: Window = (None, 0)
     if isinstance(pattern, SWA) and not pattern.saturated(max(spans.lengths)):
         window = (pattern.window - 1, 0)
     library = _library(q, k, v, windowed=window[0] is not None)
     if spans.packed_in is not None:
-        return _packed_rows(library, q, k, v, spans=spans, window=window, scale=scale)
+        return packed_rows(library, q, k, v, spans=spans, window=window, scale=scale)
     return causal_rows(library, q, k, v, spans=spans, window=window, scale=scale)
 
 
@@ -148,75 +155,6 @@ def _attend_plans(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, own: dict[s
         blocks=blocks_for(need.capability[0], q.shape[3]),
         kernel=KERNEL,
     )
-
-
-def packs(pattern: Pattern, softmax: Softmax) -> bool:
-    """What the libraries' own windows show: their packed rows are ours."""
-    return isinstance(pattern, (Full, SWA)) and softmax is PLAIN
-
-
-def _packed_rows(
-    library: Library,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    spans: Spans,
-    window: Window,
-    scale: float,
-) -> Tensor:
-    """Causal attention of rows of several sequences in one call; shapes as `Attend`."""
-    lengths = [length for length in spans.lengths if length]
-    queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    out = library.packed(
-        queries, keys, values, lengths, lengths, window=window, causal=True, scale=scale
-    )
-    return out.unflatten(0, (len(q), -1)).transpose(1, 2)
-
-
-def causal_rows(
-    library: Library,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    spans: Spans,
-    window: Window,
-    scale: float,
-) -> Tensor:
-    """Causal attention of a batch by one library; shapes as `Attend`, zero at padding."""
-    queries, seq_len = q.shape[2], k.shape[2]
-    # Of each row: real queries, and the keys up to the last of them.
-    counts = [
-        max(0, min(queries, n - start))
-        for n, start in zip(spans.lengths, spans.starts, strict=True)
-    ]
-    ends = [start + count for start, count in zip(spans.starts, counts, strict=True)]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if set(counts) == {queries} and set(ends) == {seq_len}:
-        out = library.dense(q, k, v, window=window, causal=True, scale=scale)
-        return out.transpose(1, 2)
-    rows = [row for row, count in enumerate(counts) if count]
-    if not rows:
-        return q.new_zeros(q.shape).transpose(1, 2)
-    # Empty rows are left out: flash-attn 2 fails on them where all others hold one query.
-    packed = library.packed(
-        torch.cat([q[row, : counts[row]] for row in rows]),
-        torch.cat([k[row, : ends[row]] for row in rows]),
-        torch.cat([v[row, : ends[row]] for row in rows]),
-        [counts[row] for row in rows],
-        [ends[row] for row in rows],
-        window=window,
-        causal=True,
-        scale=scale,
-    )
-    parts = dict(zip(rows, packed.split([counts[row] for row in rows]), strict=True))
-    empty = packed[:0]
-    padded = [
-        torch.nn.functional.pad(parts.get(row, empty), (0, 0, 0, 0, 0, queries - counts[row]))
-        for row in range(len(q))
-    ]
-    return torch.stack(padded).transpose(1, 2)
 
 
 def full(q: Tensor, k: Tensor, v: Tensor, scale: float, library: Library | None = None) -> Tensor:
@@ -318,6 +256,6 @@ BACKEND = Backend(
     summary="FlashAttention on CUDA, fp16 and bf16: windows and full; with version 4 every pattern",
     supports=supports,
     attend=attend,
-    packs=packs,
+    packs=lambda pattern: True,
     refuses=refuses,
 )

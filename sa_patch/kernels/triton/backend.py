@@ -170,7 +170,7 @@ def _attend(
     return out, lse
 
 
-def packs(pattern: Pattern, softmax: Softmax) -> bool:
+def packs(pattern: Pattern) -> bool:
     """All but blocks chosen by content, whose means and sorting are laid out by rows."""
     parts = disjoint_parts(pattern)
     return parts is not None and not parts.chosen

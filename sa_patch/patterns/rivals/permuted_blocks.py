@@ -20,7 +20,7 @@ class PermutedBlocks(BlockChoice):
 
     For each query head the keys of every segment are sorted by importance: by the mean weight that
     the last `block_size` queries of the prompt give them, in a softmax over all keys (arXiv
-    2510.21270, section 3.2); so keys that matter stand in few blocks. Sorted keys are cut into
+    2510.21270); so keys that matter stand in few blocks. Sorted keys are cut into
     blocks, and a block of queries weighs those of earlier segments by a softmax over the products
     of means. In view are the block that holds the first token, and the best others: `topk` blocks
     in all, or the fewest with the share `threshold` of the weight. Keys stay in their segments, so

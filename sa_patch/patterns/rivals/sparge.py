@@ -23,11 +23,11 @@ class Sparge(Thresholded):
     them, each with itself too, is above `similarity`. A tile of `rows` queries weighs such blocks
     of keys by a softmax over the products of means. In view are the largest weights that together
     are no more than the share `threshold`, at least one of them, and all blocks that are not alike;
-    everything, if the tile's own queries are not alike (arXiv 2502.18137, section 3.3). The tile's
+    everything, if the tile's own queries are not alike (arXiv 2502.18137, first stage). The tile's
     own blocks are added, so that every query sees itself. Each query head chooses for itself.
 
     The paper's second stage, which leaves out values where softmax weights are near zero and keeps
-    these in the sum (section 3.4), is no choice of visible keys, and not part of this.
+    these in the sum, is no choice of visible keys, and not part of this.
 
     A query's choice depends on the later queries and keys of its tile.
 

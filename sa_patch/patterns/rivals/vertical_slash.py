@@ -24,7 +24,7 @@ class VerticalSlash(WholePrompt):
     """Query i sees `vertical` columns of keys, and `slash` diagonals of distances.
 
     Each query head chooses them once for a prompt: the softmax of its last `last` queries over all
-    keys is summed by column and by diagonal (arXiv 2407.02490, section 3.2 and algorithm 2), and
+    keys is summed by column and by diagonal (arXiv 2407.02490), and
     the largest sums win, of equal ones the earlier column and the nearer diagonal. The first
     `sinks` columns and the nearest `local` diagonals are always among them. As in the paper's
     kernel, a diagonal is a staircase of squares: a tile of `block_size` queries from position a on

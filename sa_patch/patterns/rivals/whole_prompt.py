@@ -64,6 +64,7 @@ class WholePrompt(Pattern):
             place[mine] = rows.shape[1] + torch.arange(int(mine.sum()), device=place.device)
             low = tile * self.tile
             of_tile = seen(low, min(low + self.tile, seq_len))[:, query_positions[mine] - low]
+            of_tile = torch.nn.functional.pad(of_tile, (0, seq_len - of_tile.shape[2]))
             rows = torch.cat([rows.expand(len(of_tile), -1, -1), of_tile], dim=1)
         return rows[:, place]
 
@@ -101,8 +102,8 @@ class WholePrompt(Pattern):
                 queries = torch.arange(first, last, device=q.device)
                 width = min(chosen.shape[2], last)
                 shown = chosen[..., :width] & (keys[:width] <= queries[:, None])
-                parts.append(torch.nn.functional.pad(shown, (0, seq_len - width)))
-            return torch.cat(parts, dim=1)
+                parts.append(torch.nn.functional.pad(shown, (0, high - width)))
+            return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
         return seen
 
@@ -140,7 +141,7 @@ def per_query_head(k: Tensor, q: Tensor) -> Tensor:
 def causal_scores(q: Tensor, k: Tensor, first: int) -> Tensor:
     """Scaled scores of queries that begin at position `first`, -inf for later keys.
 
-    Scores are scaled by ``head_dim ** -0.5``, as in the papers, whatever a layer's own scale is.
+    Scores are scaled by ``head_dim ** -0.5``; for a layer with another scale kernels scale q.
 
     Args:
         q: ``[q_heads, m, head_dim]``.

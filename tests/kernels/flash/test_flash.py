@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import PLAIN, Spans
+from sa_patch.kernels.backend import Spans
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.flash import libraries as flash_libraries
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need
@@ -108,7 +108,7 @@ def test_packed_rows_in_one_call(
     spans = Spans.packed([[22, 1, 17], [40]])
     given: dict[str, Any] = {"layer": 0, "scale": 0.3}
     out = flash.attend(pattern, case.q, case.k, case.v, spans=spans, **given)
-    assert flash.packs(pattern, PLAIN) and calls == [[22, 1, 17, 40]]
+    assert flash.BACKEND.packs(pattern) and calls == [[22, 1, 17, 40]]
     parts = [
         reference.attend(pattern, *one, spans=Spans((one[0].shape[2],), (0,)), **given)
         for one in spans.sequences(*(x.float() for x in (case.q, case.k, case.v)))

@@ -16,13 +16,14 @@ from sa_patch.kernels import forget_plans, reference
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash.paged import paged_keys
+from sa_patch.kernels.flash.rows import sequences_as_rows
 from sa_patch.kernels.flash.walk import Kernel, MaskKind, walk_rows
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
-from sa_patch.kernels.plans.pages import PagedPlan, paged_mask, paged_part, paged_plan
+from sa_patch.kernels.plans.pages import paged_part, paged_plan
 from sa_patch.kernels.plans.plan import passes
 from sa_patch.patterns import Pattern, parse_pattern, split_tail
-from tests.block_walk import walk
+from tests.block_walk import PAGES_READ, read_pages, walk
 from tests.thorough import unless_thorough
 
 TOLERANCE = 1e-5
@@ -77,50 +78,6 @@ def walked(
         return seen(batch, head, i, j)
 
     return walk(q, k, v, lists, unfolded, blocks, *rest)
-
-
-def read_pages(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    page_table: Tensor,
-    plan: PagedPlan,
-    group: int,
-    blocks: Blocks,
-    scale: float,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
-    """A kernel of paged keys: every sequence reads whole steps of the pages in its row."""
-    sequences, _, rows, _ = q.shape
-    used = plan.used.flatten()
-    assert page_table.dtype == used.dtype == torch.int32 and len(page_table) == len(used)
-    assert page_table.min() >= 0 and page_table.max() < len(k), "a page is not there"
-    assert (used % blocks.keys == 0).all() and used.max() <= page_table.shape[1] * plan.page
-    read = int(used.max())
-    PAGES_READ.append(float(used.float().mean()))
-    place = torch.arange(read)
-    keys, values = (x[page_table.long(), :, 0].flatten(1, 2)[:, :read].float() for x in (k, v))
-    assert keys.isfinite().all(), "a page reaches behind the last key"
-    number, tables = plan.numbers, plan.tables
-    seen = paged_mask(
-        plan.page,
-        plan.shared,
-        lambda which: number[which],
-        lambda index: tables[index.long()],
-        lambda truth: truth * 1,
-        torch.arange(sequences)[:, None, None],
-        torch.arange(rows)[:, None] // group,
-        place,
-    )
-    seen = seen & (place < used[:, None, None])
-    scores = Softmax(softcap).cap((q[:, 0].float() @ keys.transpose(1, 2)).mul(scale))
-    scores = scores.masked_fill(~seen, -torch.inf)
-    out = (scores.softmax(-1).nan_to_num(nan=0.0) @ values).to(q.dtype)
-    return out[:, None], scores.logsumexp(-1)[:, None]
-
-
-PAGES_READ: list[float] = []
-"""Keys that a sequence read in each call, a mean."""
 
 
 def backend(blocks: Blocks) -> Backend:
@@ -278,3 +235,30 @@ def test_nothing_asks_the_device(text: str) -> None:
             kernel=Kernel(kernel, kernel),
         )
         assert out.shape == q.shape
+
+
+@pytest.mark.parametrize("text", PATTERNS)
+def test_packed_rows_are_rows_of_a_batch(text: str) -> None:
+    """Each sequence as if alone; those of about one length together where that changes nothing."""
+    pattern, _ = split_tail(parse_pattern(text.replace("{}", "20")))
+    q, k, v = inputs(300)
+    spans = Spans.packed([[37, 5, 200, 58], [140, 1, 159]])
+    given: dict[str, Any] = {"layer": LAYER, "scale": 0.3}
+    calls = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, spans: Spans) -> Tensor:
+        calls.append(spans.lengths)
+        return backend(BLOCKS[0]).attend(pattern, q, k, v, spans=spans, **given)
+
+    out = sequences_as_rows(pattern, q, k, v, spans, attend)
+    parts = [
+        reference.BACKEND.attend(pattern, *one, spans=whole(one[0].shape[2], 1), **given)
+        for one in spans.sequences(q, k, v)
+    ]
+    truth = torch.cat([torch.cat(parts[:4], dim=2), torch.cat(parts[4:], dim=2)])
+    assert (out - truth).abs().max() <= TOLERANCE
+    assert sorted(map(sorted, calls)) == (
+        [[1, 5, 37, 58], [140, 159, 200]]
+        if pattern.prefix_stable
+        else [[1], [5], [37], [58], [140], [159], [200]]
+    )

@@ -1,0 +1,124 @@
+"""A threshold that spends a share of full attention's FLOPs, measured where the pattern is run.
+
+What a threshold shows depends on the text, so that `fit_budget` cannot know its cost. Here it is
+run on texts, and counted, choosing included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
+from sa_patch.patching import layer_patterns, observe_layers, patched
+from sa_patch.patterns import Pattern, parse_pattern
+
+# Halvings of the range of numbers, of which a text form keeps so many digits.
+_STEPS = 10
+_DIGITS = 4
+# Numbers that stand for no share: the exponents of 10 between which they are sought.
+_EXPONENTS = (-2.0, 6.0)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a pattern spent on some texts.
+
+    Args:
+        share: of full attention's FLOPs on the same texts, choosing included.
+        mean_keys: keys that a query saw, over queries, layers and heads.
+    """
+
+    share: float
+    mean_keys: float
+
+
+def measure_spent(model: Any, pattern: Pattern, documents: Sequence[Tensor]) -> Spent:
+    """Run a model under a pattern, and count; the model is then as it was.
+
+    Args:
+        documents: token ids, int64 ``[n]`` each, of any lengths.
+    """
+    with torch.no_grad(), patched(model, pattern):
+        meter = PatternMeter(layer_patterns(model), HeadShape.of(model.config))
+        observe_layers(model, meter.observe, meter.observed_layers)
+        for tokens in documents:
+            model(tokens[None].to(model.device), use_cache=False)
+            meter.add([len(tokens)])
+    found = meter.summary()
+    share = found["attention_flops"] / found["full_attention_flops"]
+    return Spent(share, found["mean_keys_per_query"])
+
+
+def fit_threshold(
+    model: Any, family: str, share: float, documents: Sequence[Tensor]
+) -> tuple[Pattern, Spent]:
+    """The pattern of a family that spends most within a share of full attention's FLOPs.
+
+    ``fit_threshold(model, "prism:{},64", 1 / 8, documents)`` finds the threshold. The share holds
+    for texts like these, of their lengths; what it is on others is measured there.
+
+    Args:
+        family: text form with ``{}`` for the number that is sought, from 0 to 1, or where the
+            method allows larger ones up to 10^6; the share rises or falls with it throughout.
+        share: above 0 and at most 1.
+        documents: as of `measure_spent`, at least one.
+
+    Returns:
+        The pattern and what it spent.
+
+    Raises:
+        UserError: if the text form has no ``{}`` or is none, or if even the pattern that shows
+            least spends more.
+    """
+    if "{}" not in family:
+        raise UserError(
+            "a family has {} for the number that is sought, such as prism:{},64; got "
+            + repr(family)
+        )
+    if not documents or not 0 < share <= 1:
+        raise UserError(f"give documents, and a share above 0 and at most 1; got {share!r}")
+    low, high = 0.0, 1.0
+    ends = [_member(family, low), _member(family, high)]
+    spent = [measure_spent(model, end, documents) for end in ends]
+    least, most = sorted((0, 1), key=lambda end: spent[end].share)
+    if spent[least].share > share:
+        raise UserError(
+            f"even {ends[least]} spends {spent[least].share:.3f} of full attention's FLOPs on "
+            f"these texts, choosing included, more than {share:g}; take a larger share, or other "
+            "blocks"
+        )
+    if spent[most].share <= share:
+        return ends[most], spent[most]
+    best = ends[least], spent[least]
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        pattern = _member(family, middle)
+        found = measure_spent(model, pattern, documents)
+        within = found.share <= share
+        if within and found.share >= best[1].share:
+            best = pattern, found
+        # The half that leads to more where this is within the share, and to less where not.
+        if within == (most == 1):
+            low = middle
+        else:
+            high = middle
+    return best
+
+
+def _member(family: str, place: float) -> Pattern:
+    """The pattern at a place from 0 to 1 of the range of its number."""
+    first, last = _EXPONENTS
+    bounded = True
+    with suppress(UserError):
+        parse_pattern(family.replace("{}", "2.5"))
+        bounded = False
+    number = max(place, 1e-3) if bounded else 10 ** (first + (last - first) * place)
+    # A plus would join parts of a union.
+    return parse_pattern(family.replace("{}", f"{number:.{_DIGITS}g}".replace("e+", "e")))

@@ -1,0 +1,208 @@
+"""A pattern for each KV head, as in DuoAttention (2410.10819)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sa_patch.errors import UserError
+from sa_patch.patterns.base import Pattern, Rule, View
+
+
+@dataclass(frozen=True)
+class ByHead(Pattern):
+    """The query heads of each KV head see what that head's own pattern shows.
+
+    DuoAttention leaves heads that retrieve at full attention, and gives all others sinks and a
+    window (arXiv 2410.10819); any patterns can be mixed so. Its text form counts heads:
+    ``heads{1*full|2*sinks:4+swa:252}`` for three KV heads. Which heads are which differs from layer
+    to layer: `patch_model` takes a pattern for each layer.
+
+    Args:
+        patterns: one for each KV head of a layer.
+
+    Raises:
+        UserError: if they are not patterns, draw for every head, or differ by head themselves.
+    """
+
+    patterns: tuple[Pattern, ...]
+
+    name: ClassVar[str] = "heads"
+    per_head: ClassVar[bool] = True
+    summary: ClassVar[str] = "a pattern for each KV head (DuoAttention, 2410.10819)"
+
+    def __post_init__(self) -> None:
+        given = self.patterns if isinstance(self.patterns, tuple) else ()
+        if not given or not all(isinstance(own, Pattern) for own in given):
+            raise UserError(
+                "give a pattern for each KV head, for example heads{1*full|2*sinks:4+swa:252}"
+            )
+        for own in given:
+            parts = getattr(own, "parts", (own,))
+            if any(isinstance(part, ByHead) or getattr(part, "per_head", False) for part in parts):
+                raise UserError(f"a head's own pattern must be the same for all heads, not {own}")
+
+    @property
+    def prefix_stable(self) -> bool:  # type: ignore[override]
+        """Whether all are."""
+        return all(own.prefix_stable for own in self.patterns)
+
+    @property
+    def reads_content(self) -> bool:  # type: ignore[override]
+        """Whether one does."""
+        return any(own.reads_content for own in self.patterns)
+
+    @property
+    def looks_ahead(self) -> bool:  # type: ignore[override]
+        """Whether one does."""
+        return any(own.looks_ahead for own in self.patterns)
+
+    @property
+    def scores_all(self) -> bool:  # type: ignore[override]
+        """Whether all do."""
+        return all(own.scores_all for own in self.patterns)
+
+    @property
+    def keys_are_bounds(self) -> bool:
+        return any(own.keys_are_bounds for own in self.patterns)
+
+    @property
+    def counts_need_content(self) -> bool:
+        return any(own.counts_need_content for own in self.patterns)
+
+    @property
+    def shared_queries(self) -> int:
+        return math.lcm(*(own.shared_queries for own in self.patterns))
+
+    @property
+    def bounded_reach(self) -> tuple[int, int] | None:
+        reaches = [own.bounded_reach for own in self.patterns]
+        known = [reach for reach in reaches if reach is not None]
+        if len(known) < len(reaches):
+            return None
+        return max(sinks for sinks, _ in known), max(window for _, window in known)
+
+    def joined(self, other: Pattern) -> ByHead:
+        """What either shows each head."""
+        if not isinstance(other, ByHead):
+            return ByHead(tuple(own | other for own in self.patterns))
+        if len(other.patterns) != len(self.patterns):
+            raise UserError(f"{self} and {other} are for different numbers of KV heads")
+        pairs = zip(self.patterns, other.patterns, strict=True)
+        return ByHead(tuple(one | another for one, another in pairs))
+
+    def each(self, change: Callable[[Pattern], Pattern]) -> ByHead:
+        """With something done to the pattern of every head."""
+        return ByHead(tuple(change(own) for own in self.patterns))
+
+    def split(
+        self, heads: int, q: Tensor | None, k: Tensor | None
+    ) -> Iterator[tuple[Pattern, list[int], dict[str, Any]]]:
+        """Each pattern once: its query heads, and the `heads`, `q` and `k` of these alone.
+
+        Args:
+            heads: query heads in all.
+            q, k: ``[.., q_heads or kv_heads, tokens, head_dim]``.
+
+        Raises:
+            UserError: if there are not as many KV heads as patterns.
+        """
+        group, wanted = heads // len(self.patterns), len(self.patterns)
+        found = wanted if k is None else k.shape[-3]
+        if heads % wanted or found != wanted:
+            raise UserError(
+                f"{self} is for {wanted} KV heads, and here are {heads} query heads"
+                + (f" with {found} KV heads" if found != wanted else "")
+                + "; give as many patterns as a layer has KV heads"
+            )
+        ruled: dict[Pattern, list[int]] = {}
+        for kv_head, own in enumerate(self.patterns):
+            ruled.setdefault(own, []).append(kv_head)
+        for own, kv_heads in ruled.items():
+            mine = [head * group + step for head in kv_heads for step in range(group)]
+            content = {
+                "q": None if q is None else q[..., mine, :, :],
+                "k": None if k is None else k[..., kv_heads, :, :],
+            }
+            yield own, mine, {"heads": len(mine), **content}
+
+    def visible(
+        self,
+        query_positions: Tensor,
+        seq_len: int,
+        *,
+        layer: int = 0,
+        heads: int = 1,
+        q: Tensor | None = None,
+        k: Tensor | None = None,
+    ) -> Tensor:
+        heads = max(heads, len(self.patterns)) if q is None else len(q)
+        told = []
+        for own, mine, content in self.split(heads, q, k):
+            if self.looks_ahead and content["q"] is not None:
+                content["q"] = own.queries_read(content["q"], query_positions)
+            told.append((mine, own.visible(query_positions, seq_len, layer=layer, **content)))
+        return _in_order(told)
+
+    def view(self, seq_len: int, **given: Any) -> View:
+        q, k, heads = (given.pop(name, None) for name in ("q", "k", "heads"))
+        heads = max(heads or 1, len(self.patterns)) if q is None else len(q)
+        views = [
+            (mine, own.view(seq_len, **content, **given))
+            for own, mine, content in self.split(heads, q, k)
+        ]
+        return lambda low, high: _in_order([(mine, view(low, high)) for mine, view in views])
+
+    def rule(
+        self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
+    ) -> Rule:
+        raise TypeError(f"{self} differs by head")
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        """A mean over the heads."""
+        return self._mean(lambda own: own.keys_per_query(seq_len))
+
+    def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
+        return self._mean(lambda own: own.selection_dots(seq_len, group))
+
+    def means_read(self, positions: Tensor) -> int:
+        return round(sum(own.means_read(positions) for own in self.patterns) / len(self.patterns))
+
+    def _mean(self, ask: Callable[[Pattern], Tensor]) -> Tensor:
+        return reduce(torch.add, map(ask, self.patterns)) / len(self.patterns)
+
+    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        heads = max(heads, len(self.patterns))
+        rows = [
+            (mine, own.count_visible(seq_len, layer=layer))
+            for own, mine, _ in self.split(heads, None, None)
+        ]
+        return _in_order(rows)
+
+    def saturated(self, seq_len: int) -> bool:
+        return all(own.saturated(seq_len) for own in self.patterns)
+
+    @property
+    def effective_window(self) -> int | None:
+        """The widest of the heads'; None where one has no limit."""
+        windows = [own.effective_window for own in self.patterns]
+        known = [window for window in windows if window is not None]
+        return max(known) if len(known) == len(windows) else None
+
+    def __str__(self) -> str:
+        runs = ((own, len(list(same))) for own, same in groupby(self.patterns))
+        return f"{self.name}{{{'|'.join(f'{count}*{own}' for own, count in runs)}}}"
+
+
+def _in_order(told: list[tuple[list[int], Tensor]]) -> Tensor:
+    """What was told of some heads each, ``[heads of these or 1, ...]``, for all of them."""
+    rows = [x.expand(len(mine), *x.shape[1:]) for mine, x in told]
+    order = torch.tensor([head for mine, _ in told for head in mine], device=rows[0].device)
+    return torch.cat(rows)[order.argsort()]
