@@ -35,11 +35,13 @@ class Kept:
     """Recovery on some documents, by group and as the mean over groups, with intervals.
 
     ``draws`` are the bootstrap's means, paired with those of other patterns on these documents.
+    ``full`` are full attention's scores by group.
     """
 
     groups: Mapping[str, Interval]
     mean: Interval
     draws: NDArray[np.float64]
+    full: Mapping[str, float]
 
 
 class Quality:
@@ -72,14 +74,15 @@ class Quality:
 
     def kept(self, patterns: Patterns, documents: Sequence[Document]) -> Kept:
         """The same with paired bootstrap intervals over documents."""
-        groups, drawn = {}, []
+        groups, drawn, scores = {}, [], {}
         for group, ours, full in self._groups(patterns, documents):
             value, samples = bootstrap(ours[None], full, group == LANGUAGE, 0.0, group, DRAWS)
             groups[group] = interval(value, samples)
             drawn.append(samples)
+            scores[group] = float(full.mean())
         draws = np.mean(drawn, axis=0)
         mean = float(np.mean([each.value for each in groups.values()]))
-        return Kept(groups, interval(mean, draws), draws)
+        return Kept(groups, interval(mean, draws), draws, scores)
 
     def scores(self, patterns: Patterns | None, documents: Sequence[Document]) -> list[float]:
         """One score for each document; of full attention for None."""

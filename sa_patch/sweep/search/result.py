@@ -103,6 +103,7 @@ def write_result(
         "schema": SCHEMA,
         "settings": dict(settings),
         "held_out_documents": options.held_out,
+        "full_held_out_scores": dict(found.kept.full),
         "finalists": [one.to_plain() for one in finalists],
         "found_minus_named": asdict(ahead),
         "trials": {name: list(map(_plain, finished(study))) for name, study in studies.items()},
@@ -159,7 +160,9 @@ def _table(options: Options, finalists: Sequence[Finalist]) -> Table:
     table = Table(
         title=f"recovery on {options.held_out} held-out documents of each kind, {options.n} "
         f"tokens,\nat {options.share} of full attention's {options.cost}",
-        box=SIMPLE_HEAD,  # fits 80 columns
+        # Fits 80 columns.
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("")
     short = [group.split()[0] for group in groups]
