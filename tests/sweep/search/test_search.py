@@ -88,6 +88,8 @@ def test_a_search_keeps_to_its_budget_and_goes_on(
         before = prefills(patch, stop_at=in_one_go - 7)
         assert main([*command, str(stopped)]) == 130
         assert len(before) == in_one_go - 7
+    with (stopped / "study.journal").open("a") as journal:
+        journal.write('{"op_code": 4, "wor')  # as a kill in the middle of a write leaves it
     with monkeypatch.context() as patch:
         after = prefills(patch)
         assert main([*command, str(stopped)]) == 0
