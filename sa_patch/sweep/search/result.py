@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 import yaml
 from optuna.trial import FrozenTrial
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -157,18 +158,21 @@ def _table(options: Options, finalists: Sequence[Finalist]) -> Table:
     groups = list(finalists[0].kept.groups)
     table = Table(
         title=f"recovery on {options.held_out} held-out documents of each kind, {options.n} "
-        f"tokens, at {options.share} of full attention's {options.cost}"
+        f"tokens,\nat {options.share} of full attention's {options.cost}",
+        box=SIMPLE_HEAD,  # fits 80 columns
     )
     table.add_column("")
-    for name in ("FLOPs", "visited", "searched", *groups, "mean", "95%"):
+    short = [group.split()[0] for group in groups]
+    for name in ("FLOPs", "visited", "search", *short, "mean", "95%"):
         table.add_column(name, justify="right")
     for one in finalists:
         shares = (one.flops, one.visited, one.value)
+        mean = one.kept.mean
         kept = [one.kept.groups[group].value for group in groups]
         table.add_row(
-            one.name,
-            *(f"{value:.4f}" for value in (*shares, *kept, one.kept.mean.value)),
-            f"{one.kept.mean.low:.4f} to {one.kept.mean.high:.4f}",
+            one.name.split(":")[0],
+            *(f"{value:.3f}" for value in (*shares, *kept, mean.value)),
+            f"{mean.low:.2f} to {mean.high:.2f}",
         )
     return table
 

@@ -70,7 +70,7 @@ def _search(
         )
         best = search.layers(studies["layers"], family)
         if "named" not in best.user_attrs:
-            finalists.insert(0, search.finalist("found, by layers", best))
+            finalists.insert(0, search.finalist("by layers", best))
     if finalists[-1].patterns == finalists[-2].patterns:
         # Nothing that was tried beats it.
         finalists.pop(-2)
