@@ -224,7 +224,7 @@ class Catalogue:
             if "primary_metric" in said:
                 return said["primary_metric"], said.get("chance")
         listed = own.get("aggregate_metric_list") or own.get("metric_list") or []
-        named = [name for entry in listed if (name := _metric_name(entry))]
+        named = [metric for entry in listed if (metric := _metric_name(entry))]
         return ("acc_norm" if "acc_norm" in named else named[0] if named else None), None
 
 

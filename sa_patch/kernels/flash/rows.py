@@ -103,11 +103,11 @@ def sequences_as_rows(
     outs: list[Tensor] = [q[0, :, :0]] * len(sequences)
     for members in groups.values():
         lengths = [spans.lengths[number] for number in members]
-        rows = (
+        rows = [
             torch.cat([pad(x, (0, 0, 0, max(lengths) - x.shape[2])) for x in each])
             for each in zip(*(sequences[number] for number in members), strict=True)
-        )
-        batch = attend(*rows, Spans(tuple(lengths), (0,) * len(members)))
+        ]
+        batch = attend(rows[0], rows[1], rows[2], Spans(tuple(lengths), (0,) * len(members)))
         for number, length, out in zip(members, lengths, batch, strict=True):
             outs[number] = out[:, :length]
     # Tokens before heads in memory, as models want it next.

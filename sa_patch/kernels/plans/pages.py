@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.plans.plan import Pass
@@ -23,13 +24,15 @@ from sa_patch.patterns.block_selection.shared_choice import tile_choices
 Index = Any
 """Integers of torch or of CuTe."""
 
-# What an entry of a page table shows, and by which keys: sinks, those of each query's
-# neighbourhood, or those between, from the query on that chose them. An absent one shows nothing.
-_SINKS, _NEAR, _CHOSEN, _ABSENT = range(4)
-_KINDS = 4
-# Larger than any page.
-_SKIPS = 64
-LARGEST_PAGE = _SKIPS - 1
+# An entry of a page table is two numbers: where its page begins, counted from the tile's first
+# query, with the first and the last place in it that counts, and the first query of the tile that
+# sees it, `_NEAR` where each query sees what lies in its own neighbourhood.
+_PLACES = 64
+LARGEST_PAGE = _PLACES - 1
+LONGEST = 1 << 19
+_NEAR = -1
+# More than there are queries in a tile.
+_NEVER = 1 << 20
 # Rows of the last tile beyond the last query read behind their table.
 _BEYOND = 512
 
@@ -62,7 +65,8 @@ def paged_part(given: Pass, queries: int, keys: int) -> BlockTopK | None:
     if not isinstance(part, BlockTopK) or part.shared == 1 or not part.topk:
         return None
     begins_tile = (keys - queries) % part.shared == 0
-    return part if begins_tile and part.block_size <= min(LARGEST_PAGE, keys) else None
+    fits = part.block_size <= min(LARGEST_PAGE, keys) and keys <= LONGEST
+    return part if begins_tile and fits else None
 
 
 def paged_plan(
@@ -80,40 +84,47 @@ def paged_plan(
     page, shared, start = part.block_size, part.shared, seq_len - q.shape[2]
     own = part.own_choices(q.flatten(0, 1), k.flatten(0, 1), range(start, seq_len))
     blocks, first_row, counts = tile_choices(own, shared)
-    tiles, sequences = blocks.shape[1], (batch, kv_heads, blocks.shape[1])
+    tiles = blocks.shape[1]
     # No more blocks lie before the last query's neighbourhood.
     most = part.eligible_at(seq_len - 1)
     blocks, first_row = blocks[..., :most], first_row[..., :most]
-    chosen = blocks * page + part.sinks, first_row * _KINDS + _CHOSEN, blocks >= 0
     rows = torch.arange(start, start + tiles * shared, device=device)
-    near = local.first(rows).clamp(min=local.sinks)
+    # No later than behind the query itself, so that what lies before it is no later either.
+    near = torch.minimum(local.first(rows).clamp(min=local.sinks), rows + 1)
+    tile_first = rows[::shared, None]
     sink_keys = torch.arange(0, local.sinks, page, device=device).expand(tiles, -1)
-    near_keys = torch.arange(0, local.reach + shared, page, device=device)
-    near_keys = near[::shared, None] + near_keys
-    ends = rows[shared - 1 :: shared, None].clamp(max=seq_len - 1)
-    fixed = [
-        (keys, torch.full_like(keys, kind), keys <= ends)
-        for keys, kind in ((sink_keys, _SINKS), (near_keys, _NEAR))
-    ]
-    every = [
-        torch.cat([*(x.expand(len(blocks), -1, -1) for x in alike), own_entries], dim=2)
-        for *alike, own_entries in zip(*fixed, chosen, strict=True)
-    ]
+    near_keys = torch.arange(0, local.reach + shared, page, device=device) + near[::shared, None]
+    chosen_keys = blocks * page + part.sinks
+    # Of every entry the first query that sees it, its first key and the one behind its last.
+    entries = (
+        (torch.zeros_like(sink_keys), sink_keys, (sink_keys + page).clamp(max=local.sinks)),
+        (torch.full_like(near_keys, _NEAR), near_keys, near_keys + page),
+        (
+            first_row,
+            chosen_keys.clamp(min=local.sinks),
+            (chosen_keys + page).masked_fill(blocks < 0, 0),
+        ),
+    )
     # Whole steps of entries, so that every one which is read is there.
-    room = -every[0].shape[2] % (math.lcm(page, step) // page)
-    begins, codes, there = (torch.nn.functional.pad(x, (0, room)) for x in every)
-    begins, codes = begins.where(there, 0), codes.where(there, _ABSENT)
-    # A page ends with the last key at the latest; what it holds of the one before is skipped.
+    room = -sum(keys.shape[-1] for _, keys, _ in entries) % (math.lcm(page, step) // page)
+    codes, begins, ends = (
+        pad(torch.cat([x.expand(len(blocks), -1, -1) for x in each], dim=2), (0, room))
+        for each in zip(*entries, strict=True)
+    )
+    # A page ends with the last key at the latest, and may begin before what counts of it.
     starts = begins.clamp(max=seq_len - page)
+    low = (begins - starts).clamp(max=LARGEST_PAGE)
+    high = (ends.clamp(max=seq_len) - starts).clamp(min=0, max=page)
+    packed = ((starts - tile_first) * _PLACES + low) * _PLACES + high
     used = (counts + (sink_keys.shape[1] + near_keys.shape[1])) * page
     used = (used + (step - 1)) // step * step
-    tables = [starts * _SKIPS + (begins - starts), codes, near]
+    tables = packed, codes, near.view(tiles, shared) - tile_first
     behind = torch.zeros(_BEYOND, dtype=torch.int32, device=device)
     return PagedPlan(
-        starts.int().view(*sequences, -1),
-        used.int().view(sequences),
+        starts.int().view(batch, kv_heads, tiles, -1),
+        used.int().view(batch, kv_heads, tiles),
         torch.cat([*(x.flatten().int() for x in tables), behind]),
-        (tiles, starts.shape[2], starts.numel(), start, local.sinks),
+        (tiles, starts.shape[2], starts.numel()),
         page,
         shared,
     )
@@ -138,14 +149,16 @@ def paged_mask(
         integer: makes 0 and 1 of a truth value.
         sequence, slot, place: of the tile, of its query, and of the key in its pages.
     """
-    tiles, width, end, start, sinks = (number(n) for n in range(5))
+    tiles, width, end = (number(n) for n in range(3))
     entry = sequence * width + place // page
-    begin, code = load(entry), load(end + entry)
-    skipped, offset = begin % _SKIPS, place % page
-    key = begin // _SKIPS + offset
-    row = (sequence % tiles) * shared + slot
-    # 0, 1 and 2 as the kinds of entries: behind the sinks, and before the neighbourhood.
-    before = integer(key < load(end + end + row))
-    zone = (1 + before) * integer(key >= sinks)
-    seen = (key <= start + row) & (offset >= skipped)
-    return seen & (zone == code % _KINDS) & (slot >= code // _KINDS)
+    packed, code = load(entry), load(end + entry)
+    # All of this hangs on the key alone. Positions are counted from the tile's first query.
+    offset = place % page
+    key = (packed >> 12) + offset
+    counts = (offset >= ((packed >> 6) & LARGEST_PAGE)) & (offset < (packed & LARGEST_PAGE))
+    near = integer(code < 0)
+    seen_from = code + near * (key - _NEAR) + _NEVER * (1 - integer(counts))
+    # Behind the first key of its neighbourhood a query sees what is near, before it what was
+    # chosen, and the sinks.
+    behind = integer(key >= load(end + end + (sequence % tiles) * shared + slot))
+    return (seen_from <= slot) & (behind == near)

@@ -22,13 +22,14 @@ class FlashPrefill(Thresholded):
     whole block, of the exponential of their scaled score with its mean key. In view are the blocks
     with at least `alpha` times the largest sum, and always the first `sinks` blocks and the nearest
     `local` ones, its own among them; the last `last` blocks of a prompt see everything (arXiv
-    2603.06199, sections 3 and 4). Vertical lines, diagonals and blocks are found all alike, and
+    2603.06199). Vertical lines, diagonals and blocks are found all alike, and
     nothing is sorted. Each query head chooses for itself.
 
     A query's choice depends on the later queries of its block, and what is last on n.
 
     Args:
-        alpha: share of the largest sum, from 0, where everything is in view, to 1.
+        alpha: share of the largest sum, from 0, where everything is in view, to 1; 0.1 is no figure
+            of the paper's.
         block_size: tokens in a block, at least 1.
         sinks, local, last: blocks; at least 0, `local` at least 1.
 

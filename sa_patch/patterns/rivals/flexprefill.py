@@ -30,7 +30,7 @@ from sa_patch.patterns.rivals.whole_prompt import (
 class FlexPrefill(Thresholded):
     """Query i sees itself, the first block, and what the last block of queries tells its head.
 
-    The last `block_size` queries stand for a prompt (arXiv 2502.20766, algorithms 1 to 4). Their
+    The last `block_size` queries stand for a prompt (arXiv 2502.20766). Their
     attention, summed over blocks of keys, is compared with a softmax of the mean of these queries
     and the mean keys of the blocks. Where the root of the Jensen-Shannon divergence is below `tau`,
     means can be trusted: each block of queries weighs blocks of keys by a softmax over means, and

@@ -17,7 +17,7 @@ class Power(Pattern):
 
     Tokens are cut into blocks of `block_size`; in view are the query's own block, so far as it
     came, and the blocks 1, 2, 4, 8, ... before it. So d layers hand on what lies up to ``2^d``
-    blocks away, by few keys each (arXiv 2503.03588, section 3.3: distances of tokens; its kernels
+    blocks away, by few keys each (arXiv 2503.03588: distances of tokens; its kernels
     take blocks of 256, a window of five and one block of sinks, ``sinks:256+power:1280,256``).
     Nothing is read to choose, and nothing depends on later tokens.
 

@@ -23,7 +23,7 @@ class SkipSoftmax(Thresholded):
     A tile of `block_size` queries walks over blocks of as many keys from the first on, as
     FlashAttention does, and keeps each query's largest score so far. A block is left out, of the
     values and of the softmax's sum, if in every query of the tile its largest score lies more than
-    ``-log(threshold)`` below that maximum, its own block included (arXiv 2512.12087, section 3).
+    ``-log(threshold)`` below that maximum, its own block included (arXiv 2512.12087).
     The threshold is ``factor / n`` for a prompt of n tokens, and 1 at most, where only blocks that
     raise a maximum stay. Each query head decides for itself.
 

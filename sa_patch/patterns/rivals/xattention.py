@@ -22,7 +22,7 @@ class XAttention(BlockChoice):
     Queries and keys are taken in groups of `stride`. The score of two groups is the mean of their
     antidiagonal: of the last query with the first key, the last but one with the second, and so
     on. A softmax over the groups of keys so far, summed over both blocks, is a block's mass (arXiv
-    2503.16428, section 2.1 and algorithm 1; what is missing of the last group counts as zero).
+    2503.16428; what is missing of the last group counts as zero).
     Blocks are chosen for each query head, by a number of them or by their share of the mass. The
     paper's search for a threshold of each head is not part of this.
 
