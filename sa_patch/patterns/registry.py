@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError, suggest
-from sa_patch.files.settings import read_yaml
 from sa_patch.patterns.base import Pattern
 from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.full import Full
@@ -147,6 +146,9 @@ def _parse_heads(text: str) -> Pattern:
 
 
 def _read_file(path: Path) -> str:
+    # Late: what times kernels alone runs where no library for settings is installed.
+    from sa_patch.files.settings import read_yaml
+
     if not path.is_file():
         raise UserError(f"no pattern file {path}; give the path of a YAML file with a 'pattern'")
     content = read_yaml(path)

@@ -6,13 +6,14 @@ planned alone, and when each level of a tree of blocks was searched in torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sa_patch.kernels import BACKENDS, forget_plans
+from sa_patch.kernels import BACKENDS, expect_layers, forget_plans
 from sa_patch.kernels.backend import Spans
 from sa_patch.kernels.triton import parts, tiles
 from sa_patch.kernels.triton.parts import NOTHING
@@ -29,6 +30,14 @@ VIEWS = (
     *("aten::t", "unflatten", "detach", "permute", "split", "lift_fresh"),
 )
 WAITS = ("_local_scalar_dense", "nonzero", "_to_cpu")
+
+
+@pytest.fixture(autouse=True)
+def model_of_many_layers() -> Iterator[None]:
+    """As `patch_model` leaves it, and not as another test has patched a model of a few layers."""
+    expect_layers(LAYERS)
+    yield
+    expect_layers()
 
 
 class Launches(TorchDispatchMode):
