@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-_FORK_SERVER = multiprocessing.get_context("forkserver")
-_FORK_SERVER.set_forkserver_preload(
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(
     [
         "torch",
         "transformers.models.llama.modeling_llama",
@@ -47,7 +47,7 @@ class Command:
         self._shown = [Path(self._folder.name, name) for name in ("out", "err")]
         self._words = words
         settings = (words, cwd or Path.cwd(), {**os.environ, **environment}, self._shown)
-        self.process = _FORK_SERVER.Process(target=_run, args=settings)
+        self.process = FORK_SERVER.Process(target=_run, args=settings)
         self.process.start()
 
     def running(self) -> bool:

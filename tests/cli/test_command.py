@@ -1,5 +1,6 @@
 """The command: help at once, one sentence and status 2 for a mistake, and each subcommand."""
 
+import functools
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from lm_eval.tasks import TaskManager
 
 from sa_patch.cli.command import main
 from sa_patch.patterns import PATTERNS
@@ -282,8 +284,11 @@ def test_lm_evals_own_command_has_our_model_and_tasks(checkpoint: Path, tmp_path
 
 
 def test_lm_evals_command_refuses_a_bad_pattern_in_one_sentence(
-    checkpoint: Path, capfd: pytest.CaptureFixture[str]
+    checkpoint: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # lm-eval's index of its own 14,000 files, which takes seconds, has no part in this.
+    ours_alone = functools.partial(TaskManager, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", ours_alone)
     model = f"pretrained={checkpoint},method=saa,window=16"
     options = ["--model", "sa-patch", "--tasks", "needle_128", "--limit", "1", "--device", "cpu"]
     assert main(["lm-eval", "run", *options, "--model_args", model]) == 2

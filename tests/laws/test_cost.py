@@ -36,7 +36,7 @@ NARROW_PATTERNS = [
     MoBA(16, 4),
     PSA(16),
     PSA(16, per_head=True),
-    BlockTopK(4, 4),
+    BlockTopK(16, 2),
     Sinks(4) | SWA(16),
     Sinks(4) | SWA(16) | Tail(16),
     Sinks(4) | SWA(8) | SA(8) | PSA(8) | MoBA(16, 2),
@@ -44,7 +44,7 @@ NARROW_PATTERNS = [
 # For Triton's interpreter one of each kind; flex has one mask for all, compiled for seconds. On the
 # CPU `auto` takes one of the other backends.
 FEW_PATTERNS = {
-    "triton": [SWA(16), SA(16, per_head=True), BlockTopK(4, 4), NARROW_PATTERNS[-1]],
+    "triton": [SWA(16), SA(16, per_head=True), BlockTopK(16, 2), NARROW_PATTERNS[-1]],
     "flex": unless_thorough([SA(16)], NARROW_PATTERNS),
     "banded": unless_thorough(NARROW_PATTERNS[1::2] + NARROW_PATTERNS[-1:], NARROW_PATTERNS),
     "auto": unless_thorough([SA(16), NARROW_PATTERNS[-1]], NARROW_PATTERNS),

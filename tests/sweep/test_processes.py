@@ -11,9 +11,17 @@ from sa_patch.sweep.executor import Finished
 from sa_patch.sweep.plan import make_plan
 from sa_patch.sweep.processes import ProcessExecutor
 from sa_patch.sweep.run import run_sweep
+from tests.processes import FORK_SERVER
 from tests.sweep.small_sweep import results, sweep_of
 
 
+@pytest.fixture
+def started_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes come from the tests' fork server; the last test here starts one as users do."""
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: FORK_SERVER)
+
+
+@pytest.mark.usefixtures("started_quickly")
 def test_two_processes_score_as_one_does(checkpoint: Path, tmp_path: Path) -> None:
     config = sweep_of(checkpoint, tasks=["needle_128", "needle_256"])
     plan = make_plan(config)
@@ -34,6 +42,7 @@ def test_nothing_is_waited_for_when_time_is_up(checkpoint: Path, tmp_path: Path)
     assert outcome.ran == 5
 
 
+@pytest.mark.usefixtures("started_quickly")
 def test_a_process_that_dies_costs_its_cell(checkpoint: Path) -> None:
     config = sweep_of(checkpoint)
     plan = make_plan(config)
