@@ -18,9 +18,9 @@ def forget_plans() -> None:
     BLOCK_PLANS.clear()
 
 
-def expect_layers(count: int | None = None) -> None:
-    """Plan the rings of so many layers at once, all of a model that is about to run on a GPU.
+def expect_layers(count: int) -> None:
+    """Plan the rings of at least so many layers at once, all of a model that is about to run.
 
-    Fewer or more cost time and change no result; None is what a layer alone is planned with.
+    Fewer or more cost time and change no result.
     """
     triton_plans.expect_layers(count)

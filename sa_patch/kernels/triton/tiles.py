@@ -103,10 +103,11 @@ _LAYERS_TOGETHER, _BYTES_TOGETHER = 24, 32 << 20
 _expected_layers = _LAYERS_TOGETHER
 
 
-def expect_layers(count: int | None = None) -> None:
-    """Plan so many layers in one go, all of a model; as many as without one by default."""
+def expect_layers(count: int) -> None:
+    """Plan at least so many layers in one go, all of a model."""
     global _expected_layers
-    _expected_layers = count or _LAYERS_TOGETHER
+    # A deeper model that was patched before may still run.
+    _expected_layers = max(_expected_layers, count)
 
 
 def layers_together(layer: int, layer_bytes: int) -> range:

@@ -6,7 +6,6 @@ planned alone, and when each level of a tree of blocks was searched in torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -33,11 +32,11 @@ WAITS = ("_local_scalar_dense", "nonzero", "_to_cpu")
 
 
 @pytest.fixture(autouse=True)
-def model_of_many_layers() -> Iterator[None]:
-    """As `patch_model` leaves it, and not as another test has patched a model of a few layers."""
+def model_of_many_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `patch_model` leaves it; a model of few layers that is patched later changes nothing."""
+    monkeypatch.setattr(tiles, "_expected_layers", tiles._LAYERS_TOGETHER)
     expect_layers(LAYERS)
-    yield
-    expect_layers()
+    expect_layers(3)
 
 
 class Launches(TorchDispatchMode):
