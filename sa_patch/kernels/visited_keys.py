@@ -47,7 +47,7 @@ def visited_keys(
     k: Tensor | None = None,
     block_sizes: Sequence[int] = BLOCK_SIZES,
 ) -> VisitedKeys:
-    """Count what evenly spaced tiles of one sequence read.
+    """Count what some tiles of one sequence read.
 
     The parts of a union are passes of their own, as in kernels, and together never more than full
     attention. What is read to choose blocks is counted by `choosing_keys`.
@@ -81,7 +81,9 @@ def visited_keys(
         own = torch.zeros_like(full)
         for part in parts_of(pattern):
             if not isinstance(part, Tail):
-                own += _blocks_of(part, places, seq_len, layer, heads, kv_heads, q, k, block_sizes)
+                read = _blocks_of(part, places, seq_len, layer, heads, kv_heads, q, k, block_sizes)
+                # Where all keys are read to choose, values are left.
+                own += read / 2 if part.scores_all else read
         sums += torch.stack([own.minimum(full), full])
     own, full = (sums / max(1, len(chosen))).unbind(0)
     for part in parts_of(pattern):
@@ -117,7 +119,7 @@ def visited_share(pattern: Pattern, seq_len: int, group: int = 1) -> float:
 
 
 def choosing_keys(pattern: Pattern, seq_len: int, *, heads: int, kv_heads: int) -> float:
-    """What a tile reads to choose its blocks, in visited keys: a mean over evenly spaced tiles.
+    """What a tile reads to choose its blocks, in visited keys: a mean over some tiles.
 
     A block's mean is read as a key without a value is: half a visited key.
     """
@@ -130,14 +132,20 @@ def choosing_keys(pattern: Pattern, seq_len: int, *, heads: int, kv_heads: int) 
 
 
 def _sampled_tiles(pattern: Pattern, seq_len: int, group: int) -> tuple[int, Tensor]:
-    """Queries of a tile, which holds whole tiles of shared choices, and evenly spaced tiles."""
+    """Queries of a tile, which holds whole tiles of shared choices, and one tile of each eighth.
+
+    Their places within the eighths differ: at even distances all might begin a segment.
+    """
     shared = pattern.shared_queries
     queries = max(1, TILE_ROWS // group // shared) * shared
     tiles = -(-seq_len // queries)
     if tiles <= SAMPLED_TILES:
         return queries, torch.arange(tiles)
-    middles = (torch.arange(SAMPLED_TILES, dtype=torch.float64) + 0.5) * tiles / SAMPLED_TILES
-    return queries, middles.long()
+    part = torch.arange(SAMPLED_TILES)
+    length = tiles // SAMPLED_TILES
+    # An odd step, so that all places modulo 2, 4 and 8 have their turn.
+    offsets = (part * (length // 3 | 1) + length // 2) % length
+    return queries, part * tiles // SAMPLED_TILES + offsets
 
 
 def _blocks_of(

@@ -24,8 +24,8 @@ def counted(pattern: object, n: int = N) -> dict[int, float]:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_full_attention_reads_all_blocks_up_to_a_tile(size: int) -> None:
-    # 16 tiles of 32 queries; 8 of them are sampled, every second.
-    ends = [(tile + 1) * QUERIES for tile in range(1, N // QUERIES, 2)]
+    # 16 tiles of 32 queries; 8 of them are sampled, as many even as odd ones.
+    ends = range(QUERIES, N + 1, QUERIES)
     expected = sum(-(-end // size) * size for end in ends) / len(ends)
     assert counted(Full())[size] == expected
 
@@ -54,6 +54,12 @@ def test_chosen_blocks_are_those_of_any_query_of_any_head_that_shares_the_keys(
             keys = seen[kv_head * 4 : kv_head * 4 + 4, begin : begin + QUERIES].nonzero()[:, 2]
             expected.append(16 * len({int(key) // 16 for key in keys}))
     assert counted(pattern, n)[16] == pytest.approx(sum(expected) / len(expected))
+
+
+def test_segments_are_sampled_at_their_beginning_and_at_their_end() -> None:
+    # Of a segment's four tiles the last reads four times what the first does.
+    so_far = counted(BlockTopK(16, 0, 0, branch=0, shared=QUERIES, segment=4 * QUERIES), 4096)
+    assert so_far[16] == 2.5 * QUERIES
 
 
 def test_random_orders_are_read_in_their_own_order() -> None:

@@ -77,5 +77,6 @@ class XAttention(BlockChoice):
         return (torch.arange(seq_len) // self.stride + 1).double()
 
     def means_read(self, positions: Tensor) -> int:
-        # Each query meets one key of a group, and those of a tile all of them.
-        return int(positions.max()) + 1
+        # A row of scores stands for `stride` queries: a tile of rows reads all keys, once for so
+        # many tiles of queries.
+        return int(positions.max()) // self.stride + 1
