@@ -83,11 +83,18 @@ examples:
   sa-patch calibrate smollm2-135m --method sinks:4+swa:124 --compare   # beside rules of thumb
   sa-patch calibrate Qwen/Qwen3-8B --text mine.txt --dtype bfloat16 --out qwen.yaml
   sa-patch generate Qwen/Qwen3-8B "Once" --method sinks:4+swa:124 --layers qwen.yaml
+  sa-patch calibrate smollm2-135m --full-heads 18                  # which heads to leave full
+  sa-patch calibrate smollm2-135m --pattern "prism:{},32" --share 1/8 --n 2048   # a threshold
 
 Each layer alone goes sparse while the others stay full; what the loss rises by ranks them. The text
 is generated (pass words hidden in filler, of which the answers count, and Python's own sources, of
 which the last quarter counts) or a file of yours. A run can be stopped at any time: the same
 command goes on, and another budget or comparison is found in what is known.
+
+With --full-heads those KV heads stay full that pay most attention to hidden answers where they are
+asked for, and all others take the pattern (DuoAttention's idea, without its training). With --share
+the number in the place of {} is sought that spends most within the share on these texts, in about a
+dozen passes over all of them.
 
 Beside the schedule (YAML) lies all that was measured (JSON). On a CPU without bfloat16 instructions
 --dtype bfloat16 is several times slower than float32.

@@ -42,15 +42,25 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
 
 def add_calibrate(parser: argparse.ArgumentParser) -> None:
     with_examples(parser, CALIBRATE_EXAMPLES)
-    parser.description = "Measure which layers are harmed most when they go sparse."
+    parser.description = (
+        "Measure which layers are harmed most when they go sparse, or (--full-heads) which heads "
+        "retrieve, or (--share) which number in a pattern spends a share of full attention's cost."
+    )
     parser.add_argument("model", help="hub id, folder, or smollm2-135m")
     parser.add_argument(
         *("--pattern", "--method"),
         dest="method",
-        default="sinks:4+swa:60+sa:64",
-        help="pattern of sparse layers, in text form",
+        help="pattern of sparse layers (default: sinks:4+swa:60+sa:64) or heads (default: "
+        "sinks:4+swa:252); with --share {} stands for the number that is sought",
     )
     parser.add_argument("--full-layers", type=int, help="how many stay full (default: 1 in 5)")
+    parser.add_argument("--full-heads", type=int, help="how many KV heads of the model stay full")
+    parser.add_argument("--share", help="of full attention's cost, such as 1/8")
+    parser.add_argument(
+        "--cost",
+        default="flops",
+        help="flops, choosing included, or visited: keys that a tile reads (default: %(default)s)",
+    )
     parser.add_argument("--n", type=int, default=1024, help="tokens of a document (default: 1024)")
     parser.add_argument("--documents", type=int, default=4, help="of each kind (default: 4)")
     parser.add_argument("--text", type=Path, help="a file to take documents from")
@@ -59,7 +69,7 @@ def add_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", action="store_true", help="measure rival schedules on held-out documents"
     )
-    parser.add_argument("--out", type=Path, help="default: runs/schedule-MODEL.yaml")
+    parser.add_argument("--out", type=Path, help="default: runs/schedule-MODEL.yaml and the like")
     _add_loading(parser)
     parser.set_defaults(run=_calibrate)
 

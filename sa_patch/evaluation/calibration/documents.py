@@ -56,9 +56,19 @@ def generated_documents(
     Raises:
         UserError: if there is not so much source, or `tokens` has no room for the questions.
     """
-    start = documents if held_out else 0
-    recall = [_recall(tokenizer, tokens, start + index) for index in range(documents)]
+    recall = recall_documents(tokenizer, tokens, documents, documents if held_out else 0)
     return recall + _sources(tokenizer, tokens, documents, held_out)
+
+
+def recall_documents(
+    tokenizer: Tokenizer, tokens: int, documents: int, start: int = 0
+) -> list[Document]:
+    """Filler that hides pass words and asks for them, of `tokens` at most; see the module.
+
+    Raises:
+        UserError: if `tokens` has no room for the questions.
+    """
+    return [_recall(tokenizer, tokens, start + index) for index in range(documents)]
 
 
 def file_documents(

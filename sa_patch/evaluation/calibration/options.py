@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from sa_patch.errors import UserError, choice
 from sa_patch.evaluation.calibration.measurement import check_budget
 from sa_patch.evaluation.calibration.schedule_file import check_schedule_file
+from sa_patch.evaluation.calibration.thresholds import COSTS, check_family
 from sa_patch.kernels import check_backend
 from sa_patch.models.embedded import ModelSource, resolve_model
 from sa_patch.models.layer_check import (
@@ -18,21 +20,28 @@ from sa_patch.models.layer_check import (
 )
 from sa_patch.models.loading import DTYPES
 from sa_patch.patching import Schedule
-from sa_patch.patterns import Full, Pattern, parse_pattern, seed_of, with_seed
+from sa_patch.patterns import ByHead, Full, Pattern, parse_pattern, seed_of, with_seed
 from sa_patch.patterns.base import whole_number
 
 DEFAULT_METHOD = "sinks:4+swa:60+sa:64"
+# What DuoAttention (2410.10819) gives heads that do not retrieve, of smaller numbers.
+DEFAULT_STREAMING = "sinks:4+swa:252"
 SHORTEST_DOCUMENT = 16
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a calibration is asked for.
+    """What a calibration is asked for: of layers, or with `full_heads` of heads, or with `share`
+    of the number in a pattern.
 
     Args:
         model: hub id, folder, or ``smollm2-135m``.
-        method: text form of the sparse layers' pattern.
+        method: text form of the pattern of sparse layers or heads, None for a usual one; with
+            ``{}`` for the number that `share` decides.
         full_layers: how many of the candidates stay full; None for one in five.
+        full_heads: how many KV heads of the whole model stay full.
+        share: of full attention's cost, as text: ``1/8`` or ``0.125``.
+        cost: what `share` is of, "flops" or "visited".
         n: tokens of a document.
         documents: of each kind.
         text: a file to take documents from; None for generated ones and Python's own sources.
@@ -44,8 +53,11 @@ class Options:
     """
 
     model: str
-    method: str = DEFAULT_METHOD
+    method: str | None = None
     full_layers: int | None = None
+    full_heads: int | None = None
+    share: str | None = None
+    cost: str = "flops"
     n: int = 1024
     documents: int = 4
     text: Path | None = None
@@ -61,7 +73,17 @@ class Options:
 
     @property
     def pattern(self) -> Pattern:
-        return parse_pattern(self.method)
+        usual = DEFAULT_METHOD if self.full_heads is None else DEFAULT_STREAMING
+        return parse_pattern(usual if self.method is None else self.method)
+
+    @property
+    def budget(self) -> float:
+        """The share as a number.
+
+        Raises:
+            UserError: if it is none above 0 and below 1.
+        """
+        return read_share(self.share or "")
 
     @property
     def candidates(self) -> list[int] | None:
@@ -84,7 +106,9 @@ class Options:
     def schedule_file(self) -> Path:
         if self.out is None:
             # A folder may be named "." or "..".
-            return Path("runs") / f"schedule-{Path(self.model).expanduser().resolve().name}.yaml"
+            kind = "schedule" if self.full_heads is None else "heads"
+            kind = kind if self.share is None else "pattern"
+            return Path("runs") / f"{kind}-{Path(self.model).expanduser().resolve().name}.yaml"
         if self.out.suffix not in (".yaml", ".yml"):
             raise UserError(
                 f"--out {self.out} must end in .yaml, so that it is taken for a schedule"
@@ -100,15 +124,15 @@ class Options:
         Raises:
             UserError: for anything that is not allowed.
         """
-        if isinstance(self.pattern, Full):
-            raise UserError("--method full leaves nothing to calibrate; name a sparse pattern")
+        self._check_kind()
         whole_number(self.n, "--n", SHORTEST_DOCUMENT)
         whole_number(self.documents, "--documents", 1)
         choice(self.dtype, "dtype", DTYPES)
         check_backend(self.backend)
         if self.text is not None and not self.text.is_file():
             raise UserError(f"no text file {self.text}; give the path of a UTF-8 text")
-        if all(pattern.saturated(self.n) for pattern in self.patterns):
+        of_layers = self.share is None and self.full_heads is None
+        if of_layers and all(pattern.saturated(self.n) for pattern in self.patterns):
             raise UserError(
                 f"--method {self.pattern} leaves nothing out of {self.n} tokens, so that no layer "
                 "would be harmed; give a larger --n or a sparser --method"
@@ -120,6 +144,54 @@ class Options:
         check_context(source, self.n)
         check_own_windows(source, candidates or (), self.n)
         known = candidates or usual_layers(source)
-        if known:
+        if known and of_layers:
             check_budget(self.full_layers, known)
         return source
+
+    def _check_kind(self) -> None:
+        """Check that the settings are of one calibration, and the pattern is one for it."""
+        kinds = {
+            "--full-layers": self.full_layers,
+            "--full-heads": self.full_heads,
+            "--share": self.share,
+        }
+        given = [flag for flag, value in kinds.items() if value is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} do not go together; give one of them")
+        if self.share is None and isinstance(self.pattern, Full):
+            raise UserError("--method full leaves nothing to calibrate; name a sparse pattern")
+        if self.share is not None or self.full_heads is not None:
+            of_layers = {"--compare": self.compare, "--seeds": self.seeds, "--layers": self.layers}
+            unused = [flag for flag, value in of_layers.items() if value not in (None, False)]
+            if unused:
+                raise UserError(f"{unused[0]} is for the calibration of layers; leave it out")
+        choice(self.cost, "cost", tuple(COSTS))
+        if self.share is not None:
+            self.budget  # noqa: B018
+            check_family("" if self.method is None else self.method)
+        elif self.full_heads is not None:
+            whole_number(self.full_heads, "--full-heads", 1)
+            if self.text is not None:
+                raise UserError(
+                    "--full-heads needs texts that hide what they ask for, and makes them itself; "
+                    "leave --text out"
+                )
+            ByHead((self.pattern, Full()))
+
+
+def read_share(text: str) -> float:
+    """A part of full attention's cost, written ``1/8`` or ``0.125``.
+
+    Raises:
+        UserError: if it is none above 0 and below 1.
+    """
+    try:
+        share = float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        share = 0.0
+    if not 0 < share < 1:
+        raise UserError(
+            "--share is a part of full attention's cost, above 0 and below 1, such as 1/8 or "
+            f"0.125; got {text!r}"
+        )
+    return share

@@ -10,6 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sa_patch.evaluation.calibration.documents import Document, file_documents, generated_documents
+from sa_patch.evaluation.calibration.fit_run import (
+    calibrate_heads,
+    calibrate_share,
+    fit_documents,
+)
 from sa_patch.evaluation.calibration.loss_store import LossStore
 from sa_patch.evaluation.calibration.measurement import Calibration, Calibrator, Loss, check_budget
 from sa_patch.evaluation.calibration.options import Options
@@ -35,6 +40,11 @@ def run_calibration(options: Options, console: Console, command: Sequence[str] =
     source = options.check()
     session = describe_session(command)
     tokenizer = load_tokenizer(options.model, source)
+    if options.share is not None or options.full_heads is not None:
+        fit = calibrate_share if options.full_heads is None else calibrate_heads
+        documents = fit_documents(options, tokenizer)
+        model = load_causal_lm(options.model, source, options.dtype, options.device_map)
+        return [fit(options, model, documents, session, console)]
     documents = _documents(options, tokenizer, held_out=False)
     held_out = _documents(options, tokenizer, held_out=True) if options.compare else []
     settings = {"model": source.identity, "dtype": options.dtype, "backend": options.backend}

@@ -1,4 +1,4 @@
-"""A threshold that spends a share of full attention's FLOPs, measured where the pattern is run.
+"""A threshold that spends a share of full attention's cost, measured where the pattern is run.
 
 What a threshold shows depends on the text, so that `fit_budget` cannot know its cost. Here it is
 run on texts, and counted, choosing included.
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
+from sa_patch.kernels.visited_keys import BLOCK_SIZES
 from sa_patch.patching import layer_patterns, observe_layers, patched
 from sa_patch.patterns import Pattern, parse_pattern
 
+COSTS = {"flops": "FLOPs", "visited": "visited keys"}
 # Halvings of the range of numbers, of which a text form keeps so many digits.
 _STEPS = 10
 _DIGITS = 4
@@ -33,33 +35,49 @@ class Spent:
     Args:
         share: of full attention's FLOPs on the same texts, choosing included.
         mean_keys: keys that a query saw, over queries, layers and heads.
+        visited: share of the keys that a tile of queries reads under full attention, in blocks of
+            16, choosing included, from a few layers and texts.
     """
 
     share: float
     mean_keys: float
+    visited: float
+
+    def of(self, cost: str) -> float:
+        """The share of "flops" or of "visited" keys."""
+        return self.visited if cost == "visited" else self.share
 
 
-def measure_spent(model: Any, pattern: Pattern, documents: Sequence[Tensor]) -> Spent:
+def measure_spent(
+    model: Any, pattern: Pattern, documents: Sequence[Tensor], backend: str = "auto"
+) -> Spent:
     """Run a model under a pattern, and count; the model is then as it was.
 
     Args:
         documents: token ids, int64 ``[n]`` each, of any lengths.
     """
-    with torch.no_grad(), patched(model, pattern):
+    with torch.no_grad(), patched(model, pattern, backend=backend):
         meter = PatternMeter(layer_patterns(model), HeadShape.of(model.config))
-        observe_layers(model, meter.observe, meter.observed_layers)
+        observe_layers(model, meter.observe, meter.sampled_layers)
         for tokens in documents:
-            model(tokens[None].to(model.device), use_cache=False)
+            model(tokens[None].to(model.device), use_cache=False, logits_to_keep=1)
             meter.add([len(tokens)])
     found = meter.summary()
     share = found["attention_flops"] / found["full_attention_flops"]
-    return Spent(share, found["mean_keys_per_query"])
+    size = str(BLOCK_SIZES[0])
+    visited = found["visited_keys"][size] / found["full_visited_keys"][size]
+    return Spent(share, found["mean_keys_per_query"], visited)
 
 
 def fit_threshold(
-    model: Any, family: str, share: float, documents: Sequence[Tensor]
+    model: Any,
+    family: str,
+    share: float,
+    documents: Sequence[Tensor],
+    cost: str = "flops",
+    backend: str = "auto",
 ) -> tuple[Pattern, Spent]:
-    """The pattern of a family that spends most within a share of full attention's FLOPs.
+    """The pattern of a family that spends most within a share of full attention's cost.
 
     ``fit_threshold(model, "prism:{},64", 1 / 8, documents)`` finds the threshold. The share holds
     for texts like these, of their lengths; what it is on others is measured there.
@@ -69,6 +87,7 @@ def fit_threshold(
             method allows larger ones up to 10^6; the share rises or falls with it throughout.
         share: above 0 and at most 1.
         documents: as of `measure_spent`, at least one.
+        cost: "flops", or "visited" for the keys that a tile of queries reads.
 
     Returns:
         The pattern and what it spent.
@@ -77,32 +96,28 @@ def fit_threshold(
         UserError: if the text form has no ``{}`` or is none, or if even the pattern that shows
             least spends more.
     """
-    if "{}" not in family:
-        raise UserError(
-            "a family has {} for the number that is sought, such as prism:{},64; got "
-            + repr(family)
-        )
+    check_family(family)
     if not documents or not 0 < share <= 1:
         raise UserError(f"give documents, and a share above 0 and at most 1; got {share!r}")
     low, high = 0.0, 1.0
     ends = [_member(family, low), _member(family, high)]
-    spent = [measure_spent(model, end, documents) for end in ends]
-    least, most = sorted((0, 1), key=lambda end: spent[end].share)
-    if spent[least].share > share:
+    spent = [measure_spent(model, end, documents, backend) for end in ends]
+    least, most = sorted((0, 1), key=lambda end: spent[end].of(cost))
+    if spent[least].of(cost) > share:
         raise UserError(
-            f"even {ends[least]} spends {spent[least].share:.3f} of full attention's FLOPs on "
-            f"these texts, choosing included, more than {share:g}; take a larger share, or other "
-            "blocks"
+            f"even {ends[least]} spends {spent[least].of(cost):.3f} of full attention's "
+            f"{COSTS[cost]} on these texts, choosing included, more than {share:g}; take a larger "
+            "share, or other blocks"
         )
-    if spent[most].share <= share:
+    if spent[most].of(cost) <= share:
         return ends[most], spent[most]
     best = ends[least], spent[least]
     for _ in range(_STEPS):
         middle = (low + high) / 2
         pattern = _member(family, middle)
-        found = measure_spent(model, pattern, documents)
-        within = found.share <= share
-        if within and found.share >= best[1].share:
+        found = measure_spent(model, pattern, documents, backend)
+        within = found.of(cost) <= share
+        if within and found.of(cost) >= best[1].of(cost):
             best = pattern, found
         # The half that leads to more where this is within the share, and to less where not.
         if within == (most == 1):
@@ -110,6 +125,20 @@ def fit_threshold(
         else:
             high = middle
     return best
+
+
+def check_family(family: str) -> None:
+    """Refuse a family that names no pattern.
+
+    Raises:
+        UserError: if it has no ``{}``, or is no text form with a number in its place.
+    """
+    if "{}" not in family:
+        raise UserError(
+            "a family has {} for the number that is sought, such as prism:{},64; got "
+            + repr(family)
+        )
+    _member(family, 1.0)
 
 
 def _member(family: str, place: float) -> Pattern:

@@ -21,7 +21,8 @@ from sa_patch.kernels.visited_keys import (
 )
 from sa_patch.patterns import Full, Pattern
 
-# Layers that stand for all, and sequences of about one length that stand for others.
+# Layers that stand for all, at least one of every pattern, and sequences of about one length that
+# stand for others.
 _LAYERS = 3
 _SEQUENCES = 2
 # Lengths that differ by less than a quarter of an octave count as one.
@@ -48,9 +49,17 @@ class VisitedMeter:
         }
         self._counted = all(len(own) == 1 for own in patterns.values())
         self._sparse_share = len(self._sparse) / max(1, len(patterns))
-        layers = sorted(self._sparse)
-        middles = ((2 * part + 1) * len(layers) // (2 * _LAYERS) for part in range(_LAYERS))
-        self._layers = sorted({layers[middle] for middle in middles}) if layers else []
+        alike: dict[Pattern, list[int]] = defaultdict(list)
+        for layer in sorted(self._sparse):
+            alike[self._sparse[layer]].append(layer)
+        # Layers that are observed, and how many layers each of them stands for.
+        self._stands_for: dict[int, float] = {}
+        for own in alike.values():
+            parts = max(1, round(_LAYERS * len(own) / len(self._sparse)))
+            middles = {(2 * part + 1) * len(own) // (2 * parts) for part in range(parts)}
+            for middle in middles:
+                self._stands_for[own[middle]] = len(own) / len(middles)
+        self._layers = sorted(self._stands_for)
         self._observed: dict[tuple[int, int], list[VisitedKeys]] = defaultdict(list)
 
     @property
@@ -96,15 +105,21 @@ class VisitedMeter:
             dense = _full(n, max(1, TILE_ROWS * self._kv_heads // self._heads)) * (
                 n * times / tokens
             )
-            shares = [self._share(layer, n) for layer in self._layers]
-            known = [share for share in shares if share is not None]
-            if shares and not known:
+            known = [
+                (share, self._stands_for[layer])
+                for layer in self._layers
+                if (share := self._share(layer, n)) is not None
+            ]
+            if self._layers and not known:
                 return nothing
-            sparse = torch.stack(known).mean(0) if known else torch.ones_like(dense)
+            sparse = torch.ones_like(dense)
+            if known:
+                shares = torch.stack([share * weight for share, weight in known])
+                sparse = shares.sum(0) / sum(weight for _, weight in known)
             own += dense * (1 - self._sparse_share * (1 - sparse))
             full += dense
-            chosen = [self._choosing(layer, n) for layer in self._layers]
-            mean = sum(chosen) / max(1, len(chosen))
+            chosen = [self._choosing(layer, n) * self._stands_for[layer] for layer in self._layers]
+            mean = sum(chosen) / max(1, len(self._sparse))
             choosing += self._sparse_share * mean * n * times / tokens
         own += choosing
         names = [str(size) for size in BLOCK_SIZES]

@@ -56,7 +56,8 @@ class Costs:
         """What tiles of queries read in blocks of 16, as a share of full attention's."""
         meter = self._meter(patterns)
         for layer in meter.layers:
-            meter.observe(layer, *self._content[layer], Spans((self.n,), (0,)))
+            nearest = min(self._content, key=lambda known: abs(known - layer))
+            meter.observe(layer, *self._content[nearest], Spans((self.n,), (0,)))
         counted = meter.summary({self.n: 1})
         name = str(VISITED_BLOCK)
         return float(counted["visited_keys"][name] / counted["full_visited_keys"][name])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from sa_patch.errors import UserError, choice
+from sa_patch.evaluation.calibration.options import read_share
 from sa_patch.files.content_hash import file_sha256
 from sa_patch.files.provenance import versions
 from sa_patch.kernels import check_backend
@@ -65,16 +65,7 @@ class Options:
         Raises:
             UserError: if it is none above 0 and below 1.
         """
-        try:
-            share = float(Fraction(self.share.replace(" ", "")))
-        except (ValueError, ZeroDivisionError):
-            share = 0.0
-        if not 0 < share < 1:
-            raise UserError(
-                "--share is a part of full attention's cost, above 0 and below 1, such as 1/8 or "
-                f"0.125; got {self.share!r}"
-            )
-        return share
+        return read_share(self.share)
 
     @property
     def folder(self) -> Path:

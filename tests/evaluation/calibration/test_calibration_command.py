@@ -14,6 +14,7 @@ from sa_patch.evaluation.calibration import measurement as calibrate
 from sa_patch.evaluation.calibration import run as calibrate_run
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.patching import Schedule
+from sa_patch.patterns import Full, parse_pattern
 from sa_patch.sweep.config import parse_config
 from tests.tiny_checkpoint import tiny_tokenizer
 
@@ -147,6 +148,41 @@ def test_a_text_of_ones_own(checkpoint: Path, tmp_path: Path) -> None:
     assert found["held_out"]["full"] != found["loss_full"]
 
 
+def test_a_threshold_is_fitted_to_a_share(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "mine.txt", tmp_path / "p.yaml"
+    text.write_text(" ".join(map(str, range(99))))
+    options = ["--n", "96", "--documents", "1", "--text", str(text), "--out", str(out)]
+    command = ["calibrate", str(checkpoint), "--pattern", "prism:{},4", *options]
+    assert main([*command, "--share", "3/5"]) == 0
+    written = yaml.safe_load(out.read_text())
+    assert 0.5 < written["flops"] <= 0.6
+    assert f"{written['flops']:.4f}" in capfd.readouterr().out
+    # A tile of so short a text reads nearly everything.
+    assert main([*command, "--share", "3/5", "--cost", "visited"]) == 2
+    assert "of full attention's visited keys on these texts" in capfd.readouterr().err
+    # It goes wherever a pattern goes.
+    assert str(parse_pattern(str(out))) == written["pattern"]
+
+
+def test_heads_that_retrieve_stay_full(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "heads.yaml"
+    options = ["--full-heads", "2", "--method", "sinks:2+swa:8", "--n", "300", "--documents", "1"]
+    assert main(["calibrate", str(checkpoint), *options, "--out", str(out)]) == 0
+    scores = yaml.safe_load(out.read_text())["scores"]
+    best = sorted((-x, layer, head) for layer, own in scores.items() for head, x in enumerate(own))
+    full = {(layer, head) for _, layer, head in best[:2]}
+    own = dict(read_layers(str(out)).own or ())
+    for layer, pattern in own.items():
+        each = getattr(pattern, "patterns", (pattern,) * len(scores[layer]))
+        # None is stock attention.
+        kept = {(layer, head) for head, one in enumerate(each) if one is None or one == Full()}
+        assert kept == {place for place in full if place[0] == layer}
+    generate = ["generate", str(checkpoint), "The old man", "--layers", str(out)]
+    assert main([*generate, "--method", "full", "--max-new-tokens", "2"]) == 0
+
+
 @pytest.fixture
 def weightless(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model is loaded in here."""
@@ -195,6 +231,15 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--out", "s.json"], "--out s.json must end in .yaml"),
         (["--gguf-file", "none.gguf"], "no file none.gguf"),
         (["--revision", "old"], "means something for hub ids only"),
+        (["--full-heads", "0"], "--full-heads must be a whole number of at least 1, got 0"),
+        (["--full-heads", "1", "--share", "1/8"], "--full-heads and --share do not go together"),
+        (["--full-heads", "1", "--compare"], "--compare is for the calibration of layers"),
+        (["--full-heads", "1", "--method", "sa:8,per_head=true"], "must be the same for all heads"),
+        (["--full-heads", "1", "--text", __file__], "needs texts that hide what they ask for"),
+        (["--share", "2"], "above 0 and below 1, such as 1/8 or 0.125; got '2'"),
+        (["--share", "1/8", "--method", "prism:0.5"], "a family has {} for the number"),
+        (["--share", "1/8", "--method", "prism:{},0"], "block_size must be a whole number"),
+        (["--share", "1/8", "--method", "prism:{}", "--cost", "time"], "unknown cost 'time'"),
     ],
 )
 def test_mistakes_are_one_sentence_before_the_model_is_loaded(
