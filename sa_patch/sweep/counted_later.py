@@ -1,4 +1,4 @@
-"""Visited keys of a run that did not count them itself, from `scripts/count_visited`."""
+"""Visited keys that were counted after a run, by `scripts/count_visited`; they replace its own."""
 
 from __future__ import annotations
 

@@ -124,10 +124,11 @@ def load_run(path: Path | str) -> Run:
     later = CountedLater(folder)
     for file in stored_files(folder / "cells"):
         outcome = _read_cell(file, folder, planned)
-        if isinstance(outcome, Cell) and outcome.visited_share is None:
+        if isinstance(outcome, Cell):
             setting = outcome.setting
             counts = later.find(setting["pattern"], setting.get("layers"), outcome.prompt_mean)
-            outcome = replace(outcome, visited_share=_visited_share(counts))
+            if counts:
+                outcome = replace(outcome, visited_share=_visited_share(counts))
         if isinstance(outcome, Cell):
             cells.append(outcome)
         else:
