@@ -151,6 +151,6 @@ def _recovery(options: argparse.Namespace) -> int:
     out = options.out or options.runs[0]
     files = write_recovery(points, runs, out, options.command_line, options.by)
     print(files.markdown.read_text(encoding="utf-8"))
-    for path in (files.json, files.markdown, files.figure):
+    for path in (files.json, files.markdown, files.figure, files.ranking):
         print(path)
     return 0

@@ -10,18 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from sa_patch.evaluation.recovery import DRAWS, Interval
-from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
 from sa_patch.files.atomic_write import write_whole
-from sa_patch.patterns import RIVALS, ByHead, parse_pattern, parts_of
 from sa_patch.report import captions
 from sa_patch.report.recovery import Recovered, difference
+from sa_patch.report.recovery_figures import SPENT, draw, draw_ranking
 from sa_patch.report.recovery_items import GROUPS
-from sa_patch.report.variants import METHOD_LABELS
 from sa_patch.sweep.results import Run
 
 NOTES = (
@@ -37,16 +31,6 @@ VISITED_NOTE = (
     "share of what it reads under full attention; means of blocks that it reads to choose, too. "
     "Where a run has a visited.json, counted on one document under full attention."
 )
-# What budgets are shares of.
-_SPENT = {"flops": "attention FLOPs", "visited": "keys that a tile reads"}
-# In the order in which a composition's parts are named.
-_KINDS = (
-    *("sinks", "swa", "sa", "psa", "moba", "block_topk", "tail"),
-    *(cls.name for cls in RIVALS),
-    ByHead.name,
-)
-_PANEL = (4.6, 3.4)  # inches
-_CHARACTER = 0.072  # inches, of the legend
 
 
 @dataclass(frozen=True)
@@ -56,6 +40,7 @@ class RecoveryFiles:
     json: Path
     markdown: Path
     figure: Path
+    ranking: Path
 
 
 def write_recovery(
@@ -65,13 +50,14 @@ def write_recovery(
     command: Sequence[str] = (),
     by: str = "flops",
 ) -> RecoveryFiles:
-    """Write ``recovery.json``, ``recovery.md`` and ``recovery.png`` into a folder.
+    """Write ``recovery.json``, ``.md``, ``.png`` and ``ranking.png`` into a folder.
 
     Args:
         by: what budgets are shares of, as of `recover`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    files = RecoveryFiles(out / "recovery.json", out / "recovery.md", out / "recovery.png")
+    names = ("recovery.json", "recovery.md", "recovery.png", "ranking.png")
+    files = RecoveryFiles(*(out / name for name in names))
     content = {
         "command": list(command),
         "notes": list(NOTES),
@@ -93,10 +79,17 @@ def write_recovery(
     }
     write_whole(files.json, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     write_whole(files.markdown, markdown(points, runs, by).encode())
-    picture = io.BytesIO()
-    draw(points, by).savefig(picture, format="png", dpi=150)
-    write_whole(files.figure, picture.getvalue())
+    ranking = draw_ranking([_of(points, place) for place in _places(points)], by)
+    for path, figure in ((files.figure, draw(points, by)), (files.ranking, ranking)):
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150)
+        write_whole(path, picture.getvalue())
     return files
+
+
+def _at_most(budget: float | None, by: str) -> str:
+    shown = "more than the budgets" if budget is None else f"at most {budget:.4g}"
+    return f"{shown} of full attention's {SPENT[by].removeprefix('attention ')}"
 
 
 def _plain(point: Recovered) -> dict[str, Any]:
@@ -132,13 +125,11 @@ def _against_best(points: Sequence[Recovered]) -> list[tuple[Recovered, Recovere
 
 def markdown(points: Sequence[Recovered], runs: Sequence[Run], by: str = "flops") -> str:
     """One table for each length and budget, best first."""
-    lines = [f"# Recovery of full attention's quality at equal {_SPENT[by]}", ""]
+    lines = [f"# Recovery of full attention's quality at equal {SPENT[by]}", ""]
     for n, budget in _places(points):
         own = _of(points, (n, budget))
         best = own[0]
-        shown = "more than the budgets" if budget is None else f"at most {budget:.4g}"
-        of_full = f"full attention's {_SPENT[by].removeprefix('attention ')}"
-        lines += [f"## n = {n:,}, {shown} of {of_full}", ""]
+        lines += [f"## n = {n:,}, {_at_most(budget, by)}", ""]
         counted = any(point.visited is not None for point in own)
         headings = [
             *("pattern", "layers", "seeds", "FLOPs", *(["read by a tile"] if counted else [])),
@@ -177,102 +168,3 @@ def _shown(interval: Interval) -> str:
     if interval.low == interval.high:
         return f"{interval.value:.3f}"
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-
-
-def draw(points: Sequence[Recovered], by: str = "flops") -> Figure:
-    """Mean recovery against cost: a panel for each length, a colour for each composition.
-
-    Patterns of one composition differ in their numbers, also within a budget; its line joins the
-    best of each budget.
-    """
-    lengths = sorted({point.n for point in points})
-    names = list(dict.fromkeys(composition(p) for p in _by_quality(points)))
-    columns = min(2, len(lengths))
-    rows = -(-len(lengths) // columns)
-    # The legend takes two columns where the figure is wide enough for its labels.
-    entry = _CHARACTER * max(map(len, names), default=0) + 0.6
-    legend_columns = 2 if 2 * entry <= columns * _PANEL[0] else 1
-    legend = 0.19 * -(-len(names) // legend_columns) + 0.5
-    width, height = max(columns * _PANEL[0], entry), rows * _PANEL[1] + legend
-    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(lengths):
-            axes.set_visible(False)
-            continue
-        _panel(axes, [point for point in points if point.n == lengths[place]], names, by)
-        axes.set_title(f"n = {lengths[place]:,}", fontsize=10)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=legend_columns,
-        fontsize=8,
-        frameon=False,
-    )
-    return figure
-
-
-def composition(point: Recovered) -> str:
-    """The kinds of a point's parts, whatever their numbers."""
-    pattern = parse_pattern(point.pattern)
-    parts = {part.name for part in parts_of(pattern)}
-    kinds = " + ".join(METHOD_LABELS[kind] for kind in _KINDS if kind in parts)
-    return kinds if point.layers == "all" else f"{kinds}; other in some layers"
-
-
-def _by_quality(points: Sequence[Recovered]) -> list[Recovered]:
-    return sorted(points, key=lambda point: -point.mean.value)
-
-
-def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str], by: str) -> None:
-    def spent(point: Recovered) -> float:
-        return point.share if by == "flops" or point.visited is None else point.visited
-
-    colours = (*COLOURS.values(), *OTHER_COLOURS, FULL_COLOUR)
-    markers = "os^DvPX*"
-    for index, name in enumerate(names):
-        own = [point for point in points if composition(point) == name]
-        style: dict[str, Any] = {
-            "color": colours[index % len(colours)],
-            "marker": markers[index // len(colours) % len(markers)],
-            "linewidth": 1.2,
-        }
-        line_style = "-" if index < len(colours) else "--"
-        axes.errorbar(
-            [spent(point) for point in own],
-            [point.mean.value for point in own],
-            yerr=[
-                [max(0.0, point.mean.value - point.mean.low) for point in own],
-                [max(0.0, point.mean.high - point.mean.value) for point in own],
-            ],
-            label=name,
-            markersize=5,
-            capsize=2,
-            elinewidth=0.7,
-            linestyle="",
-            **style,
-        )
-        best: dict[float | None, Recovered] = {}
-        for point in sorted(own, key=lambda point: point.mean.value):
-            best[point.budget] = point
-        line = sorted(best.values(), key=spent)
-        axes.plot(
-            [spent(point) for point in line],
-            [point.mean.value for point in line],
-            linestyle=line_style,
-            markersize=0,
-            **style,
-        )
-    axes.axhline(1.0, color="black", linewidth=1, linestyle=(0, (5, 3)))
-    axes.axhline(0.95, color="#8C8C8C", linewidth=0.8, linestyle=":")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(
-        lambda share, _: f"1/{1 / share:g}" if share < 1 else f"{share:g}"
-    )
-    axes.tick_params(labelbottom=True, labelleft=True)
-    axes.set_xlabel(f"{_SPENT[by]}, share of full attention's", fontsize=9)
-    axes.set_ylabel("mean recovery", fontsize=9)
-    axes.tick_params(labelsize=8)

@@ -24,7 +24,7 @@ from sa_patch.patterns import (
     parse_pattern,
 )
 from sa_patch.patterns.registry import parameters
-from sa_patch.report.recovery_report import composition
+from sa_patch.report.recovery_figures import composition
 from sa_patch.report.variants import BUDGET, METHOD_LABELS
 from tests.laws import rivals
 from tests.laws.rivals import EXAMPLES, NAMES

@@ -12,8 +12,9 @@ import pytest
 from sa_patch.cli.command import main
 from sa_patch.errors import UserError
 from sa_patch.report.recovery import difference, parse_budgets, recover
+from sa_patch.report.recovery_figures import composition, draw, draw_ranking
 from sa_patch.report.recovery_items import BENCHMARKS, LANGUAGE, RETRIEVAL, load
-from sa_patch.report.recovery_report import composition, draw, write_recovery
+from sa_patch.report.recovery_report import write_recovery
 from tests.sweep import run_builder
 from tests.sweep.run_builder import RunBuilder
 
@@ -227,12 +228,31 @@ def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
     assert len(panel.get_legend_handles_labels()[1]) == 3
 
 
+def test_a_ranking_has_a_row_for_each_pattern_and_tells_them_apart(runs: Runs) -> None:
+    for pattern, correct in (
+        ("sinks:size=4+swa:window=64", 4),
+        ("sinks:size=4+swa:window=60", 3),
+        ("xattention:block_size=16,topk=3", 2),
+    ):
+        items = [1.0] * correct + [0.0] * (5 - correct)
+        runs.add(pattern, "recall_passkey_1024", items, 0.12)
+    figure = draw_ranking([runs.points()])
+    (panel,) = figure.axes
+    assert panel.get_title(loc="left").startswith("n = 1,024, at most 1/8")
+    rows = [label.get_text() for label in panel.get_yticklabels()]
+    assert rows == ["sinks + SWA (window=64)", "sinks + SWA (window=60)", "XAttention"]
+    dots = [line for line in panel.lines if line.get_marker() == "o"]
+    assert [float(dot.get_xdata()[0]) for dot in dots] == pytest.approx([1.0, 0.75, 0.5])
+    colours = [dot.get_color() for dot in dots]
+    assert colours[0] == colours[1] != colours[2]
+
+
 def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     runs.add("swa:window=64", "recall_passkey_1024", [0.0, 1.0, 1.0, 0.0, 0.0], 0.12)
     folder = runs.builder.write()
     assert main(["recovery", str(folder), "--budgets", "1/8"]) == 0
     assert "at most 0.125" in capsys.readouterr().out
-    assert (folder / "recovery.png").exists()
+    assert (folder / "recovery.png").exists() and (folder / "ranking.png").exists()
 
 
 def test_budgets_of_keys_that_a_tile_reads(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
