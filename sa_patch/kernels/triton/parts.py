@@ -56,8 +56,10 @@ NOTHING = LocalWindow()
 
 @lru_cache(maxsize=64)
 def _lows(local_window: LocalWindow, size: int, device: torch.device, stream: int) -> Tensor:
+    low = torch.arange(1, size + 1, dtype=torch.int32, device=device)
+    if not (local_window.edges or local_window.dense):
+        return low
     i = torch.arange(size, device=device)
-    low = i + 1
     for origin, block, behind in local_window.edges:
         # A block that holds all, however large, is as good as another.
         block, behind = min(block, UNLIMITED), min(behind, UNLIMITED)

@@ -16,11 +16,14 @@ from sa_patch.kernels import BACKENDS, expect_layers, forget_plans
 from sa_patch.kernels.backend import Spans
 from sa_patch.kernels.triton import parts, tiles
 from sa_patch.kernels.triton.parts import NOTHING
-from sa_patch.kernels.triton.rings.plan import ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row
 from sa_patch.patterns import PSA, SA, parse_pattern
 
 pytest.importorskip("triton")
+
+from triton.runtime.interpreter import GridExecutor
+
+from sa_patch.kernels.triton.rings.plan import ring_plan, ring_table
 
 LAYERS = 32
 # Operations that only look at memory in another way.
