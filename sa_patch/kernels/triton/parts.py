@@ -65,7 +65,9 @@ def _lows(local_window: LocalWindow, size: int, device: torch.device, stream: in
         block, behind = min(block, UNLIMITED), min(behind, UNLIMITED)
         own = torch.div(i - origin, block, rounding_mode="floor")
         low = torch.minimum(low, origin + (own - behind).clamp(min=0) * block)
-    return low.masked_fill(i < local_window.dense, 0).to(torch.int32)
+    if local_window.dense:
+        low = low.masked_fill(i < local_window.dense, 0)
+    return low.to(torch.int32)
 
 
 class DisjointParts(NamedTuple):

@@ -81,7 +81,7 @@ def shown_by(plan: RingPlan, row: list[int], draws: int, n: int) -> Tensor:
     return shown
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     data=st.data(),
     method=st.sampled_from(["sa", "psa"]),

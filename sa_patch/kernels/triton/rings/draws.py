@@ -23,7 +23,8 @@ _ELEMENTS = 1 << 16 if INTERPRETED else 1 << 10
 
 def flat_grid(total: int) -> tuple[tuple[int], int]:
     """Programs that share `total` elements, and the elements of each."""
-    elements = min(_ELEMENTS, next_power_of_2(max(1, total)))
+    # Of one size on GPUs, so that nothing is compiled twice.
+    elements = min(_ELEMENTS, next_power_of_2(total)) if INTERPRETED else _ELEMENTS
     return (triton.cdiv(total, elements),), elements
 
 
