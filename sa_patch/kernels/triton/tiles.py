@@ -83,8 +83,8 @@ def row_table(rows: tuple[Row, ...], batch: int, device: torch.device, stream: i
     return on_device(table, device)
 
 
-# Layers whose tables or plans are made in one go: at most so many, and so many bytes. One takes
-# some 100 small operations, 1.7 ms of launching on an H200 against 0.3 ms of attention at
+# Layers whose tables or plans are made in one go: at most so many, and so many bytes. One of PSA
+# takes some 100 small operations, 1.7 ms of launching on an H200 against 0.3 ms of attention at
 # n = 8,192.
 _LAYERS_TOGETHER, _BYTES_TOGETHER = 24, 32 << 20
 _expected_layers = _LAYERS_TOGETHER

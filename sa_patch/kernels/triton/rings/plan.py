@@ -133,19 +133,21 @@ def ring_plan(
     stream = current_stream(device)
 
     def of_span(span: Span) -> RingPlan:
-        def build() -> RingPlan:
+        def build() -> tuple[Tensor, ...]:
             own: dict[str, Any] = {
                 "layers": layers,
                 "heads": heads,
                 "block": block,
                 "device": device,
             }
-            limited = local_window != NOTHING or isinstance(pattern, PSA)
-            lows = local_window.lows(span.length, device, stream) if limited else None
+            sinks = local_window.sinks
+            if isinstance(pattern, SA) and local_window == NOTHING:
+                return stochastic.blocks_of(pattern, span.length, None, sinks, **own)
+            lows = local_window.lows(span.length, device, stream)
             if isinstance(pattern, SA):
-                return stochastic.blocks_of(pattern, span.length, lows, local_window.sinks, **own)
+                return stochastic.blocks_of(pattern, span.length, lows, sinks, **own)
             parts = prefix_stable.blocks_of(pattern, span.start, span.end, **own)
-            return _limited(parts, lows, local_window.sinks)
+            return _limited(parts, lows, sinks)
 
         key = (pattern, span, local_window, layers, draws, block, device, stream)
         return RingPlan(*triton_plans.PLANS.get(key, build))
