@@ -10,6 +10,7 @@ most `beam` nodes, so that it does not depend on n.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_selection.pair_dots import pair_dots
 from sa_patch.patterns.block_selection.top_candidates import first_best
+
+PicksOf = Callable[[Any], Any]
+"""From a number of eligible leaves, or a tensor of such, how many of them are chosen."""
 
 # Scores that are held at once: on CPUs few enough to stay in the caches.
 _HELD_CPU = 1 << 18
@@ -60,6 +64,7 @@ def best_blocks(
     branch: int,
     beam: int,
     most_of: Callable[[int], int] | None = None,
+    picks_of: PicksOf | None = None,
 ) -> Tensor:
     """The chosen leaves of every query.
 
@@ -69,39 +74,42 @@ def best_blocks(
         eligible: int64 ``[nq]``.
         most_of: the eligible leaves of the first so many queries, at most, known without a look at
             the device; by default it is asked.
+        picks_of: how many leaves a query chooses that may choose among so many, never fewer for
+            more and at least `topk`; by default `topk`. Only without a tree.
 
     Returns:
-        int64 ``[kv_heads, group, nq, topk]``, in any order, -1 where fewer leaves are eligible.
+        int64 ``[kv_heads, group, nq, m]``, in any order, -1 where fewer leaves are chosen; m is
+        `topk`, or what a query chooses that may choose among most.
     """
-    shape = (*q.shape[:3], topk)
     if most_of is None:
 
         def most_of(count: int) -> int:
             return int(eligible[:count].max())
 
     most = most_of(len(eligible)) if len(eligible) else 0
+    width_of: PicksOf = picks_of or (lambda _: topk)
+    shape = (*q.shape[:3], width_of(most))
     if not topk or not most:
         return torch.full(shape, -1, device=q.device)
     if most <= topk:
-        return _all_of(eligible, topk).expand(shape)
+        return _all_of(eligible, shape[3]).expand(shape)
     means = level_means(k, block_size, branch, level_count(most, branch, beam))
     # Nodes of zeros stand for those that would follow, up to two families of them.
     means = [torch.nn.functional.pad(level, (0, 0, 0, 2 * branch)) for level in means]
     width = (beam + 1) * branch if branch else most
     held = _HELD_CPU if q.device.type == "cpu" else _HELD
     step = max(1, held // (q.shape[0] * q.shape[1] * width))
-    chosen = [
-        _search(
-            q[:, :, low : low + step],
-            means,
-            eligible[low : low + step],
-            most_of(min(low + step, len(eligible))),
-            topk,
-            branch,
-            beam,
-        )
-        for low in range(0, q.shape[2], step)
-    ]
+    chosen = []
+    for low in range(0, q.shape[2], step):
+        known = eligible[low : low + step]
+        own_most = most_of(min(low + step, len(eligible)))
+        limit = width_of(own_most)
+        found = _search(q[:, :, low : low + step], means, known, own_most, limit, branch, beam)
+        if picks_of is not None:
+            ranks = torch.arange(limit, device=q.device)
+            found = found.where(ranks < picks_of(known)[:, None], -1)
+            found = torch.nn.functional.pad(found, (0, shape[3] - limit), value=-1)
+        chosen.append(found)
     return torch.cat(chosen, dim=2)
 
 
