@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_selection.pair_dots import pair_dots
-from sa_patch.patterns.block_selection.top_candidates import first_best
+from sa_patch.patterns.block_selection.top_candidates import best_places
 
 PicksOf = Callable[[Any], Any]
 """From a number of eligible leaves, or a tensor of such, how many of them are chosen."""
@@ -104,12 +104,10 @@ def best_blocks(
         known = eligible[low : low + step]
         own_most = most_of(min(low + step, len(eligible)))
         limit = width_of(own_most)
-        found = _search(q[:, :, low : low + step], means, known, own_most, limit, branch, beam)
-        if picks_of is not None:
-            ranks = torch.arange(limit, device=q.device)
-            found = found.where(ranks < picks_of(known)[:, None], -1)
-            found = torch.nn.functional.pad(found, (0, shape[3] - limit), value=-1)
-        chosen.append(found)
+        wanted = None if picks_of is None else picks_of(known)
+        part = q[:, :, low : low + step]
+        found = _search(part, means, known, own_most, limit, branch, beam, wanted)
+        chosen.append(torch.nn.functional.pad(found, (0, shape[3] - limit), value=-1))
     return torch.cat(chosen, dim=2)
 
 
@@ -120,9 +118,20 @@ def _all_of(known: Tensor, width: int) -> Tensor:
 
 
 def _search(
-    q: Tensor, means: list[Tensor], eligible: Tensor, most: int, topk: int, branch: int, beam: int
+    q: Tensor,
+    means: list[Tensor],
+    eligible: Tensor,
+    most: int,
+    topk: int,
+    branch: int,
+    beam: int,
+    wanted: Tensor | None,
 ) -> Tensor:
-    """`best_blocks` for a few queries with at most `most` eligible leaves."""
+    """`best_blocks` for a few queries with at most `most` eligible leaves.
+
+    Args:
+        wanted: int64 ``[nq]``, the leaves of each query where not `topk`.
+    """
     # Levels of which these queries know `beam` nodes at most leave nothing to choose.
     top = level_count(most, branch, beam) - 1
     kept = None
@@ -135,9 +144,8 @@ def _search(
         elif kept is None:
             scores = _with_all(q, means[level][:, :count])
             absent = torch.arange(count, device=q.device) >= known[:, None]
-            best = _best(scores, absent, limit)
-            ranks = torch.arange(limit, device=q.device)
-            kept = best.where(ranks < known[:, None], -1)
+            counts = known.clamp(max=limit) if wanted is None else known.minimum(wanted)
+            kept = _best(scores, absent, counts, limit)
         else:
             kept = _best_children(q, means[level], count, kept, known, branch, limit)
     assert kept is not None
@@ -172,9 +180,9 @@ def _best_children(
         first = torch.arange(len(means), device=q.device)[:, None, None, None] * means.shape[1]
         flat = (nodes + first).flatten(0, 2)
         scores = pair_dots(q.flatten(0, 2), means.flatten(0, 1), flat).view(nodes.shape)
-    best = _best(scores, nodes >= known[:, None], limit)
-    found = (above.clamp(max=kept.shape[-1]) - above) * branch + known[:, None]
-    return nodes.gather(-1, best).where(torch.arange(limit, device=q.device) < found, -1)
+    found = (above.clamp(max=kept.shape[-1]) - above).squeeze(1) * branch + known
+    best = _best(scores, nodes >= known[:, None], found.clamp(max=limit), limit)
+    return nodes.gather(-1, best.clamp(min=0)).where(best >= 0, -1)
 
 
 def _with_all(q: Tensor, nodes: Tensor) -> Tensor:
@@ -182,12 +190,12 @@ def _with_all(q: Tensor, nodes: Tensor) -> Tensor:
     return (q.flatten(1, 2) @ nodes.transpose(1, 2)).unflatten(1, q.shape[1:3])
 
 
-def _best(scores: Tensor, absent: Tensor, limit: int) -> Tensor:
-    """Places of the `limit` best scores, those of absent nodes last; scores are overwritten."""
+def _best(scores: Tensor, absent: Tensor, counts: Tensor, width: int) -> Tensor:
+    """`best_places` of the nodes that are not absent."""
     lowest = torch.finfo(scores.dtype).min
     # A real score stays above what marks the absent, however low it is, NaN or not.
     scores.nan_to_num_(nan=lowest, neginf=lowest).masked_fill_(absent, -torch.inf)
-    return first_best(scores, limit)
+    return best_places(scores, counts, width)
 
 
 def scored_nodes(eligible: Tensor, *, topk: int, branch: int, beam: int) -> Tensor:
