@@ -18,7 +18,7 @@ from sa_patch.files.content_hash import cache_folder
 
 
 def every_task(folder: Path) -> TaskManager:
-    """lm-eval's own tasks and those in `folder`, indexed anew only if one of their files changed."""
+    """lm-eval's tasks and those in `folder`; indexed anew only when one of their files changed."""
     folders = [Path(lm_eval.tasks.__file__).parent, folder.resolve()]
     names = hashlib.sha256(b"\0".join(map(os.fsencode, folders)))
     kept = cache_folder("lm_eval_tasks") / names.hexdigest()
