@@ -242,7 +242,9 @@ def test_a_ranking_has_a_row_for_each_pattern_and_tells_them_apart(runs: Runs) -
     rows = [label.get_text() for label in panel.get_yticklabels()]
     assert rows == ["sinks + SWA (window=64)", "sinks + SWA (window=60)", "XAttention"]
     dots = [line for line in panel.lines if line.get_marker() == "o"]
-    assert [float(dot.get_xdata()[0]) for dot in dots] == pytest.approx([1.0, 0.75, 0.5])
+    assert [float(np.asarray(dot.get_xdata())[0]) for dot in dots] == pytest.approx(
+        [1.0, 0.75, 0.5]
+    )
     colours = [dot.get_color() for dot in dots]
     assert colours[0] == colours[1] != colours[2]
 
