@@ -8,6 +8,7 @@ The random permutation of `sa` is an input here (`slots[i]` is the slot of posit
 the points of `psa`; that they are uniformly random is tested by itself in `tests/laws`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,10 +139,12 @@ def keys_block_topk(
     branch: int,
     beam: int,
     segment: int,
+    percent: int,
 ) -> tuple[set[int], set[int], float]:
     """Sinks, own block and `local` tokens before it; the best earlier blocks; and the margin.
 
-    With `segment`, its segment up to itself in place of its own block.
+    With `segment`, its segment up to itself in place of its own block; with `percent` so many of a
+    hundred earlier blocks, where these are more than `topk`.
     """
     if i < sinks:
         return set(range(i + 1)), set(), float("inf")
@@ -151,6 +154,7 @@ def keys_block_topk(
     count = (first_near - sinks) // block_size
     starts = [sinks + block * block_size for block in range(count)]
     leaves = [keys[start : start + block_size].mean(axis=0) for start in starts]
+    topk = max(topk, math.floor(len(leaves) * percent / 100))
     chosen, margin, _ = tree_search(query, leaves, topk, branch, beam)
     keys_chosen: set[int] = set()
     for block in chosen:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sa_patch.kernels import BACKENDS, choose_backend
 from sa_patch.patterns import PATTERNS, Pattern, make_pattern
-from sa_patch.patterns.registry import parameters
+from sa_patch.patterns.registry import NAMED, parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +96,8 @@ def print_methods(shape: Shape, console: Console) -> None:
         )
         backends.add_row(backend.name, backend.summary, able, unable)
     console.print(methods)
+    for name, text in NAMED.items():
+        console.print(f"{name} stands for {text}", highlight=False)
     console.print(backends)
     console.print(
         f"asked for n = {shape.n}, {shape.heads} query and {shape.kv_heads} KV heads of "

@@ -34,7 +34,8 @@ class BlockTopK(Pattern):
     With `shared` above 1 a tile of so many queries, by position, shares its choices: query i sees
     the blocks that the queries of its tile up to i chose. What a tile of queries reads is what
     hardware pays for. With `segment` the neighbourhood is all that came so far of the query's
-    segment of so many tokens, so that neighbours agree more in what is left to choose.
+    segment of so many tokens, so that neighbours agree more in what is left to choose. With
+    `percent` a query chooses that part of the blocks it may choose from, where this is more.
 
     Args:
         block_size: tokens in a block, at least 1.
@@ -48,6 +49,8 @@ class BlockTopK(Pattern):
         shared: queries that share their choices; 1 for none.
         segment: tokens of a segment, a multiple of `block_size` and `shared`, of which `sinks` must
             be a multiple of `block_size` as well, and `local` 0; 0 for none.
+        percent: of the blocks that a query may choose from, rounded down, at most 99; above 0 only
+            with ``branch = 0`` and `topk` of at least 1.
 
     Raises:
         UserError: if a parameter is not of these kinds.
@@ -62,6 +65,7 @@ class BlockTopK(Pattern):
     grouped: bool = True
     shared: int = 1
     segment: int = 0
+    percent: int = 0
 
     name: ClassVar[str] = "block_topk"
     summary: ClassVar[str] = "sinks, neighbourhood and the best small blocks, found coarse to fine"
@@ -74,25 +78,28 @@ class BlockTopK(Pattern):
         whole_number(self.segment, "segment", 0)
         if self.local == -1:
             object.__setattr__(self, "local", 0 if self.segment else 2 * self.block_size)
-        for name in ("topk", "sinks", "local", "branch"):
+        for name in ("topk", "sinks", "local", "branch", "percent"):
             whole_number(getattr(self, name), name, 0)
+        if self.percent > 99 or (self.percent and (self.branch or not self.topk)):
+            raise UserError(
+                "percent must be at most 99, and above 0 only with branch=0 and topk of at least 1,"
+                f" got percent={self.percent}, branch={self.branch}, topk={self.topk}"
+            )
         if not isinstance(self.grouped, bool):
             raise UserError(f"grouped must be true or false, got {self.grouped!r}")
-        if self.local % self.block_size:
-            raise UserError(
-                f"local must be a multiple of block_size={self.block_size}, got {self.local}"
-            )
+        size = self.block_size
+        if self.local % size:
+            raise UserError(f"local must be a multiple of block_size={size}, got {self.local}")
         if self.segment and self.local:
             raise UserError(f"with segment, local must be 0, got {self.local}")
-        if self.segment and self.sinks % self.block_size:
+        if self.segment and self.sinks % size:
             raise UserError(
-                f"with segment, sinks must be a multiple of block_size={self.block_size}, "
-                f"got {self.sinks}"
+                f"with segment, sinks must be a multiple of block_size={size}, got {self.sinks}"
             )
-        if self.segment % self.block_size or self.segment % self.shared:
+        if self.segment % size or self.segment % self.shared:
             raise UserError(
-                f"segment must be a multiple of block_size={self.block_size} and "
-                f"shared={self.shared}, got {self.segment}"
+                f"segment must be a multiple of block_size={size} and shared={self.shared}, "
+                f"got {self.segment}"
             )
         if self.branch == 1:
             raise UserError("branch must be at least 2, or 0 for a flat choice; got 1")
@@ -150,6 +157,16 @@ class BlockTopK(Pattern):
         """`eligible` for one query, without a tensor."""
         return max(0, self._first_unchosen(position))
 
+    def picks_of(self, eligible: Positions) -> Positions:
+        """How many blocks a query chooses that may choose from so many; `topk` also of fewer."""
+        if isinstance(eligible, int):
+            return max(self.topk, eligible * self.percent // 100)
+        return (eligible * self.percent // 100).clamp(min=self.topk)
+
+    def most_picks(self, seq_len: int) -> int:
+        """How many blocks any query of a sequence chooses for itself, at most."""
+        return self.picks_of(self.eligible_at(seq_len - 1)) if seq_len else self.topk
+
     def own_choices(self, q: Tensor, k: Tensor, positions: Tensor | range) -> Tensor:
         """The blocks that every query chooses for itself.
 
@@ -160,8 +177,8 @@ class BlockTopK(Pattern):
                 that nothing is asked of the device.
 
         Returns:
-            int64 ``[choosers, nq, topk]``, -1 where fewer blocks are eligible; a chooser is a
-            query head, or with `grouped` a KV head. A block stands at most once in a row.
+            int64 ``[choosers, nq, m]``, m what the last query chooses, -1 where others choose
+            fewer, each block once; a chooser is a query head, or with `grouped` a KV head.
         """
         most_of = None
         if isinstance(positions, range):
@@ -183,6 +200,7 @@ class BlockTopK(Pattern):
             branch=self.branch,
             beam=self.beam,
             most_of=most_of,
+            picks_of=self.picks_of if self.percent else None,
         )
         return finest_blocks.flatten(0, 1)
 
@@ -194,7 +212,7 @@ class BlockTopK(Pattern):
                 tile.
 
         Returns:
-            int64 ``[choosers, nq, shared * topk]``, each block once, -1 for none.
+            int64 ``[choosers, nq, shared * m]``, as `own_choices`, each block once, -1 for none.
         """
         own = self.own_choices(q, k, positions)
         return own if self.shared == 1 else chosen_so_far(own, self.shared)
@@ -254,7 +272,7 @@ class BlockTopK(Pattern):
         """Visible keys; with `shared` as if the queries of a tile chose at random."""
         positions = torch.arange(seq_len)
         eligible = self.eligible(positions)
-        chosen = expected_choices(eligible, self.topk, self.shared)
+        chosen = expected_choices(eligible, self.picks_of(eligible), self.shared)
         return (positions + 1 - (eligible - chosen) * self.block_size).double()
 
     def saturated(self, seq_len: int) -> bool:
@@ -262,9 +280,9 @@ class BlockTopK(Pattern):
 
     @property
     def effective_window(self) -> int | None:
-        """What a query's own choices show it."""
+        """What a query's own choices show it; none where they grow with its position."""
         nearby = self.segment or self.local + self.block_size
-        return self.sinks + nearby + self.block_size * self.topk
+        return None if self.percent else self.sinks + nearby + self.block_size * self.topk
 
     def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
         if self.shared > 1:

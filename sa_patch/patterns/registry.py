@@ -44,6 +44,12 @@ PATTERN_FILES = (".yaml", ".yml")
 
 PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (*OURS, *RIVALS)}
 
+NAMED: dict[str, str] = {
+    "shared_topk": "block_topk:16,4,16,branch=0,shared=32,segment=128,percent=6",
+}
+"""Names of text forms that can be given without numbers, or with other values of some parameters:
+``shared_topk:percent=10``."""
+
 
 def pattern_class(name: str) -> type[Pattern]:
     """The pattern class of a method's name.
@@ -52,7 +58,7 @@ def pattern_class(name: str) -> type[Pattern]:
         UserError: for an unknown name, with the nearest known one.
     """
     if not isinstance(name, str) or name not in PATTERNS:
-        known = sorted(PATTERNS)
+        known = sorted((*PATTERNS, *NAMED))
         raise UserError(
             f"unknown method {name!r}{suggest(str(name), known)} known: {', '.join(known)}"
         )
@@ -75,8 +81,11 @@ def make_pattern(name: str, **params: Any) -> Pattern:
     Raises:
         UserError: for an unknown method or parameter, or a value that is not allowed.
     """
-    cls = pattern_class(name)
     given = {key: value for key, value in params.items() if value is not None}
+    if name in NAMED:
+        name, _, rest = NAMED[name].partition(":")
+        given = _parameters(name, rest, rest) | given
+    cls = pattern_class(name)
     known = parameters(cls)
     for key in given:
         if key not in known:
@@ -102,7 +111,8 @@ def make_pattern(name: str, **params: Any) -> Pattern:
 
 def is_text_form(method: str) -> bool:
     """Whether `parse_pattern` reads this, where a method's bare name may stand as well."""
-    return bool(set(":+") & set(method)) or method.endswith(PATTERN_FILES)
+    named = method.strip() in NAMED
+    return named or bool(set(":+") & set(method)) or method.endswith(PATTERN_FILES)
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -112,7 +122,8 @@ def parse_pattern(text: str) -> Pattern:
     ``sinks:4+swa:60+sa:64``. Semicolons serve where commas already separate arguments.
     A pattern for each KV head is written ``heads{1*full|2*sinks:4+swa:60}``.
     ``parse_pattern(str(pattern)) == pattern`` for every pattern. The path of a YAML file, as
-    ``sa-patch search`` writes it, stands for the text form under its key ``pattern``.
+    ``sa-patch search`` writes it, stands for the text form under its key ``pattern``, and a name of
+    `NAMED` for its own.
 
     Raises:
         UserError: if the text is malformed, or names an unknown method or parameter, or the file
@@ -165,11 +176,17 @@ def _parse_part(part: str, text: str) -> Pattern:
     """One part of the union `text`."""
     if not part.strip():
         raise UserError(f"a part of the union {text!r} is empty; it is written sinks:4+swa:60")
-    name, _, rest = part.strip().partition(":")
-    name = name.strip()
-    known = [field.name for field in dataclasses.fields(pattern_class(name))]
+    name, _, rest = (word.strip() for word in part.partition(":"))
+    return make_pattern(name, **_parameters(name, rest, text))
+
+
+def _parameters(name: str, given: str, text: str) -> dict[str, Any]:
+    """The parameters that stand behind a name."""
+    # A named form has its first values already: others are given with their keys.
+    fields = () if name in NAMED else dataclasses.fields(pattern_class(name))
+    known = [field.name for field in fields]
     params: dict[str, Any] = {}
-    pieces = [piece.strip() for piece in rest.replace(";", ",").split(",")]
+    pieces = [piece.strip() for piece in given.replace(";", ",").split(",")]
     leading = True
     for place, piece in enumerate(filter(None, pieces)):
         key, equals, value = (word.strip() for word in piece.partition("="))
@@ -182,7 +199,7 @@ def _parse_part(part: str, text: str) -> Pattern:
         if key in params:
             raise UserError(f"{key!r} is given twice in {text!r}")
         params[key] = parse_value(value)
-    return make_pattern(name, **params)
+    return params
 
 
 def _is_value(text: str) -> bool:

@@ -34,7 +34,7 @@ AXIS_PARAMETERS = ("window", "block_size", "seed")
 # BlockTopK has no window: its budget is the number of blocks and of local tokens. Others have
 # numbers of blocks, or thresholds.
 BUDGET = {
-    "block_topk": ("topk", "local", *AXIS_PARAMETERS),
+    "block_topk": ("topk", "local", "percent", *AXIS_PARAMETERS),
     "power": ("window",),
     "vertical_slash": ("vertical", "slash"),
     "xattention": ("topk", "threshold"),
@@ -48,7 +48,7 @@ BUDGET = {
 # MoBA within a union has small blocks, and a budget in their number; alone it has few large ones.
 BUDGET_IN_UNION = BUDGET | {"moba": ("topk", *AXIS_PARAMETERS)}
 # The same, but few large and many small blocks are told apart.
-SPLIT = {"block_topk": ("topk", "local", "seed"), "moba": ("seed",)}
+SPLIT = {"block_topk": ("topk", "local", "percent", "seed"), "moba": ("seed",)}
 SPLIT_IN_UNION = SPLIT | {"moba": ("topk", "seed")}
 # A parameter that a label gives as a bare number after the name.
 MAIN = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import lzma
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +16,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-import sa_patch
 from sa_patch import SA, SWA, Full
 from sa_patch.errors import UserError
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
@@ -133,21 +134,20 @@ def test_documents_are_long_enough_and_share_no_text(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [4096, 8192])
-def test_own_sources_are_documents_too(length: int) -> None:
-    name = f"own_position_{length}"
-    docs = list(
-        TaskManager(include_path=tasks_dir(), include_defaults=False)
-        .load([name])["tasks"][name]
-        .test_docs()
-    )
-    first = Path(sa_patch.__file__).parent / "patterns" / "__init__.py"
-    assert len(docs) >= 5
-    assert docs[0]["text"].startswith(first.read_text(encoding="utf-8")[:1000])
-    assert all(doc["tokens"] == length and len(doc["text"]) == 6 * length for doc in docs)
-    assert len({doc["text"] for doc in docs}) == len(docs)
+def test_unseen_documents_are_cut_from_the_frozen_text(length: int) -> None:
+    folder = tasks_dir() / "stdlib_perplexity"
+    text = lzma.decompress((folder / "unseen.txt.xz").read_bytes()).decode()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert digest in (folder / "unseen.py").read_text(encoding="utf-8")
+    name = f"unseen_position_{length}"
+    manager = TaskManager(include_path=tasks_dir(), include_defaults=False)
+    docs = list(manager.load([name])["tasks"][name].test_docs())
+    assert len(docs) == 10 * 8192 // length
+    assert "".join(doc["text"] for doc in docs) == text
+    assert {doc["tokens"] for doc in docs} == {length}
     info = Catalogue([name]).info(name)
     assert (info.primary_metric, info.chance) == ("perplexity", None)
-    assert len(str(info.version)) == len("1.0+") + 12
+    assert info.version == f"1.0+{digest[:12]}"
 
 
 def test_the_model_runs_the_task_by_lm_eval(lm: SAPatchLM) -> None:

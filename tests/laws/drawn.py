@@ -66,16 +66,18 @@ def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
         block_size = draw(st.integers(1, 4))
         shared = draw(st.sampled_from([1, 1, 2, 4]))
         segment = block_size * shared * draw(st.integers(0, 2))
+        topk, branch = draw(st.integers(0, 4)), draw(st.sampled_from([0, 2, 3]))
         return BlockTopK(
             block_size,
-            topk=draw(st.integers(0, 4)),
+            topk=topk,
             sinks=block_size * draw(st.integers(0, 1)) if segment else draw(st.integers(0, 3)),
             local=0 if segment else block_size * draw(st.integers(0, 2)),
-            branch=draw(st.sampled_from([0, 2, 3])),
+            branch=branch,
             beam=draw(st.integers(2, 4)),
             grouped=draw(st.booleans()),
             shared=shared,
             segment=segment,
+            percent=draw(st.sampled_from([0, 30, 60])) if topk and not branch else 0,
         )
     if method == "union":
         names = st.sampled_from(["sinks", "swa", "tail", "sa", "psa", "moba", "block_topk"])
@@ -146,6 +148,7 @@ def grid_patterns(method: str, n: int) -> list[Pattern]:
             *(BlockTopK(size, topk=3, sinks=2, local=size, beam=2) for size in (1, 4, 16)),
             *(BlockTopK(2, topk=near, branch=0, grouped=grouped) for grouped in (False, True)),
             BlockTopK(4, topk=2, sinks=4, local=0, shared=8, segment=16),
+            BlockTopK(4, topk=1, sinks=4, branch=0, shared=8, segment=16, percent=40),
         ],
         "union": [
             Sinks(2) | SWA(near),
@@ -171,7 +174,7 @@ def oracle_arguments(pattern: Pattern, layer: int) -> dict[str, Any]:
     if isinstance(pattern, MoBA):
         return {name: getattr(pattern, name) for name in names}
     if isinstance(pattern, BlockTopK):
-        every = (*names, "sinks", "local", "branch", "beam", "segment")
+        every = (*names, "sinks", "local", "branch", "beam", "segment", "percent")
         return {name: getattr(pattern, name) for name in every}
     if isinstance(pattern, SA):
 

@@ -38,7 +38,7 @@ def blocks_and_dots(pattern: BlockTopK, query: np.ndarray, keys: np.ndarray, i: 
     found = list(range(known(level)))
     dots = 0
     while True:
-        limit = pattern.beam if level else pattern.topk
+        limit = pattern.beam if level else max(pattern.topk, count * pattern.percent // 100)
         if limit and len(found) > limit:
             dots += len(found)
             found.sort(key=lambda node: (-score(level, node), node))
@@ -63,14 +63,16 @@ def exact_patterns(draw: st.DrawFn) -> BlockTopK:
     """Patterns whose means are exact: all sizes are powers of two."""
     size = draw(st.sampled_from([1, 2, 4]))
     branch, beam = draw(st.sampled_from([0, 2, 4])), draw(st.integers(1, 5))
+    topk = draw(st.integers(0, beam * branch if branch else 6))
     return BlockTopK(
         block_size=size,
-        topk=draw(st.integers(0, beam * branch if branch else 6)),
+        topk=topk,
         sinks=draw(st.integers(0, 5)),
         local=size * draw(st.integers(0, 2)),
         branch=branch,
         beam=beam,
         grouped=draw(st.booleans()),
+        percent=draw(st.sampled_from([0, 25, 60])) if topk and not branch else 0,
     )
 
 
@@ -124,6 +126,7 @@ def test_a_beam_that_holds_every_node_is_a_flat_choice(
 ) -> None:
     q, k = whole_numbers(n, seed)
     positions = torch.arange(n)
+    pattern = replace(pattern, percent=0)
     flat = chosen_sets(replace(pattern, branch=0), q, k, positions)
     for branch in (2, 4):
         wide = replace(pattern, branch=branch, beam=n + 10)
@@ -236,6 +239,9 @@ def test_no_gradient_is_recorded() -> None:
         ({"beam": 0}, "beam"),
         ({"topk": 9, "beam": 2, "branch": 4}, r"beam \* branch must be at least topk=9"),
         ({"grouped": 1}, "grouped"),
+        ({"percent": 100, "branch": 0}, "percent must be at most 99.* got percent=100"),
+        ({"percent": 6}, "only with branch=0 .* got percent=6, branch=4"),
+        ({"percent": 6, "branch": 0, "topk": 0}, "topk of at least 1, .* topk=0"),
     ],
 )
 def test_bad_parameters_are_named(parameters: dict, named: str) -> None:

@@ -52,9 +52,11 @@ def test_expected_choices_are_the_mean_of_random_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(trials, shared, eligible, generator=generator)
     sizes = (chosen_so_far(scores.topk(topk).indices, shared) >= 0).sum(-1).double().mean(0)
-    expected = expected_choices(torch.full((shared,), eligible), topk, shared)
+    expected = expected_choices(
+        torch.full((shared,), eligible), torch.full((shared,), topk), shared
+    )
     assert (sizes - expected).abs().max() < 0.1
-    assert expected_choices(torch.arange(6), 3, 1).tolist() == [0, 1, 2, 3, 3, 3]
+    assert expected_choices(torch.arange(6), torch.tensor(3), 1).tolist() == [0, 1, 2, 3, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +59,18 @@ def test_semicolons_stand_in_for_commas() -> None:
 def test_moba_window_means_topk_blocks() -> None:
     assert parse_pattern("moba:window=64") == MoBA(block_size=32, topk=2)
     assert make_pattern("moba", window=96, topk=3) == MoBA(block_size=32, topk=3)
+
+
+def test_a_named_form_takes_other_values_by_their_keys() -> None:
+    shared = parse_pattern("shared_topk")
+    assert make_pattern("shared_topk") == parse_pattern(str(shared)) == shared
+    assert isinstance(shared, BlockTopK) and shared.shared > 1 and shared.percent > 0
+    other = parse_pattern("sinks:4+shared_topk:percent=9;topk=2")
+    assert other == Sinks(4) | replace(shared, percent=9, topk=2)
+    with pytest.raises(UserError, match="'6' in 'shared_topk:6' is not of the form key=value"):
+        parse_pattern("shared_topk:6")
+    with pytest.raises(UserError, match="either window or"):
+        parse_pattern("shared_topk:window=64")
 
 
 def test_every_pattern_names_itself() -> None:

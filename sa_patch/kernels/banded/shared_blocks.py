@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sa_patch.kernels.merge import attend_with_lse, hidden_score
 from sa_patch.patterns.block_selection.shared_choice import tile_choices
@@ -48,72 +49,65 @@ def attend_shared_blocks(
         Output ``[q_heads, nq, head_dim]``, finite, and the log-sum-exp of the scores
         ``[q_heads, nq]``, -inf where nothing is seen.
     """
-    queries = q.shape[1]
+    queries, head_dim = q.shape[1:]
     blocks, first_row, counts = tile_choices(own_choices, shared)
     choosers, tiles, _ = blocks.shape
     heads = len(q) // choosers
-    per_step = max(1, _STEP_KEYS // size)
-    # Whole steps for every tile; what is left over comes after the last row.
-    first_row = first_row.masked_fill(blocks < 0, shared)
-    missing = -blocks.shape[2] % per_step
-    blocks = torch.nn.functional.pad(blocks, (0, missing), value=-1).flatten(0, 1)
-    first_row = torch.nn.functional.pad(first_row, (0, missing), value=shared).flatten(0, 1)
-    q_rows = torch.nn.functional.pad(q, (0, 0, 0, tiles * shared - queries)).reshape(
-        len(q) * tiles, shared * q.shape[2]
-    )
-    out = torch.zeros_like(q_rows)
-    lse = q.new_full((len(q) * tiles, shared), -torch.inf)
     counts, order = counts.flatten().sort(descending=True, stable=True)
     at_once = max(1, _ROWS // (heads * shared + _STEP_KEYS))
-    for most, members in zip(counts[::at_once].tolist(), order.split(at_once), strict=True):
-        if not most:
+    most = counts[::at_once].tolist()
+    # Whole steps for every tile; what is left over comes after the last row.
+    per_step = max(1, _STEP_KEYS // size)
+    room = -(-most[0] // per_step) * per_step - blocks.shape[2]
+    first_row = pad(first_row.masked_fill(blocks < 0, shared), (0, room), value=shared)
+    whole = max(0, k.shape[1] - first) // size
+    kv_heads = torch.arange(choosers, device=q.device) * len(k) // choosers
+    places = pad(blocks.clamp(min=0), (0, room)) + (kv_heads * whole)[:, None, None]
+    places, first_row = places.flatten(0, 1), first_row.flatten(0, 1)
+    keys, values = (_by_blocks(x, first, whole, size) for x in (k, v))
+    q_rows = pad(q, (0, 0, 0, tiles * shared - queries)).reshape(len(q) * tiles, -1)
+    out = torch.zeros_like(q_rows)
+    lse = q.new_full((len(q) * tiles, shared), -torch.inf)
+    for count, members in zip(most, order.split(at_once), strict=True):
+        if not count:
             break
-        chooser, tile = members // tiles, members % tiles
-        rows = (chooser * heads)[:, None] + torch.arange(heads, device=q.device)
-        rows = (rows * tiles + tile[:, None]).flatten()
-        out[rows], lse[rows] = (
-            found.flatten(0, 1).flatten(1)
-            for found in _attend_tiles(
-                q_rows.index_select(0, rows).view(len(members), heads, shared, -1),
-                k,
-                v,
-                blocks[members, : -(-most // per_step) * per_step].split(per_step, dim=1),
-                first_row[members, : -(-most // per_step) * per_step].split(per_step, dim=1),
-                kv_head=chooser * len(k) // choosers,
-                first=first,
-                size=size,
-            )
+        rows = (members // tiles * heads)[:, None] + torch.arange(heads, device=q.device)
+        rows = (rows * tiles + (members % tiles)[:, None]).flatten()
+        own = slice(0, -(-count // per_step) * per_step)
+        found = _attend_tiles(
+            q_rows.index_select(0, rows).view(len(members), heads, shared, head_dim),
+            keys,
+            values,
+            places[members, own].split(per_step, dim=1),
+            first_row[members, own].split(per_step, dim=1),
         )
-    out, lse = out.view(len(q), tiles * shared, -1), lse.view(len(q), -1)
+        out[rows], lse[rows] = (x.flatten(0, 1).flatten(1) for x in found)
+    out, lse = out.view(len(q), tiles * shared, head_dim), lse.view(len(q), -1)
     return out[:, :queries], lse[:, :queries]
 
 
+def _by_blocks(x: Tensor, first: int, whole: int, size: int) -> Tensor:
+    """Keys or values ``[kv_heads, n, head_dim]`` as a row for each block, all heads' in turn."""
+    return x[:, first : first + whole * size].reshape(len(x) * whole, size * x.shape[2])
+
+
 def _attend_tiles(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    blocks: Sequence[Tensor],
-    first_row: Sequence[Tensor],
-    *,
-    kv_head: Tensor,
-    first: int,
-    size: int,
+    q: Tensor, keys: Tensor, values: Tensor, places: Sequence[Tensor], first_row: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Attention of tiles over their blocks.
 
     Args:
         q: ``[tiles, heads, shared, head_dim]``.
-        blocks, first_row: for each step ``[tiles, m]``.
-        kv_head: int64 ``[tiles]``.
+        keys, values: of `_by_blocks`.
+        places, first_row: for each step ``[tiles, m]``: a block's row, and the first query of the
+            tile that sees it.
 
     Returns:
         Output like q, finite, and its log-sum-exp, -inf where nothing is seen.
     """
     found: tuple[Tensor, Tensor] | None = None
-    for step_blocks, step_rows in zip(blocks, first_row, strict=True):
-        part, part_lse = _attend_step(
-            q, k, v, step_blocks, step_rows, kv_head=kv_head, first=first, size=size
-        )
+    for step_places, step_rows in zip(places, first_row, strict=True):
+        part, part_lse = _attend_step(q, keys, values, step_places, step_rows)
         if found is None:
             found = part, part_lse
             continue
@@ -121,30 +115,20 @@ def _attend_tiles(
         both = torch.logaddexp(before, part_lse)
         # Of a row that has seen nothing yet the difference is NaN.
         weight = (part_lse - both).exp_().nan_to_num_(nan=0.0)
-        found = torch.lerp(out, part, weight[..., None]), both
+        found = out.lerp_(part, weight[..., None]), both
     assert found is not None
     return found
 
 
 def _attend_step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    blocks: Tensor,
-    first_row: Tensor,
-    *,
-    kv_head: Tensor,
-    first: int,
-    size: int,
+    q: Tensor, keys: Tensor, values: Tensor, places: Tensor, first_row: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`_attend_tiles` for one step."""
-    offsets = torch.arange(first, first + size, device=q.device)
-    keys = blocks.clamp(min=0)[..., None] * size + offsets + (kv_head * k.shape[1])[:, None, None]
-    k_tiles, v_tiles = (
-        x.flatten(0, 1).index_select(0, keys.flatten()).view(len(q), 1, -1, x.shape[2])
-        for x in (k, v)
+    (tiles, blocks), head_dim = places.shape, q.shape[3]
+    k, v = (
+        x.index_select(0, places.flatten()).view(tiles, 1, -1, head_dim) for x in (keys, values)
     )
     rows = torch.arange(q.shape[2], device=q.device)[:, None]
-    hidden = q.new_zeros(len(q), 1, q.shape[2], blocks.shape[1])
-    hidden.masked_fill_(first_row[:, None, None] > rows, hidden_score(q.dtype))
-    return attend_with_lse(q, k_tiles, v_tiles, hidden.repeat_interleave(size, dim=-1), scale=1.0)
+    bias = (first_row[:, None, None] > rows).to(q.dtype).mul_(hidden_score(q.dtype))
+    bias = bias[..., None].expand(-1, -1, -1, -1, k.shape[2] // blocks).flatten(3)
+    return attend_with_lse(q, k, v, bias, scale=1.0)

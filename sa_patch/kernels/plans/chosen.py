@@ -37,7 +37,7 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
         first, most = 0, pattern.topk - 1
         picks = _moba_picks(pattern, queries, keys, positions)
     else:
-        first, most = pattern.sinks, pattern.shared * pattern.topk
+        first, most = pattern.sinks, pattern.shared * pattern.most_picks(seq_len)
         picks = pattern.picks(queries, keys, positions)
     starts = (picks * pattern.block_size + first).masked_fill(picks < 0, seq_len)
     wanted = 4 ** -((most - 1).bit_length() // -2) if most else 0

@@ -254,6 +254,7 @@ def _width(given: Pass, blocks: Blocks, keys: int) -> int:
         band = (2 * ring.window - 2 + blocks.queries - 2) // blocks.keys + 3
         most += keys if anywhere else band
     for part in given.choices:
-        picks = part.topk - 1 if isinstance(part, MoBA) else part.shared * part.topk
+        own = part.topk - 1 if isinstance(part, MoBA) else part.most_picks(keys)
+        picks = part.shared_queries * own
         most += blocks.heads * blocks.queries * picks * ((part.block_size - 2) // blocks.keys + 2)
     return most

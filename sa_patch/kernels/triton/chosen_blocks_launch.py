@@ -199,7 +199,8 @@ def launch_sorted(
     """
     batch, heads, queries, head_dim = call.q.shape
     kv_heads, group = call.k.shape[1], call.group
-    count = pattern.topk - 1 if isinstance(pattern, MoBA) else pattern.shared * pattern.topk
+    picked = pattern.topk - 1 if isinstance(pattern, MoBA) else pattern.most_picks(call.k.shape[2])
+    count = pattern.shared_queries * picked
     step = max(1, PARTIAL_BYTES // max(1, batch * group * queries * count * head_dim * 4))
     for first in range(0, kv_heads, step):
         kv, own = slice(first, first + step), slice(first * group, (first + step) * group)

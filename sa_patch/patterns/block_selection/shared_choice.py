@@ -68,15 +68,16 @@ def chosen_so_far(picks: Tensor, shared: int) -> Tensor:
     return so_far[:, : picks.shape[1]]
 
 
-def expected_choices(eligible: Tensor, topk: int, shared: int) -> Tensor:
+def expected_choices(eligible: Tensor, picks: Tensor, shared: int) -> Tensor:
     """Blocks that each query of a sequence would see if all chose at random: float64.
 
     Args:
         eligible: int64 ``[seq_len]``, blocks that each query may choose from.
+        picks: int64 ``[seq_len]``, blocks that it chooses for itself where there are as many.
     """
     if shared == 1:
-        return eligible.clamp(max=topk).double()
+        return eligible.minimum(picks).double()
     choosers = torch.arange(len(eligible), device=eligible.device) % shared + 1
     blocks = eligible.double()
-    missed = 1 - topk / blocks.clamp(min=max(1, topk))
+    missed = 1 - picks / blocks.maximum(picks.clamp(min=1))
     return blocks * (1 - missed.pow(choosers))

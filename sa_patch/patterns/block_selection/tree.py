@@ -10,13 +10,17 @@ most `beam` nodes, so that it does not depend on n.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_selection.pair_dots import pair_dots
-from sa_patch.patterns.block_selection.top_candidates import first_best
+from sa_patch.patterns.block_selection.top_candidates import best_places
+
+PicksOf = Callable[[Any], Any]
+"""From a number of eligible leaves, or a tensor of such, how many of them are chosen."""
 
 # Scores that are held at once: on CPUs few enough to stay in the caches.
 _HELD_CPU = 1 << 18
@@ -60,6 +64,7 @@ def best_blocks(
     branch: int,
     beam: int,
     most_of: Callable[[int], int] | None = None,
+    picks_of: PicksOf | None = None,
 ) -> Tensor:
     """The chosen leaves of every query.
 
@@ -69,39 +74,40 @@ def best_blocks(
         eligible: int64 ``[nq]``.
         most_of: the eligible leaves of the first so many queries, at most, known without a look at
             the device; by default it is asked.
+        picks_of: how many leaves a query chooses that may choose among so many, never fewer for
+            more and at least `topk`; by default `topk`. Only without a tree.
 
     Returns:
-        int64 ``[kv_heads, group, nq, topk]``, in any order, -1 where fewer leaves are eligible.
+        int64 ``[kv_heads, group, nq, m]``, in any order, -1 where fewer leaves are chosen; m is
+        `topk`, or what a query chooses that may choose among most.
     """
-    shape = (*q.shape[:3], topk)
     if most_of is None:
 
         def most_of(count: int) -> int:
             return int(eligible[:count].max())
 
     most = most_of(len(eligible)) if len(eligible) else 0
+    width_of: PicksOf = picks_of or (lambda _: topk)
+    shape = (*q.shape[:3], width_of(most))
     if not topk or not most:
         return torch.full(shape, -1, device=q.device)
     if most <= topk:
-        return _all_of(eligible, topk).expand(shape)
+        return _all_of(eligible, shape[3]).expand(shape)
     means = level_means(k, block_size, branch, level_count(most, branch, beam))
     # Nodes of zeros stand for those that would follow, up to two families of them.
     means = [torch.nn.functional.pad(level, (0, 0, 0, 2 * branch)) for level in means]
     width = (beam + 1) * branch if branch else most
     held = _HELD_CPU if q.device.type == "cpu" else _HELD
     step = max(1, held // (q.shape[0] * q.shape[1] * width))
-    chosen = [
-        _search(
-            q[:, :, low : low + step],
-            means,
-            eligible[low : low + step],
-            most_of(min(low + step, len(eligible))),
-            topk,
-            branch,
-            beam,
-        )
-        for low in range(0, q.shape[2], step)
-    ]
+    chosen = []
+    for low in range(0, q.shape[2], step):
+        known = eligible[low : low + step]
+        own_most = most_of(min(low + step, len(eligible)))
+        limit = width_of(own_most)
+        wanted = None if picks_of is None else picks_of(known)
+        part = q[:, :, low : low + step]
+        found = _search(part, means, known, own_most, limit, branch, beam, wanted)
+        chosen.append(torch.nn.functional.pad(found, (0, shape[3] - limit), value=-1))
     return torch.cat(chosen, dim=2)
 
 
@@ -112,9 +118,20 @@ def _all_of(known: Tensor, width: int) -> Tensor:
 
 
 def _search(
-    q: Tensor, means: list[Tensor], eligible: Tensor, most: int, topk: int, branch: int, beam: int
+    q: Tensor,
+    means: list[Tensor],
+    eligible: Tensor,
+    most: int,
+    topk: int,
+    branch: int,
+    beam: int,
+    wanted: Tensor | None,
 ) -> Tensor:
-    """`best_blocks` for a few queries with at most `most` eligible leaves."""
+    """`best_blocks` for a few queries with at most `most` eligible leaves.
+
+    Args:
+        wanted: int64 ``[nq]``, the leaves of each query where not `topk`.
+    """
     # Levels of which these queries know `beam` nodes at most leave nothing to choose.
     top = level_count(most, branch, beam) - 1
     kept = None
@@ -127,9 +144,8 @@ def _search(
         elif kept is None:
             scores = _with_all(q, means[level][:, :count])
             absent = torch.arange(count, device=q.device) >= known[:, None]
-            best = _best(scores, absent, limit)
-            ranks = torch.arange(limit, device=q.device)
-            kept = best.where(ranks < known[:, None], -1)
+            counts = known.clamp(max=limit) if wanted is None else known.minimum(wanted)
+            kept = _best(scores, absent, counts, limit)
         else:
             kept = _best_children(q, means[level], count, kept, known, branch, limit)
     assert kept is not None
@@ -164,9 +180,9 @@ def _best_children(
         first = torch.arange(len(means), device=q.device)[:, None, None, None] * means.shape[1]
         flat = (nodes + first).flatten(0, 2)
         scores = pair_dots(q.flatten(0, 2), means.flatten(0, 1), flat).view(nodes.shape)
-    best = _best(scores, nodes >= known[:, None], limit)
-    found = (above.clamp(max=kept.shape[-1]) - above) * branch + known[:, None]
-    return nodes.gather(-1, best).where(torch.arange(limit, device=q.device) < found, -1)
+    found = (above.clamp(max=kept.shape[-1]) - above).squeeze(1) * branch + known
+    best = _best(scores, nodes >= known[:, None], found.clamp(max=limit), limit)
+    return nodes.gather(-1, best.clamp(min=0)).where(best >= 0, -1)
 
 
 def _with_all(q: Tensor, nodes: Tensor) -> Tensor:
@@ -174,12 +190,12 @@ def _with_all(q: Tensor, nodes: Tensor) -> Tensor:
     return (q.flatten(1, 2) @ nodes.transpose(1, 2)).unflatten(1, q.shape[1:3])
 
 
-def _best(scores: Tensor, absent: Tensor, limit: int) -> Tensor:
-    """Places of the `limit` best scores, those of absent nodes last; scores are overwritten."""
+def _best(scores: Tensor, absent: Tensor, counts: Tensor, width: int) -> Tensor:
+    """`best_places` of the nodes that are not absent."""
     lowest = torch.finfo(scores.dtype).min
     # A real score stays above what marks the absent, however low it is, NaN or not.
     scores.nan_to_num_(nan=lowest, neginf=lowest).masked_fill_(absent, -torch.inf)
-    return first_best(scores, limit)
+    return best_places(scores, counts, width)
 
 
 def scored_nodes(eligible: Tensor, *, topk: int, branch: int, beam: int) -> Tensor:

@@ -56,9 +56,9 @@ def of_query_heads(picks: Tensor, heads: int) -> Tensor:
 
 
 def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
-    """The blocks that each query chooses for itself: int32 ``[batch, choosers, nq, topk]``."""
+    """The blocks that each query chooses for itself: int32 ``[batch, choosers, nq, m]``."""
     if not pattern.branch:
-        return _ranked(call, pattern, pattern.topk, launch)
+        return _ranked(call, pattern, pattern.most_picks(call.k.shape[2]), launch)
     if _candidates(pattern) <= MOST_CANDIDATES:
         return _searched(call, pattern)
     q, k = call.q, call.k
@@ -151,12 +151,19 @@ def _ranked(call: Call, pattern: MoBA | BlockTopK, count: int, launch: Launch) -
             q.shape[2],
             means.shape[2],
             count,
+            *_growth(pattern),
             *strides(q),
             PACK=pack,
             PICKS=min(_PICKS, next_power_of_2(count)),
+            GROWS=isinstance(pattern, BlockTopK) and pattern.percent > 0,
             **shape(q, k, launch),
         )
     return picks
+
+
+def _growth(pattern: MoBA | BlockTopK) -> tuple[int, int]:
+    """Of a choice that grows with what there is to choose from: its percentage and its least."""
+    return (pattern.percent, pattern.topk) if isinstance(pattern, BlockTopK) else (0, 0)
 
 
 @lru_cache(maxsize=64)
