@@ -31,6 +31,7 @@ _CHARACTER = 0.072  # inches, of the legend
 # What tells nothing beside the other numbers.
 _SAID = {"branch=0", "local=0"}
 OURS, OTHERS = COLOURS["sa"], COLOURS["swa"]
+_BY_HEAD = f"{ByHead.name}{{"
 _OF_OTHERS = {*(cls.name for cls in RIVALS), ByHead.name}
 _ROW, _MARGIN, _WIDTH = 0.24, 0.9, 3.1  # inches: of a pattern, around rows, of a column
 
@@ -76,7 +77,9 @@ def composition(point: Recovered) -> str:
     pattern = parse_pattern(point.pattern)
     parts = {part.name for part in parts_of(pattern)}
     kinds = " + ".join(METHOD_LABELS[kind] for kind in _KINDS if kind in parts)
-    return kinds if point.layers == "all" else f"{kinds}; other in some layers"
+    if point.layers == "all":
+        return kinds
+    return f"{kinds}; {'by head' if _BY_HEAD in point.layers else 'other'} in some layers"
 
 
 def _by_quality(points: Sequence[Recovered]) -> list[Recovered]:
@@ -134,9 +137,10 @@ def _panel(axes: Axes, points: Sequence[Recovered], names: Sequence[str], by: st
     axes.tick_params(labelsize=8)
 
 
-def of_others(pattern: str) -> bool:
-    """Whether a method of others is a part of a pattern."""
-    return any(part.name in _OF_OTHERS for part in parts_of(parse_pattern(pattern)))
+def of_others(point: Recovered) -> bool:
+    """Whether a method of others is a part of a point's pattern, or some layers go by head."""
+    own = {part.name for part in parts_of(parse_pattern(point.pattern))}
+    return bool(own & _OF_OTHERS) or _BY_HEAD in point.layers
 
 
 def draw_ranking(places: Sequence[Sequence[Recovered]], by: str = "flops") -> Figure:
@@ -187,7 +191,7 @@ def _ranked(axes: Axes, points: Sequence[Recovered], group: str) -> None:
         found: Interval | None = point.mean if group == "mean" else point.groups.get(group)
         if found is None:
             continue
-        colour = OTHERS if of_others(point.pattern) else OURS
+        colour = OTHERS if of_others(point) else OURS
         axes.plot([found.low, found.high], [place, place], color=colour, linewidth=1.2)
         axes.plot([found.value], [place], "o", color=colour, markersize=5)
     axes.axvline(1.0, color=FULL_COLOUR, linewidth=1, linestyle=(0, (5, 3)))

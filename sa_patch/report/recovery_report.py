@@ -143,8 +143,8 @@ def markdown(points: Sequence[Recovered], runs: Sequence[Run], by: str = "flops"
             same = point.groups.keys() == best.groups.keys()
             behind = _shown(difference(best, point)) if point is not best and same else "-"
             cells = [
-                f"`{point.pattern}`",
-                point.layers,
+                f"`{point.pattern}`".replace("|", r"\|"),
+                point.layers.replace("|", r"\|"),
                 str(point.seeds),
                 f"{point.share:.4f}",
                 *(["-" if point.visited is None else f"{point.visited:.4f}"] if counted else []),

@@ -218,14 +218,17 @@ def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
     ):
         runs.add(pattern, "recall_passkey_1024", [1.0] * 5, share)
     runs.add("swa:window=64", "recall_passkey_1024", [1.0] * 5, 0.12, layers={"1": "full"})
+    heads = {"2": "heads{1*full|1*swa:window=64}"}
+    runs.add("swa:window=64", "recall_passkey_1024", [1.0] * 5, 0.12, layers=heads)
     points = runs.points()
     assert {composition(point) for point in points} == {
         "BlockTopK + tail",
         "sinks + SWA",
         "SWA; other in some layers",
+        "SWA; by head in some layers",
     }
     (panel,) = (axes for axes in draw(points).axes if axes.get_visible())
-    assert len(panel.get_legend_handles_labels()[1]) == 3
+    assert len(panel.get_legend_handles_labels()[1]) == 4
 
 
 def test_a_ranking_has_a_row_for_each_pattern_and_tells_them_apart(runs: Runs) -> None:
