@@ -19,14 +19,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-from tests.interpreter import prepare_once_per_launch
 from tests.stack_room import with_room
-from tests.tiny_checkpoint import save_tiny_checkpoint
 
-prepare_once_per_launch()
+# What tests import stays until the end; looking for garbage in between is time lost.
+gc.disable()
 
 # No deadline: the first call of a shape pays for torch's warm-up.
 _UNHURRIED = settings(
@@ -57,6 +55,15 @@ FIRST = (
 )
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    # Here and not above: the process that only hands tests out to others needs neither torch nor
+    # Triton.
+    if not session.config.pluginmanager.hasplugin("dsession"):
+        from tests.interpreter import prepare_once_per_launch
+
+        prepare_once_per_launch()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     places = {item: item.path.relative_to(here).as_posix() for item in items}
@@ -70,6 +77,7 @@ def pytest_collection_finish() -> None:
     # What was imported and collected stays: the garbage collector need not go through it each time.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:
@@ -84,12 +92,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_checkpoint import save_tiny_checkpoint
+
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Threads only wait for each other in models this small, most of all on a busy machine."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

@@ -4,11 +4,15 @@ A launch puts interpreted functions in the place of those of `triton.language`. 
 interpreter does so again at every call of a device function, thousands of times in a launch, by
 going through all members of the language, and finds each replaced already. Here every launch does
 it once for each language module. Also, the table of numpy's types is not built anew for every
-tensor. What kernels compute is not touched: tests/kernels/triton/test_interpreter.py compares bits.
+tensor, nor the shape of every tensor and its type from objects for each size; blocks of one shape
+are not made one shape; and sums and products of integers are not computed a second time, in 64
+bits, to look for an overflow that only a debugging run would report. What kernels compute is not
+touched: tests/kernels/triton/test_interpreter.py compares bits.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Callable
@@ -16,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 NAMES = ("_patch_lang", "_LangPatchScope", "_get_np_dtype", "GridExecutor", "tl")
+NAMES += ("interpreter_builder", "interpreter_semantic", "_patch_attr")
 
 
 def prepare_once_per_launch() -> bool:
@@ -27,7 +32,14 @@ def prepare_once_per_launch() -> bool:
     if not all(hasattr(interpreter, name) for name in NAMES):
         return False
     _replace_once_per_launch(interpreter)
+    _call_directly(interpreter)
     _remember_types(interpreter)
+    _remember_shapes(interpreter.tl.core)
+    _leave_equal_shapes(type(interpreter.interpreter_semantic))
+    options = interpreter.interpreter_builder.options
+    interpreter.interpreter_builder.options = dataclasses.replace(
+        options, sanitize_overflow=options.debug
+    )
     return True
 
 
@@ -61,6 +73,25 @@ def _replace_once_per_launch(interpreter: Any) -> None:
     interpreter.GridExecutor.__call__ = launch_anew
 
 
+def _call_directly(interpreter: Any) -> None:
+    replace = interpreter._patch_attr
+    # Functions of the language share this one, which only asks whether they were told `_semantic`.
+    asking = interpreter.tl.core.builtin(lambda: None).__code__
+
+    @functools.wraps(replace)
+    def replace_directly(obj: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        semantic = interpreter.interpreter_semantic
+        function = member.__wrapped__ if member.__code__ is asking else member
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = semantic
+            return function(*args, **kwargs)
+
+        scope.set_attr(obj, name, call)
+
+    interpreter._patch_attr = replace_directly
+
+
 def _remember_types(interpreter: Any) -> None:
     numpy_type: Callable[[Any], Any] = interpreter._get_np_dtype
     known: dict[str, Any] = {}
@@ -74,3 +105,44 @@ def _remember_types(interpreter: Any) -> None:
         return known[name]
 
     interpreter._get_np_dtype = remembered
+
+
+def _remember_shapes(core: Any) -> None:
+    set_up_tensor, set_up_type = core.tensor.__init__, core.block_type.__init__
+    of_tensors: dict[tuple[int, ...], tuple[Any, Any]] = {}
+    of_types: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+
+    @functools.wraps(set_up_tensor)
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        sizes = tuple(type.shape.values) if type.is_block() else ()
+        if sizes not in of_tensors:
+            set_up_tensor(self, handle, type)
+            of_tensors[sizes] = (self.shape, self.numel)
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = of_tensors[sizes]
+
+    @functools.wraps(set_up_type)
+    def block_type(self: Any, element_ty: Any, shape: Any) -> None:
+        sizes = tuple([x.value if type(x) is core.constexpr else x for x in shape])
+        key = (element_ty.name, sizes)
+        if key not in of_types:
+            set_up_type(self, element_ty, shape)
+            of_types[key] = {name: getattr(self, name) for name in ("shape", "numel", "name")}
+        self.__dict__.update(of_types[key], element_ty=element_ty)
+
+    core.tensor.__init__, core.block_type.__init__ = tensor, block_type
+
+
+def _leave_equal_shapes(semantic: Any) -> None:
+    broadcast = semantic.broadcast_impl_value
+
+    @functools.wraps(broadcast)
+    def unless_equal(self: Any, one: Any, other: Any) -> Any:
+        if one.type.is_block() and other.type.is_block():
+            if one.type.shape.values == other.type.shape.values:
+                return one, other
+        elif not (one.type.is_block() or other.type.is_block()):
+            return one, other
+        return broadcast(self, one, other)
+
+    semantic.broadcast_impl_value = unless_equal

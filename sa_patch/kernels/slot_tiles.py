@@ -63,17 +63,8 @@ def ring_tiles(
     Args:
         heads: number of query heads, for patterns that draw a permutation for each.
     """
-    return tiles_of(pattern, pattern.order(seq_len, layer, heads, device), block)
-
-
-def tiles_of(pattern: SA, order: Tensor, block: int) -> RingTiles:
-    """The blocks of permutations that were drawn already.
-
-    Args:
-        order: ``[draws, n]``, the position in every slot, of any draws.
-    """
-    reach, seq_len, device = pattern.window - 1, order.shape[1], order.device
-    order = order.to(torch.int32)
+    reach = pattern.window - 1
+    order = pattern.order(seq_len, layer, heads, device).to(torch.int32)
     blocks = -(-seq_len // block)
     first = torch.arange(blocks, device=device)[:, None] * block
     query_slots = first + torch.arange(block, device=device)

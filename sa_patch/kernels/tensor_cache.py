@@ -50,4 +50,6 @@ class TensorCache:
 
 
 def _size(tensors: tuple[Tensor, ...]) -> int:
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+    # Some share their memory.
+    storages = {x.data_ptr(): x for x in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storage.nbytes() for storage in storages.values())

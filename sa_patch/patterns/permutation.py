@@ -22,17 +22,19 @@ _CACHED_LENGTH = 1024
 
 
 def _mix32(x: Tensor) -> Tensor:
-    """Avalanche 32-bit integers held in int64 (the finaliser of MurmurHash3).
+    """Avalanche 32-bit integers held in int64 (the finaliser of MurmurHash3), in place.
 
     Products may exceed 64 bits and wrap; the low 32 bits, all that is kept, are exact on every
     device.
     """
-    x = x & _MASK32
-    x = x ^ (x >> 16)
-    x = (x * 0x85EBCA6B) & _MASK32
-    x = x ^ (x >> 13)
-    x = (x * 0xC2B2AE35) & _MASK32
-    return x ^ (x >> 16)
+    x ^= x >> 16
+    x *= 0x85EBCA6B
+    x &= _MASK32
+    x ^= x >> 13
+    x *= 0xC2B2AE35
+    x &= _MASK32
+    x ^= x >> 16
+    return x
 
 
 def _mix32_int(x: int) -> int:
@@ -45,9 +47,12 @@ def _mix32_int(x: int) -> int:
     return x ^ (x >> 16)
 
 
-def hash_key(*coordinates: int) -> int:
-    """Fold integers (of any size and sign) into one 32-bit key, order mattering."""
-    key = 0x9E3779B9
+def hash_key(*coordinates: int, key: int = 0x9E3779B9) -> int:
+    """Fold integers (of any size and sign) into one 32-bit key, order mattering.
+
+    Args:
+        key: of the coordinates before these.
+    """
     for value in coordinates:
         # Two words per coordinate, so that seeds beyond 32 bits still differ.
         for word in (value & _MASK32, (value >> 32) & _MASK32):
@@ -62,12 +67,16 @@ def hash_positions(seq_len: int, key: int, device: torch.device | None = None) -
 
 def hash_draws(seq_len: int, keys: Sequence[int], device: torch.device | None = None) -> Tensor:
     """`hash_positions` of several keys at once: int64 ``[keys, seq_len]``."""
-    salts = torch.tensor([_salts(key) for key in keys])
+    return _hashes(seq_len, draw_salts(keys, device)[..., None])
+
+
+def draw_salts(keys: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """The three numbers below 2^32 that each key's hashes are made with: int64 ``[3, keys]``."""
+    salts = torch.tensor(list(zip(*map(_salts, keys), strict=True)))
     if device is not None and device.type == "cuda":
         # From pageable memory the copy would wait for all work queued before it.
         salts = salts.pin_memory()
-    salts = salts.to(device, non_blocking=True)
-    return _hashes(seq_len, salts.T[..., None])
+    return salts.to(device, non_blocking=True)
 
 
 def _salts(key: int) -> tuple[int, int, int]:
@@ -77,12 +86,20 @@ def _salts(key: int) -> tuple[int, int, int]:
 def _hashes(
     seq_len: int, salts: Tensor | tuple[int, int, int], device: torch.device | None = None
 ) -> Tensor:
-    """Of `_salts`, or of ``[3, draws, 1]`` of them: int64 ``[seq_len]`` or ``[draws, seq_len]``."""
+    """Of one key's `_salts`: int64 ``[seq_len]``; or of ``[3, draws, 1]``: ``[draws, seq_len]``."""
     first, second, third = salts
     positions = torch.arange(seq_len, device=salts.device if isinstance(salts, Tensor) else device)
-    high = _mix32(_mix32(positions + first) ^ second)
-    low = _mix32(_mix32(positions ^ third) + high)
-    return ((high >> 1) << 31) | (low >> 1)
+    high, low = _mix32(torch.stack([(positions + first) & _MASK32, positions ^ third]))
+    high ^= second
+    _mix32(high)
+    low += high
+    low &= _MASK32
+    _mix32(low)
+    high >>= 1
+    high <<= 31
+    low >>= 1
+    high |= low
+    return high
 
 
 def permutation_order(
@@ -114,8 +131,14 @@ def permutation_orders(
     Args:
         draws: seed, layer and head of each.
     """
-    keys = [_draw_key(seq_len, *draw) for draw in draws]
+    keys = [permutation_key(seq_len, *draw) for draw in draws]
     return torch.argsort(hash_draws(seq_len, keys, device), dim=-1, stable=True)
+
+
+def inverse(order: Tensor) -> Tensor:
+    """The slot of each position from the position in each slot, or back: int64 ``[..., n]``."""
+    numbers = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, numbers)
 
 
 def permutation_slots(
@@ -142,18 +165,21 @@ def _draw(
     return draw(seq_len, seed, layer, head, where)
 
 
-def _draw_key(seq_len: int, seed: int, layer: int, head: int | None) -> int:
-    return hash_key(seed, layer, 0 if head is None else head + 1, seq_len)
+def permutation_key(seq_len: int, seed: int, layer: int, head: int | None) -> int:
+    """The key of a draw, with the arguments of `permutation_order`."""
+    return hash_key(0 if head is None else head + 1, seq_len, key=_layer_key(seed, layer))
+
+
+# Shared by all heads of a layer.
+_layer_key = lru_cache(maxsize=256)(hash_key)
 
 
 def _draw_fresh(
     seq_len: int, seed: int, layer: int, head: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    key = _draw_key(seq_len, seed, layer, head)
+    key = permutation_key(seq_len, seed, layer, head)
     order = torch.argsort(hash_positions(seq_len, key, device), stable=True)
-    slots = torch.empty_like(order)
-    slots[order] = torch.arange(seq_len, device=device)
-    return order, slots
+    return order, inverse(order)
 
 
 _draw_cached = lru_cache(maxsize=4096)(_draw_fresh)

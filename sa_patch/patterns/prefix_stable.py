@@ -17,6 +17,12 @@ RING_SIZE = 1 << 24
 _DOMAIN = 0x505341
 
 
+def ring_points(hashes: Tensor) -> Tensor:
+    """The points of 62-bit hashes, in place: of their highest bits."""
+    hashes >>= 38
+    return hashes
+
+
 @dataclass(frozen=True)
 class PSA(RingPattern):
     """Query i sees itself and the earlier keys whose points lie within its reach on a ring.
@@ -54,12 +60,16 @@ class PSA(RingPattern):
         self, seq_len: int, layers: range, heads: int, device: torch.device | None = None
     ) -> Tensor:
         """The points of several layers: int64 ``[layers, heads or 1, seq_len]``."""
-        keys = [
+        hashes = hash_draws(seq_len, self.keys(seq_len, layers, heads), device)
+        return ring_points(hashes).unflatten(0, (len(layers), -1))
+
+    def keys(self, seq_len: int, layers: range, heads: int) -> list[int]:
+        # Without the length: points stay where they are as tokens follow.
+        return [
             hash_key(_DOMAIN, self.seed, layer, 0 if head is None else head + 1)
             for layer in layers
             for head in self.draws(heads)
         ]
-        return (hash_draws(seq_len, keys, device) >> 38).unflatten(0, (len(layers), -1))
 
     def reach(self, seq_len: int, device: torch.device | None = None) -> Tensor:
         """Distance within which each query sees: int64 ``[seq_len]``."""

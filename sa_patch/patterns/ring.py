@@ -148,6 +148,10 @@ class RingPattern(Pattern):
         """The points and reaches of a sequence of `seq_len` tokens."""
 
     @abstractmethod
+    def keys(self, seq_len: int, layers: range, heads: int) -> list[int]:
+        """What the points of every layer and draw are hashed with, layer after layer."""
+
+    @abstractmethod
     def pair_probability(self, seq_len: int) -> Tensor:
         """P(query i sees a given earlier key): float64, ``[seq_len]`` or one for all queries."""
 

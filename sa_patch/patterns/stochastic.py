@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.patterns.permutation import (
+    permutation_key,
     permutation_order,
     permutation_orders,
     permutation_slots,
@@ -72,8 +73,14 @@ class SA(RingPattern):
         self, seq_len: int, layers: range, heads: int, device: torch.device | None = None
     ) -> Tensor:
         """`order` of several layers at once: int64 ``[layers, heads or 1, seq_len]``."""
-        draws = [(self.seed, layer, head) for layer in layers for head in self.draws(heads)]
-        return permutation_orders(seq_len, draws, device).unflatten(0, (len(layers), -1))
+        together = permutation_orders(seq_len, self._all_draws(layers, heads), device)
+        return together.unflatten(0, (len(layers), -1))
+
+    def keys(self, seq_len: int, layers: range, heads: int) -> list[int]:
+        return [permutation_key(seq_len, *draw) for draw in self._all_draws(layers, heads)]
+
+    def _all_draws(self, layers: range, heads: int) -> list[tuple[int, int, int | None]]:
+        return [(self.seed, layer, head) for layer in layers for head in self.draws(heads)]
 
     def ring(
         self, seq_len: int, layer: int = 0, heads: int = 1, device: torch.device | None = None

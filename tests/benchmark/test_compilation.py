@@ -15,6 +15,7 @@ KERNELS = {
     *("choose_kernel", "chosen_kernel", "chosen_kernel limited rings"),
     "small_blocks_kernel join rings spans",
     *("shared_blocks_kernel", "tree_search_kernel"),
+    *("hash_kernel", "band_kernel", "limit_kernel", "limit_kernel limited"),
 }
 # Bytes: the fastest launch of sliding windows that was measured spills a few registers.
 MAY_SPILL = {("local_window_kernel", "128 x 32, 4 warps, 3 stages"): 128}

@@ -14,7 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sa_patch.kernels import BACKENDS, choose_backend, dispatch, self_check, sparse_attention
+from sa_patch.kernels import (
+    BACKENDS,
+    choose_backend,
+    dispatch,
+    forget_plans,
+    self_check,
+    sparse_attention,
+)
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern, parse_pattern
 
@@ -100,6 +107,29 @@ def test_a_kernel_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, error:
     with pytest.warns(UserWarning, match="PTXAS error|out of resource"):
         out = sparse_attention(q, k, v, MoBA(8, 2))
     assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["wrong", "not compiled"])
+def test_a_kernel_of_plans_that_cannot_be_trusted_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The attention kernel is right, and told to attend to the wrong keys."""
+    from sa_patch.kernels.triton.rings import draws
+
+    hashes = draws.hashes
+
+    def broken_hashes(*args: Any) -> Tensor:
+        if fails:
+            raise RuntimeError("PTXAS error: invalid instruction")
+        return hashes(*args).flip(-1)
+
+    monkeypatch.setattr(draws, "hashes", broken_hashes)
+    forget_plans()
+    q, k, v = inputs()
+    with pytest.warns(UserWarning, match="left out .* (PTXAS error|differs from the reference)"):
+        out = sparse_attention(q, k, v, SA(8))
+    forget_plans()
+    assert torch.equal(out, sparse_attention(q, k, v, SA(8), backend="reference"))
 
 
 def test_the_order_on_cuda_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:

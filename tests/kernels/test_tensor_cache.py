@@ -28,3 +28,9 @@ def test_cached_tensors_can_be_trained_through_later() -> None:
     with torch.inference_mode():
         (held,) = cache.get("x", lambda: (torch.zeros(3),))
     assert not held.is_inference()
+
+
+def test_tensors_that_share_their_memory_count_once() -> None:
+    cache = TensorCache(limit=1000)
+    halves = cache.get("halves", lambda: torch.zeros(600, dtype=torch.uint8).split(300))
+    assert len(halves) == 2 and cache.bytes == 600

@@ -3,6 +3,7 @@
 A new method has to be given its line in each of these.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,7 @@ def oracle_arguments(pattern: Pattern, layer: int) -> dict[str, Any]:
         return {name: getattr(pattern, name) for name in every}
     if isinstance(pattern, SA):
 
+        @functools.cache  # the oracle asks for each query
         def slots(seq_len: int, head: int) -> np.ndarray:
             draw = head if pattern.per_head else None
             return permutation_slots(seq_len, pattern.seed, layer, draw).numpy()
@@ -184,6 +186,7 @@ def oracle_arguments(pattern: Pattern, layer: int) -> dict[str, Any]:
         return {"window": pattern.window, "circular": pattern.circular, "slots": slots}
     if isinstance(pattern, PSA):
 
+        @functools.cache
         def points(seq_len: int, head: int) -> np.ndarray:
             drawn = pattern.ring(seq_len, layer, head + 1).points
             return np.asarray(drawn[head if pattern.per_head else 0].numpy())

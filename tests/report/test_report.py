@@ -13,7 +13,8 @@ from rich.console import Console
 
 from sa_patch.errors import UserError
 from sa_patch.report.aggregate import compare
-from sa_patch.report.build import write_report
+from sa_patch.report.build import markdown, print_report, read_report, write_report
+from sa_patch.report.tables import csv_text
 from sa_patch.sweep.results import load_run
 from tests.sweep.run_builder import RunBuilder, plausible_run
 
@@ -30,16 +31,23 @@ def run(tmp_path: Path) -> RunBuilder:
     return builder
 
 
-def printed(run_dirs: list[Path], width: int = 200, out: Path | None = None) -> str:
+def printed(run_dirs: list[Path], width: int = 200) -> str:
+    """What the terminal shows; the figures, which take a second, are not drawn."""
     buffer = io.StringIO()
-    write_report(run_dirs, out, "window", Console(file=buffer, width=width))
+    print_report(read_report(run_dirs), Console(file=buffer, width=width))
     return buffer.getvalue()
+
+
+def written(run_dir: Path) -> str:
+    """The Markdown, without figures."""
+    return markdown(read_report([run_dir]), [])
 
 
 def test_files_are_written_into_the_run_folder(run: RunBuilder) -> None:
     written = write_report([run.write()], None, "window")
     assert written.markdown == run.path / "results.md"
     assert written.csv == run.path / "results.csv"
+    assert written.csv.read_bytes().decode() == csv_text(written.report.comparison)
     assert [path.name for path in written.figures] == [
         "average_vs_window.png",
         "average_vs_window.svg",
@@ -58,8 +66,8 @@ def test_files_are_written_into_the_run_folder(run: RunBuilder) -> None:
 
 
 def test_csv_holds_every_point_in_raw_units(run: RunBuilder) -> None:
-    written = write_report([run.write()])
-    rows = list(csv.DictReader(written.csv.open()))
+    text = csv_text(read_report([run.write()]).comparison)
+    rows = list(csv.DictReader(io.StringIO(text)))
     assert len(rows) == 9  # 3 points, each on 2 tasks and on average
     by_key = {(row["kind"], row["series"], row["task"]): row for row in rows}
     sa = by_key["task", "SA", "hellaswag"]
@@ -107,7 +115,7 @@ def test_markdown_shows_scores_provenance_and_how_to_read_them(run: RunBuilder) 
 def test_no_limit_is_no_subset(tmp_path: Path) -> None:
     builder = RunBuilder(tmp_path / "run", limit=None)
     builder.add("full", "hellaswag", 0.36)
-    text = write_report([builder.write()]).markdown.read_text()
+    text = written(builder.write())
     assert "subset" not in text and "every task whole, no limit" in text
 
 
@@ -115,19 +123,19 @@ def test_limits_by_task_are_told(tmp_path: Path) -> None:
     builder = RunBuilder(tmp_path / "run")
     builder.add("full", "hellaswag", 0.36)
     builder.add("full", "mmlu", 0.3, limit=2)
-    text = write_report([builder.write()]).markdown.read_text()
+    text = written(builder.write())
     assert "subset: the first 2 items of mmlu; the first 50 items of hellaswag" in text
 
 
 def test_incomplete_run_says_what_is_missing_everywhere(run: RunBuilder) -> None:
     failed = run.add("swa:window=32", "hellaswag", 0.3, status="failed")
     run.add("swa:window=64", "hellaswag", 0.3, written=False)
-    text = printed([run.write()])
+    run_dir = run.write()
+    text = printed([run_dir])
     note = "Incomplete: 2 of 10 planned cells are missing (1 of them failed)."
     assert note in text
     assert f"not used: {failed}.json: failed: RuntimeError: out of memory" in text
-    markdown = (run.path / "results.md").read_text()
-    assert note in markdown and failed in markdown
+    assert note in written(run_dir) and failed in written(run_dir)
 
 
 def test_terminal_table_has_every_point_whatever_the_width(run: RunBuilder) -> None:
@@ -151,7 +159,7 @@ def test_perplexities_stay_out_of_the_average_and_out_of_percent(tmp_path: Path)
     builder = RunBuilder(tmp_path / "run")
     for task, value in (("hellaswag", 0.36), ("boolq", 0.5), ("stdlib_perplexity", 12345.6)):
         builder.add("full", task, value, stderr=value / 10)
-    text = write_report([builder.write()]).markdown.read_text()
+    text = written(builder.write())
     assert "| Full attention |  | 43.0 ±3.1 | 36.0 ±3.6 | 50.0 ±5.0 | 12,346 ±1,235 |" in text
     assert "stdlib_perplexity word_perplexity ↓" in text
     assert "Left out of it: stdlib_perplexity (not an accuracy)" in text
@@ -166,7 +174,9 @@ def test_several_runs_need_an_out_folder_and_share_one_table(tmp_path: Path) -> 
     ]
     with pytest.raises(UserError, match="--out"):
         write_report(runs)
-    text = printed(runs, out=tmp_path / "both")
+    buffer = io.StringIO()
+    write_report(runs, tmp_path / "both", "window", Console(file=buffer, width=200))
+    text = buffer.getvalue()
     assert "Results: large and small" in text
     assert "SA, small" in text and "SA, large" in text
     assert (tmp_path / "both" / "results.csv").is_file()

@@ -122,10 +122,13 @@ def compile_kernels(capability: tuple[int, int], dtype: str, head_dim: int) -> l
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         compiled = run(self, *args, grid=grid, warmup=True, **options)
         name = " ".join([self.__name__, *(o.lower() for o in _OPTIONS if options.get(o))])
-        tile = (
-            f"{options['BLOCK_M']} x {options['BLOCK_N']}, {options['num_warps']} warps, "
-            f"{options['num_stages']} stages"
-        )
+        if "ELEMENTS" in options:
+            tile = f"{options['ELEMENTS']} elements, {options['num_warps']} warps"
+        else:
+            tile = (
+                f"{options['BLOCK_M']} x {options['BLOCK_N']}, {options['num_warps']} warps, "
+                f"{options['num_stages']} stages"
+            )
         registers, spilled = machine_code_needs(compiled.asm["cubin"])
         kernel = CompiledKernel(
             capability, dtype, head_dim, name, tile, registers, spilled, compiled.metadata.shared
@@ -133,6 +136,8 @@ def compile_kernels(capability: tuple[int, int], dtype: str, head_dim: int) -> l
         found[kernel] = None
 
     JITFunction.run = compile_only
+    # Of points that no kernel wrote.
+    vars(torch)["_assert_async"] = lambda *args: None
     # As models hand them over: heads beside each other in memory.
     q, k, v = (
         torch.zeros(1, 1024, heads, head_dim, dtype=getattr(torch, dtype)).transpose(1, 2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -179,11 +180,22 @@ class PrefillMeasurer(Measurer[Contestant, Prefill]):
 
     def _draw_seconds(self, pattern: SA, n: int) -> float:
         """The median of drawing a layer's permutation, several layers at a time as kernels do."""
-        layers = range(LAYERS_DRAWN_TOGETHER)
+        layers, device = range(LAYERS_DRAWN_TOGETHER), self.model.device
+        orders = _drawing(device)
 
         def draw() -> Tensor:
-            return pattern.orders(n, layers, 1, self.model.device)
+            with torch.cuda.device_of(self._tokens):
+                return orders(pattern, n, layers, 1, device)
 
         draw()
         taken = statistics.median(self.clock.milliseconds(draw) for _ in range(DRAWS))
         return taken / 1e3 / len(layers)
+
+
+def _drawing(device: torch.device) -> Callable[..., Tensor]:
+    """How the kernels of a device draw permutations, with the arguments of `SA.orders`."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return SA.orders
+    from sa_patch.kernels.triton.rings.draws import orders
+
+    return orders

@@ -22,6 +22,7 @@ from sa_patch.evaluation.tasks.benchmarks import reading_copies
 from sa_patch.evaluation.tasks.infinitebench import data_settings, is_infinitebench
 from sa_patch.evaluation.tasks.names import current_name
 from sa_patch.evaluation.tasks.packages import require_packages
+from sa_patch.evaluation.tasks.task_index import every_task
 from sa_patch.files.packaged import tasks_dir
 
 # The metric that stands for a task, and what guessing scores. Tasks of ours say so themselves, in
@@ -68,14 +69,14 @@ class TaskInfo:
 @lru_cache(maxsize=1)
 def _every_task(folder: Path) -> TaskManager:
     """lm-eval's tasks and those in `folder`."""
-    return TaskManager(include_path=folder)
+    return every_task(folder)
 
 
 class Catalogue:
     """The tasks that a sweep can name.
 
-    lm-eval indexes 14,000 files, which takes seconds, so its own tasks are only indexed when one
-    of `names` is not ours, and once in a process.
+    lm-eval indexes 14,000 files, so its own tasks are only asked for when one of `names` is not
+    ours, and once in a process.
 
     Raises:
         UserError: if a name is unknown, with the nearest known ones.
@@ -170,7 +171,7 @@ class Catalogue:
         With `benchmarks`, lm-eval's unmodified files read their data below that folder. `metadata`
         is what a task's own functions are told, a `tokenizer` among it.
         """
-        # The index is shared: making it takes seconds.
+        # The index is shared.
         manager = copy.copy(self._manager)
         manager._factory = TaskFactory(meta=dict(metadata or {}))
         with offline_code_eval(), reading_copies(benchmarks, info.datasets):

@@ -20,14 +20,9 @@ from sa_patch.kernels.triton.local_window import local_window_kernel
 from sa_patch.kernels.triton.parts import LocalWindow
 from sa_patch.kernels.triton.rings.kernel import ring_kernel
 from sa_patch.kernels.triton.rings.plan import ring_plan, ring_table
+from sa_patch.kernels.triton.rings.tables import ring_tables, slot_ordered
 from sa_patch.kernels.triton.softmax import INTERPRETED
-from sa_patch.kernels.triton.tiles import (
-    Row,
-    band_table,
-    current_stream,
-    ring_tables,
-    slot_ordered,
-)
+from sa_patch.kernels.triton.tiles import Row, band_table, current_stream
 from sa_patch.patterns import PSA, SA
 
 LOG2_E = 1.4426950408889634

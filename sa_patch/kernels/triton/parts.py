@@ -56,14 +56,18 @@ NOTHING = LocalWindow()
 
 @lru_cache(maxsize=64)
 def _lows(local_window: LocalWindow, size: int, device: torch.device, stream: int) -> Tensor:
+    low = torch.arange(1, size + 1, dtype=torch.int32, device=device)
+    if not (local_window.edges or local_window.dense):
+        return low
     i = torch.arange(size, device=device)
-    low = i + 1
     for origin, block, behind in local_window.edges:
         # A block that holds all, however large, is as good as another.
         block, behind = min(block, UNLIMITED), min(behind, UNLIMITED)
         own = torch.div(i - origin, block, rounding_mode="floor")
         low = torch.minimum(low, origin + (own - behind).clamp(min=0) * block)
-    return low.masked_fill(i < local_window.dense, 0).to(torch.int32)
+    if local_window.dense:
+        low = low.masked_fill(i < local_window.dense, 0)
+    return low.to(torch.int32)
 
 
 class DisjointParts(NamedTuple):

@@ -15,13 +15,14 @@ from sa_patch.kernels.triton import backend as triton_backend
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.kernels.triton.launch_table import packed_heads, padded_head_dim
 from sa_patch.kernels.triton.parts import NOTHING, LocalWindow
-from sa_patch.kernels.triton.rings.plan import RingPlan, ring_plan, ring_table
 from sa_patch.kernels.triton.tiles import Row, band_table
 from sa_patch.patterns import SA, SWA, Full, MoBA
 from tests.kernels.triton.test_triton import run
 from tests.laws.strategies import make_case
 
 pytest.importorskip("triton")
+
+from sa_patch.kernels.triton.rings.plan import RingPlan, ring_plan, ring_table
 
 CPU = torch.device("cpu")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -50,10 +51,18 @@ def test_bits_and_the_language_left_behind_are_those_of_the_whole_interpreter(
     few = len(replacements)
     for owner, name in (
         (interpreter, "_patch_lang"),
+        (interpreter, "_patch_attr"),
         (interpreter, "_get_np_dtype"),
         (interpreter.GridExecutor, "__call__"),
+        (interpreter.tl.core.tensor, "__init__"),
+        (interpreter.tl.core.block_type, "__init__"),
+        (type(interpreter.interpreter_semantic), "broadcast_impl_value"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name).__wrapped__)
+    builder = interpreter.interpreter_builder
+    options = dataclasses.replace(builder.options, sanitize_overflow=True)
+    monkeypatch.setattr(builder, "options", options)
+    before = language()
     whole = [run(case, pattern) for pattern in patterns]
     assert language() == before
     assert len(replacements) - few > 5 * few > 0, "there was nothing left out"

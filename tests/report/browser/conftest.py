@@ -1,13 +1,13 @@
 """A headless browser, and report pages that must neither fail in it nor ask the network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
-from sa_patch.report.build import write_report
-from tests.report.browser.report_page import ReportPage, launch
+from sa_patch.report.build import read_report, report_page
+from tests.report.browser.report_page import ReportPage, launch, new_tab
 from tests.sweep.run_builder import plausible_run
 
 TASKS = ("boolq", "mmlu", "stdlib_perplexity")
@@ -41,20 +41,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def one(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the first run."""
-    return write_report([runs[0]], tmp_path_factory.mktemp("one")).page
+    return written([runs[0]], tmp_path_factory.mktemp("one"))
 
 
 @pytest.fixture(scope="session")
 def both(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of both runs."""
-    return write_report(runs, tmp_path_factory.mktemp("both")).page
+    return written(runs, tmp_path_factory.mktemp("both"))
 
 
-@pytest.fixture(scope="module")
-def opened_once(browser: Browser, one: Path) -> Iterator[ReportPage]:
-    page = ReportPage(browser, one)
-    yield page
-    page.close()
+def written(runs: Sequence[Path], folder: Path) -> Path:
+    """The page alone: drawing the figures beside it takes seconds."""
+    file = folder / "report.html"
+    file.write_text(report_page(read_report(runs)), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def opened_once(browser: Browser, one: Path) -> ReportPage:
+    return ReportPage(new_tab(browser), one)
 
 
 @pytest.fixture
@@ -68,17 +73,25 @@ def first_page(opened_once: ReportPage) -> Iterator[ReportPage]:
     assert opened_once.complaints == []
 
 
+@pytest.fixture(scope="session")
+def tabs() -> list[Page]:
+    """Those that show nothing at the moment."""
+    return []
+
+
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
+def open_page(browser: Browser, tabs: list[Page]) -> Iterator[Open]:
     """Opens pages; none of them may have complained when the test is over."""
     pages: list[ReportPage] = []
 
     def opened(file: Path, **options: object) -> ReportPage:
-        page = ReportPage(browser, file, **options)  # type: ignore[arg-type]
+        tab = tabs.pop() if tabs else new_tab(browser)
+        page = ReportPage(tab, file, **options)  # type: ignore[arg-type]
         pages.append(page)
         return page
 
     yield opened
     for page in pages:
         page.close()
+        tabs.append(page.page)
     assert [complaint for page in pages for complaint in page.complaints] == []

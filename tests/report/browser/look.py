@@ -12,7 +12,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, sync_playwright
 
 from sa_patch.report.build import read_report, report_page
-from tests.report.browser.report_page import ReportPage, launch
+from tests.report.browser.report_page import ReportPage, launch, new_tab
 from tests.sweep.run_builder import paper_grid
 
 OPENINGS = 5
@@ -48,11 +48,12 @@ def main(folder: Path) -> None:
     with sync_playwright() as playwright:
         browser = launch(playwright)
         times = [opening(browser, file) for _ in range(OPENINGS)]
+        tab = new_tab(browser)
         for name, width, height, dark in SCREENS:
-            page = ReportPage(browser, file, width=width, height=height, dark=dark)
+            page = ReportPage(tab, file, width=width, height=height, dark=dark)
             page.page.screenshot(path=folder / f"{name}.png")
             page.close()
-        page = ReportPage(browser, file, dark=True)
+        page = ReportPage(tab, file, dark=True)
         page.page.pdf(path=folder / "print.pdf", format="A4")
         browser.close()
     first, whole = (statistics.median(column) for column in zip(*times, strict=True))

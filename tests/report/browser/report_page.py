@@ -66,12 +66,22 @@ def launch(playwright: Any) -> Browser:
     return browser
 
 
+def new_tab(browser: Browser) -> Page:
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page: Page = context.new_page()
+    page.set_default_timeout(20_000)
+    return page
+
+
 class ReportPage:
-    """One opened page. ``complaints`` gathers its errors, and all that it asked the network for."""
+    """One opened page. ``complaints`` gathers its errors, and all that it asked the network for.
+
+    A tab may show one after another: in a used one the browser need not compile the scripts again.
+    """
 
     def __init__(
         self,
-        browser: Browser,
+        tab: Page,
         file: Path,
         *,
         width: int = 1400,
@@ -79,18 +89,18 @@ class ReportPage:
         dark: bool = False,
         address: str = "",
     ) -> None:
-        self.context = browser.new_context(
-            viewport={"width": width, "height": height},
-            color_scheme="dark" if dark else "light",
-            permissions=["clipboard-read", "clipboard-write"],
-        )
-        self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page = tab
+        tab.set_viewport_size({"width": width, "height": height})
+        tab.emulate_media(color_scheme="dark" if dark else "light", media="screen")
         self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url))
-        self.page.goto(f"file://{file}{address}")
+        self._listeners: dict[Any, Any] = {
+            "console": lambda message: self.complaints.append(message.text),
+            "pageerror": lambda error: self.complaints.append(str(error)),
+            "request": lambda request: self._asked(request.url),
+        }
+        for event, listener in self._listeners.items():
+            tab.on(event, listener)
+        tab.goto(f"file://{file}{address}")
         self.draw_all()
 
     def _asked(self, url: str) -> None:
@@ -98,7 +108,9 @@ class ReportPage:
             self.complaints.append(f"asked for {url}")
 
     def close(self) -> None:
-        self.context.close()
+        self.page.goto("about:blank")
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
 
     def draw_all(self) -> None:
         """Wait until every chart is drawn."""

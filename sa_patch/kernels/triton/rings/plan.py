@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.slot_tiles import tiles_of
 from sa_patch.kernels.triton import tiles as triton_plans
 from sa_patch.kernels.triton.launch_table import UNLIMITED
-from sa_patch.kernels.triton.parts import LocalWindow
-from sa_patch.kernels.triton.rings import prefix_stable
+from sa_patch.kernels.triton.parts import NOTHING, LocalWindow
+from sa_patch.kernels.triton.rings import prefix_stable, stochastic
 from sa_patch.kernels.triton.rings.prefix_stable import Blocks
 from sa_patch.kernels.triton.tiles import Row, current_stream, lengths_of, on_device
 from sa_patch.patterns import PSA, SA
@@ -90,23 +90,17 @@ def ring_table(
     for span in _spans(rows, query_len):
         begins[span] = total
         total += draws * _block_count(pattern, span, block)
+    # Of no meaning for PSA.
+    first_slot = max(1 - pattern.window, -UNLIMITED)
     parts = []
     for row in rows:
         span = span_of(row, query_len)
-        number = torch.arange(_block_count(pattern, span, block))
-        same = torch.ones_like(number)
-        columns = [
-            same * row.batch,
-            number + begins[span],
-            same * len(number),
-            same * row.length,
-            # Of no meaning for PSA.
-            (number * block - (pattern.window - 1)).clamp(min=-UNLIMITED),
-            same * row.start,
-            same * lengths_of(rows).index(row.length),
-        ]
-        parts.append(torch.stack(columns, 1))
-    return on_device(torch.cat(parts).to(torch.int32), device)
+        count = _block_count(pattern, span, block)
+        first = (row.batch, begins[span], count, row.length, first_slot, row.start)
+        steps = np.array([0, 1, 0, 0, block, 0, 0], np.int32)
+        number = np.arange(count, dtype=np.int32)[:, None]
+        parts.append(number * steps + np.array([*first, lengths_of(rows).index(row.length)]))
+    return on_device(torch.from_numpy(np.concatenate(parts).astype(np.int32)), device)
 
 
 def _spans(rows: tuple[Row, ...], query_len: int) -> list[Span]:
@@ -139,19 +133,21 @@ def ring_plan(
     stream = current_stream(device)
 
     def of_span(span: Span) -> RingPlan:
-        def build() -> RingPlan:
+        def build() -> tuple[Tensor, ...]:
+            own: dict[str, Any] = {
+                "layers": layers,
+                "heads": heads,
+                "block": block,
+                "device": device,
+            }
+            sinks = local_window.sinks
+            if isinstance(pattern, SA) and local_window == NOTHING:
+                return stochastic.blocks_of(pattern, span.length, None, sinks, **own)
             lows = local_window.lows(span.length, device, stream)
             if isinstance(pattern, SA):
-                parts = _sa_blocks(pattern, span, layers, heads, block, device)
-            else:
-                parts = prefix_stable.blocks_of(
-                    *(pattern, span.start, span.end),
-                    layers=layers,
-                    heads=heads,
-                    block=block,
-                    device=device,
-                )
-            return _limited(parts, lows, local_window.sinks)
+                return stochastic.blocks_of(pattern, span.length, lows, sinks, **own)
+            parts = prefix_stable.blocks_of(pattern, span.start, span.end, **own)
+            return _limited(parts, lows, sinks)
 
         key = (pattern, span, local_window, layers, draws, block, device, stream)
         return RingPlan(*triton_plans.PLANS.get(key, build))
@@ -208,12 +204,3 @@ def _together(
         band = max(prefix_stable.band_width(pattern, *span[:2], block) for span in spans)
     numbers = 4 * block + 2 * band
     return triton_plans.layers_together(layer, 4 * numbers * blocks)
-
-
-def _sa_blocks(
-    pattern: SA, span: Span, layers: range, heads: int, block: int, device: torch.device
-) -> Blocks:
-    orders = pattern.orders(span.length, layers, heads, device).flatten(0, 1)
-    tiles = tiles_of(pattern, orders, block)
-    windows = torch.full_like(tiles.queries, 2 * pattern.window - 1)
-    return Blocks(tiles.queries, tiles.query_steps, windows, tiles.keys, tiles.key_steps)

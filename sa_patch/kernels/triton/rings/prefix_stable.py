@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sa_patch.kernels.triton import tiles
 from sa_patch.kernels.triton.launch_table import UNLIMITED
+from sa_patch.kernels.triton.rings import draws
 from sa_patch.kernels.triton.tiles import current_stream, on_device
 from sa_patch.patterns import PSA
 from sa_patch.patterns.prefix_stable import RING_SIZE
@@ -147,7 +148,7 @@ def blocks_of(
     device: torch.device,
 ) -> Blocks:
     """Blocks of the queries at ``start .. end - 1``, segment after segment."""
-    points = tiles.points(pattern, end, layers, heads, device).flatten(0, 1)
+    points = draws.points(pattern, end, layers, heads, device).flatten(0, 1)
     parts = segments(pattern, start, end, block)
     if not parts:
         empty = torch.zeros(len(points), 0, block, dtype=torch.int32, device=device)
