@@ -19,8 +19,10 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-NAMES = ("_patch_lang", "_LangPatchScope", "_get_np_dtype", "GridExecutor", "tl")
-NAMES += ("interpreter_builder", "interpreter_semantic", "_patch_attr")
+NAMES = (
+    *("_patch_lang", "_LangPatchScope", "_patch_attr", "_get_np_dtype", "GridExecutor", "tl"),
+    *("interpreter_builder", "interpreter_semantic"),
+)
 
 
 def prepare_once_per_launch() -> bool:

@@ -29,6 +29,8 @@ CODE = """
 import runpy, sys
 for name in {barred}:
     sys.modules[name] = None
+from tests.interpreter import prepare_once_per_launch
+prepare_once_per_launch()
 sys.argv = {argv}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
