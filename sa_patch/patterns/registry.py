@@ -45,10 +45,10 @@ PATTERN_FILES = (".yaml", ".yml")
 PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (*OURS, *RIVALS)}
 
 NAMED: dict[str, str] = {
-    "shared_topk": "block_topk:16,4,16,branch=0,shared=32,segment=128,percent=6",
+    "shared_topk": "block_topk:16,4,16,branch=0,shared=32,segment=128,percent=10",
 }
 """Names of text forms that can be given without numbers, or with other values of some parameters:
-``shared_topk:percent=10``."""
+``shared_topk:percent=6``."""
 
 
 def pattern_class(name: str) -> type[Pattern]:

@@ -34,10 +34,11 @@ PATTERNS = (
     "sa:256",
     "moba:256,3",
     "block_topk:8,8,8,branch=0,shared=32,segment=128",
+    "shared_topk",
     "sinks:4+sa:64,per_head=true+psa:64+block_topk:16,4+block_topk:4,8,local=4",
 )
 # Compile-time options that make another kernel of the same source.
-_OPTIONS = ("CHOSEN", "JOIN", "LIMITED", "RINGS", "SPANS")
+_OPTIONS = ("CHOSEN", "GROWS", "JOIN", "LIMITED", "RINGS", "SPANS")
 
 
 @dataclass(frozen=True)

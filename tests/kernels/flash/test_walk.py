@@ -43,7 +43,7 @@ PATTERNS = (
     "moba:16,2,shared=4,grouped=true",
     "block_topk:16,3",
     "block_topk:4,3,grouped=false",
-    "block_topk:8,2,8,branch=0,shared=32,segment=128",
+    "block_topk:8,1,8,branch=0,shared=32,segment=64,percent=20",
     "tail:5+sinks:2+swa:{}",
     "sinks:4+swa:{}+psa:{}",
     "sinks:1+sa:{},per_head=true+sa:{},seed=5+moba:16,3",
@@ -167,7 +167,7 @@ def test_prompts_in_pieces(text: str) -> None:
 SHARED = (
     "block_topk:16,2,shared=32",
     "block_topk:32,2,4,shared=64,segment=0",
-    "block_topk:8,2,8,branch=0,shared=32,segment=128",
+    "block_topk:8,1,8,branch=0,shared=32,segment=64,percent=20",
     "block_topk:24,1,7,48,branch=0,shared=64",
     "moba:16,3,shared=32,grouped=true",
     "sinks:21+swa:45+block_topk:16,2,shared=32",
@@ -207,7 +207,7 @@ def test_pages_are_views_of_keys_in_any_layout() -> None:
     assert keys.data_ptr() == behind[1].data_ptr()
 
 
-@pytest.mark.parametrize("text", [*PATTERNS[1:], "block_topk:4,50,4,16"])
+@pytest.mark.parametrize("text", [*PATTERNS[1:], "block_topk:4,50,4,16", "shared_topk"])
 def test_nothing_asks_the_device(text: str) -> None:
     """Tensors of the device `meta` hold no numbers to wait for: a question to them is an error."""
 
