@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from sa_patch import patch_model
 from sa_patch.kernels import BACKENDS
+from sa_patch.kernels.triton import tiles
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Tail, parts_of
 from tests.laws.strategies import make_case, serves
 from tests.small_models import random_tokens, tiny_model
@@ -67,6 +68,13 @@ BATCHED_CALLS = [
     or backend == "banded"
     or (backend == "triton" and pattern in SERVED_IN_BATCHES[2:4])
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These laws are of one layer; `triton` plans all layers of a model at its first, in one piece
+    of memory, and a deep model may have been patched by a test before."""
+    monkeypatch.setattr(tiles, "_expected_layers", 1)
 
 
 class LargestTensor(TorchDispatchMode):
