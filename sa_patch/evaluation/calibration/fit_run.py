@@ -19,9 +19,10 @@ from sa_patch.evaluation.calibration.documents import (
 from sa_patch.evaluation.calibration.heads import full_heads, layers_by_head, retrieval_scores
 from sa_patch.evaluation.calibration.options import Options
 from sa_patch.evaluation.calibration.schedule_file import write_schedule
-from sa_patch.evaluation.calibration.thresholds import fit_threshold
+from sa_patch.evaluation.calibration.thresholds import COSTS, Spent, fit_threshold
 from sa_patch.files.provenance import now
 from sa_patch.patching import Schedule
+from sa_patch.patterns import Pattern
 
 
 def fit_documents(options: Options, tokenizer: Any) -> list[Document]:
@@ -47,8 +48,14 @@ def calibrate_share(
         UserError: if no number will do.
     """
     tokens = [torch.tensor(document.tokens) for document in documents]
+
+    def report(tried: Pattern, found: Spent) -> None:
+        line = f"{tried}  {found.of(options.cost):.4f} of full attention's {COSTS[options.cost]}"
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
+
+    family, cost = str(options.method), options.cost
     pattern, spent = fit_threshold(
-        model, str(options.method), options.budget, tokens, options.cost, options.backend
+        model, family, options.budget, tokens, cost, options.backend, report
     )
     console.print(str(pattern), highlight=False, soft_wrap=True)
     console.print(

@@ -6,7 +6,7 @@ run on texts, and counted, choosing included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,10 @@ from sa_patch.patching import layer_patterns, observe_layers, patched
 from sa_patch.patterns import Pattern, parse_pattern
 
 COSTS = {"flops": "FLOPs", "visited": "visited keys"}
-# Halvings of the range of numbers, of which a text form keeps so many digits.
+# Halvings of the range of numbers, of which a text form keeps so many digits; what spends this much
+# of the share is near enough.
 _STEPS = 10
+_ENOUGH = 0.99
 _DIGITS = 4
 # Numbers that stand for no share: the exponents of 10 between which they are sought.
 _EXPONENTS = (-2.0, 6.0)
@@ -76,8 +78,10 @@ def fit_threshold(
     documents: Sequence[Tensor],
     cost: str = "flops",
     backend: str = "auto",
+    report: Callable[[Pattern, Spent], None] = lambda pattern, spent: None,
 ) -> tuple[Pattern, Spent]:
-    """The pattern of a family that spends most within a share of full attention's cost.
+    """The pattern of a family that spends a share of full attention's cost: at most that, and
+    nearly that, or the most below it that was found in ten halvings.
 
     ``fit_threshold(model, "prism:{},64", 1 / 8, documents)`` finds the threshold. The share holds
     for texts like these, of their lengths; what it is on others is measured there.
@@ -88,6 +92,7 @@ def fit_threshold(
         share: above 0 and at most 1.
         documents: as of `measure_spent`, at least one.
         cost: "flops", or "visited" for the keys that a tile of queries reads.
+        report: called after each try, of which there are up to 12.
 
     Returns:
         The pattern and what it spent.
@@ -99,9 +104,15 @@ def fit_threshold(
     check_family(family)
     if not documents or not 0 < share <= 1:
         raise UserError(f"give documents, and a share above 0 and at most 1; got {share!r}")
+
+    def tried(pattern: Pattern) -> Spent:
+        found = measure_spent(model, pattern, documents, backend)
+        report(pattern, found)
+        return found
+
     low, high = 0.0, 1.0
     ends = [_member(family, low), _member(family, high)]
-    spent = [measure_spent(model, end, documents, backend) for end in ends]
+    spent = [tried(end) for end in ends]
     least, most = sorted((0, 1), key=lambda end: spent[end].of(cost))
     if spent[least].of(cost) > share:
         raise UserError(
@@ -115,10 +126,12 @@ def fit_threshold(
     for _ in range(_STEPS):
         middle = (low + high) / 2
         pattern = _member(family, middle)
-        found = measure_spent(model, pattern, documents, backend)
+        found = tried(pattern)
         within = found.of(cost) <= share
         if within and found.of(cost) >= best[1].of(cost):
             best = pattern, found
+        if best[1].of(cost) >= _ENOUGH * share:
+            break
         # The half that leads to more where this is within the share, and to less where not.
         if within == (most == 1):
             low = middle

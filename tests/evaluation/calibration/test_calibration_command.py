@@ -156,6 +156,7 @@ def test_a_threshold_is_fitted_to_a_share(
     options = ["--n", "96", "--documents", "1", "--text", str(text), "--out", str(out)]
     command = ["calibrate", str(checkpoint), "--pattern", "prism:{},4", *options]
     assert main([*command, "--share", "3/5"]) == 0
+    assert "of full attention's FLOPs\n" in capfd.readouterr().out  # a line for each try
     written = yaml.safe_load(out.read_text())
     assert 0.5 < written["flops"] <= 0.6
     assert f"{written['flops']:.4f}" in capfd.readouterr().out

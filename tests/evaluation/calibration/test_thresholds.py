@@ -51,7 +51,11 @@ FALLING = ("flashprefill:{},4,sinks=0,local=1,last=0", 0.6)
 def test_the_most_within_a_share_is_found(family: str, share: float) -> None:
     model = tiny_model("llama")
     stock = model(DOCUMENTS[0][None]).logits
-    pattern, spent = fit_threshold(model, family, share, DOCUMENTS)
+    tries: list[object] = []
+    pattern, spent = fit_threshold(
+        model, family, share, DOCUMENTS, report=lambda *found: tries.append(found)
+    )
+    assert (pattern, spent) in tries and len(tries) <= 12
     assert share - 0.05 < spent.share <= share
     assert measure_spent(model, pattern, DOCUMENTS) == spent
     assert torch.equal(model(DOCUMENTS[0][None]).logits, stock)
