@@ -156,10 +156,11 @@ def test_a_threshold_is_fitted_to_a_share(
     options = ["--n", "96", "--documents", "1", "--text", str(text), "--out", str(out)]
     command = ["calibrate", str(checkpoint), "--pattern", "prism:{},4", *options]
     assert main([*command, "--share", "3/5"]) == 0
-    assert "of full attention's FLOPs\n" in capfd.readouterr().out  # a line for each try
+    shown = capfd.readouterr().out
+    assert "of full attention's FLOPs\n" in shown  # a line for each try
     written = yaml.safe_load(out.read_text())
     assert 0.5 < written["flops"] <= 0.6
-    assert f"{written['flops']:.4f}" in capfd.readouterr().out
+    assert f"{written['flops']:.4f} of full attention's; keys" in shown
     # A tile of so short a text reads nearly everything.
     assert main([*command, "--share", "3/5", "--cost", "visited"]) == 2
     assert "of full attention's visited keys on these texts" in capfd.readouterr().err
