@@ -154,6 +154,7 @@ def grid_patterns(method: str, n: int) -> list[Pattern]:
             Sinks(2) | SWA(near),
             Sinks(1) | SWA(near) | SA(near),
             Sinks(2) | Tail(near),
+            Sinks(3) | SWA(near) | MoBA(3, topk=3, shared=8),
             Sinks(2) | Tail(3) | BlockTopK(2, topk=2, sinks=1, local=2),
             SWA(2) | PSA(near, 3, per_head=True),
             Sinks(3) | SA(4, per_head=True) | PSA(5) | MoBA(4, 3),

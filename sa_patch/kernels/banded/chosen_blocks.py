@@ -14,6 +14,7 @@ from torch import Tensor
 from sa_patch.kernels.banded.queries_by_block import attend_queries_by_block, attend_tiles
 from sa_patch.kernels.banded.shared_blocks import attend_shared_blocks
 from sa_patch.kernels.banded.small_blocks import attend_small_blocks
+from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.merge import hidden_score, merge
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.patterns.base import Rule
@@ -83,6 +84,7 @@ def attend_chosen(
     start: int,
     scale: float,
     unless: Rule | None = None,
+    beside: LocalWindow | None = None,
     picks: Tensor | None = None,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -93,6 +95,7 @@ def attend_chosen(
         k, v: ``[batch, kv_heads, n, head_dim]``, ``n = start + nq``.
         unless: names keys of chosen blocks that are hidden all the same. For a batch of rows that
             differ in what is hidden, call this for each.
+        beside: the same, for what a local window shows, in place of a rule.
         picks: int64 ``[batch, q_heads, nq, m]``, of `choose`, where they are known already.
         softcap: of `Softmax`.
 
@@ -102,16 +105,17 @@ def attend_chosen(
         and in memory O(n).
     """
     outs, sums = [], []
+    hidden = unless if beside is None else beside.sees
     tiled = pattern.shared_queries > 1 and picks is None and unless is None and softcap is None
     for row in range(len(q)):
         if tiled and isinstance(pattern, BlockTopK) and not needs_gradients(q, k, v):
-            out, lse = _shared_of_row(pattern, q[row], k[row], v[row], start, scale)
+            out, lse = _shared_of_row(pattern, q[row], k[row], v[row], start, scale, beside)
             outs.append(out)
             sums.append(lse)
             continue
         chosen = choose(pattern, q[row], k[row], start) if picks is None else picks[row]
         out, lse = _chosen_of_row(
-            pattern, q[row], k[row], v[row], chosen, start, scale, unless, softcap
+            pattern, q[row], k[row], v[row], chosen, start, scale, hidden, softcap
         )
         outs.append(out)
         sums.append(lse)
@@ -229,7 +233,13 @@ def _chosen_of_row(
 
 
 def _shared_of_row(
-    pattern: BlockTopK, q: Tensor, k: Tensor, v: Tensor, start: int, scale: float
+    pattern: BlockTopK,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: int,
+    scale: float,
+    beside: LocalWindow | None,
 ) -> tuple[Tensor, Tensor]:
     """`attend_chosen` for one row whose tiles of queries share their choices."""
     own = pattern.own_choices(q, k, range(start, start + q.shape[1]))
@@ -242,6 +252,8 @@ def _shared_of_row(
         shared=pattern.shared,
         first=pattern.sinks,
         size=pattern.block_size,
+        start=start,
+        beside=beside,
     )
 
 

@@ -7,12 +7,13 @@ blocks go together, few enough to stay in the caches from the first step to the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.merge import attend_with_lse, hidden_score
 from sa_patch.patterns.block_selection.shared_choice import tile_choices
 
@@ -31,6 +32,8 @@ def attend_shared_blocks(
     shared: int,
     first: int,
     size: int,
+    start: int = 0,
+    beside: LocalWindow | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the queries of one sequence over what their tiles chose so far.
 
@@ -44,6 +47,8 @@ def attend_shared_blocks(
         shared: queries of a tile.
         first: the token that block 0 begins with.
         size: tokens of a block.
+        start: the first query's position.
+        beside: what another part shows, and these blocks therefore do not.
 
     Returns:
         Output ``[q_heads, nq, head_dim]``, finite, and the log-sum-exp of the scores
@@ -66,6 +71,7 @@ def attend_shared_blocks(
     places, first_row = places.flatten(0, 1), first_row.flatten(0, 1)
     keys, values = (_by_blocks(x, first, whole, size) for x in (k, v))
     q_rows = pad(q, (0, 0, 0, tiles * shared - queries)).reshape(len(q) * tiles, -1)
+    rows_of_tile = torch.arange(shared, device=q.device)
     out = torch.zeros_like(q_rows)
     lse = q.new_full((len(q) * tiles, shared), -torch.inf)
     for count, members in zip(most, order.split(at_once), strict=True):
@@ -74,12 +80,16 @@ def attend_shared_blocks(
         rows = (members // tiles * heads)[:, None] + torch.arange(heads, device=q.device)
         rows = (rows * tiles + (members % tiles)[:, None]).flatten()
         own = slice(0, -(-count // per_step) * per_step)
+        steps = places[members, own].split(per_step, 1), first_row[members, own].split(per_step, 1)
+        positions = (start + members % tiles * shared)[:, None] + rows_of_tile
         found = _attend_tiles(
             q_rows.index_select(0, rows).view(len(members), heads, shared, head_dim),
             keys,
             values,
-            places[members, own].split(per_step, dim=1),
-            first_row[members, own].split(per_step, dim=1),
+            (
+                (step, _bias(q, step_rows, step % whole, positions, first, size, beside))
+                for step, step_rows in zip(*steps, strict=True)
+            ),
         )
         out[rows], lse[rows] = (x.flatten(0, 1).flatten(1) for x in found)
     out, lse = out.view(len(q), tiles * shared, head_dim), lse.view(len(q), -1)
@@ -92,22 +102,25 @@ def _by_blocks(x: Tensor, first: int, whole: int, size: int) -> Tensor:
 
 
 def _attend_tiles(
-    q: Tensor, keys: Tensor, values: Tensor, places: Sequence[Tensor], first_row: Sequence[Tensor]
+    q: Tensor, keys: Tensor, values: Tensor, steps: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
     """Attention of tiles over their blocks.
 
     Args:
         q: ``[tiles, heads, shared, head_dim]``.
         keys, values: of `_by_blocks`.
-        places, first_row: for each step ``[tiles, m]``: a block's row, and the first query of the
-            tile that sees it.
+        steps: each the rows of blocks ``[tiles, m]``, and its `_bias`.
 
     Returns:
         Output like q, finite, and its log-sum-exp, -inf where nothing is seen.
     """
     found: tuple[Tensor, Tensor] | None = None
-    for step_places, step_rows in zip(places, first_row, strict=True):
-        part, part_lse = _attend_step(q, keys, values, step_places, step_rows)
+    for places, bias in steps:
+        k, v = (
+            x.index_select(0, places.flatten()).view(len(q), 1, -1, q.shape[3])
+            for x in (keys, values)
+        )
+        part, part_lse = attend_with_lse(q, k, v, bias, scale=1.0)
         if found is None:
             found = part, part_lse
             continue
@@ -120,15 +133,32 @@ def _attend_tiles(
     return found
 
 
-def _attend_step(
-    q: Tensor, keys: Tensor, values: Tensor, places: Tensor, first_row: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`_attend_tiles` for one step."""
-    (tiles, blocks), head_dim = places.shape, q.shape[3]
-    k, v = (
-        x.index_select(0, places.flatten()).view(tiles, 1, -1, head_dim) for x in (keys, values)
-    )
-    rows = torch.arange(q.shape[2], device=q.device)[:, None]
-    bias = (first_row[:, None, None] > rows).to(q.dtype).mul_(hidden_score(q.dtype))
-    bias = bias[..., None].expand(-1, -1, -1, -1, k.shape[2] // blocks).flatten(3)
-    return attend_with_lse(q, k, v, bias, scale=1.0)
+def _bias(
+    like: Tensor,
+    first_row: Tensor,
+    blocks: Tensor,
+    positions: Tensor,
+    first: int,
+    size: int,
+    beside: LocalWindow | None,
+) -> Tensor:
+    """What is added to the scores of tiles, for the keys of some of their blocks.
+
+    Args:
+        first_row: ``[tiles, m]``, the first query of the tile that sees each block.
+        blocks: ``[tiles, m]``, their numbers.
+        positions: ``[tiles, shared]``, of the queries.
+
+    Returns:
+        ``[tiles, 1, shared, m * size]``.
+    """
+    rows = torch.arange(positions.shape[1], device=like.device)
+    unseen = first_row[:, None] > rows[:, None]
+    if beside is not None:
+        tokens = (blocks * size + first)[..., None] + torch.arange(size, device=like.device)
+        shown = beside.sees(positions[..., None], tokens.flatten(1)[:, None])
+        unseen = unseen[..., None] | shown.unflatten(2, (-1, size))
+    bias = unseen.to(like.dtype).mul_(hidden_score(like.dtype))
+    if beside is None:
+        bias = bias[..., None].expand(*bias.shape, size)
+    return bias.flatten(2)[:, None]

@@ -60,9 +60,9 @@ def attend_union(
         hidden.append(part_on_ring.ring.rule())
     if chosen:
         # What a choice shows by itself, it does not choose as well.
-        if local_window != local_window_of(chosen[0]) or len(chosen) > 1:
-            hidden.insert(0, local_window.sees)
-        disjoint_parts += _chosen_parts(chosen, q, k, v, hidden=hidden, **inputs)
+        shown = local_window != local_window_of(chosen[0]) or len(chosen) > 1
+        beside = local_window if shown else None
+        disjoint_parts += _chosen_parts(chosen, q, k, v, beside=beside, hidden=hidden, **inputs)
     if not sums:
         return disjoint_parts[0][0]
     summed = [(out, lse) for out, lse in disjoint_parts if lse is not None]
@@ -104,16 +104,16 @@ def _chosen_parts(
     start: int,
     scale: float,
     softcap: float | None,
+    beside: LocalWindow | None,
     hidden: list[Rule],
 ) -> list[tuple[Tensor, Tensor]]:
-    """The chosen blocks of each part, without what `hidden` names or an earlier part chose."""
+    """The chosen blocks of each part, without what other parts show or chose before it."""
+    if beside is not None and (hidden or len(chosen) > 1):
+        hidden, beside = [beside.sees, *hidden], None
     if len(chosen) == 1:
-        unless = _any_of(hidden)
-        return [
-            attend_chosen(
-                chosen[0], q, k, v, start=start, scale=scale, unless=unless, softcap=softcap
-            )
-        ]
+        left_out: dict[str, Any] = {"unless": _any_of(hidden), "beside": beside}
+        inputs: dict[str, Any] = {"start": start, "scale": scale, "softcap": softcap}
+        return [attend_chosen(chosen[0], q, k, v, **inputs, **left_out)]
     rows = []
     for row in range(len(q)):
         one = slice(row, row + 1)
