@@ -48,10 +48,11 @@ def calibrate_share(
         UserError: if no number will do.
     """
     tokens = [torch.tensor(document.tokens) for document in documents]
+    progress = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def report(tried: Pattern, found: Spent) -> None:
-        line = f"{tried}  {found.of(options.cost):.4f} of full attention's {COSTS[options.cost]}"
-        console.print(line, style="dim", highlight=False, soft_wrap=True)
+        cost = f"{found.of(options.cost):.4f} of full attention's {COSTS[options.cost]}"
+        progress.print(f"{tried} spends {cost}")
 
     family, cost = str(options.method), options.cost
     pattern, spent = fit_threshold(

@@ -93,7 +93,7 @@ class _Search:
         self.quality = Quality(model, options.backend)
         self._sparse = sorted(default_layers(model))
         self._costs = Costs(model, rungs[-1][-1], self._sparse)
-        self._progress = progress
+        self._progress, self._texts = progress, len(rungs[-1])
         self._rungs: list[Callable[[Patterns], float]] = [
             lambda patterns, own=own: self.quality.recovery(patterns, own)  # type: ignore[misc]
             for own in rungs
@@ -156,6 +156,10 @@ class _Search:
 
     def _run(self, study: optuna.Study, trials: int, named: Any, suggest: Any) -> None:
         known = len(finished(study))
+        self._progress.print(
+            f"{len(named)} named and {trials} other candidates, each on up to {self._texts} texts "
+            f"of {self._options.n} tokens"
+        )
         if known:
             self._progress.print(f"{known} trials are known from {self._options.folder}")
         run_trials(study, trials, named, suggest, self._rungs, self._options.seed, self._say)

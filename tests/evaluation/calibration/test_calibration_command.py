@@ -156,8 +156,8 @@ def test_a_threshold_is_fitted_to_a_share(
     options = ["--n", "96", "--documents", "1", "--text", str(text), "--out", str(out)]
     command = ["calibrate", str(checkpoint), "--pattern", "prism:{},4", *options]
     assert main([*command, "--share", "3/5"]) == 0
-    shown = capfd.readouterr().out
-    assert "of full attention's FLOPs\n" in shown  # a line for each try
+    shown, progress = capfd.readouterr()
+    assert "of full attention's FLOPs\n" in progress  # a line for each try
     written = yaml.safe_load(out.read_text())
     assert 0.5 < written["flops"] <= 0.6
     assert f"{written['flops']:.4f} of full attention's; keys" in shown
