@@ -27,6 +27,8 @@ _OWN_TILE = 64
 # Scores of the choice that are held at once: on CPUs few enough to stay in the caches.
 _RANKED_CPU = 1 << 18
 _RANKED = 1 << 22
+# Choices of queries that are held at once where they grow with the position.
+_CHOSEN = 1 << 21
 # Larger blocks pay for their way into tiles: on one core 64 was the first that did.
 _LARGEST_LEAF = 32
 # Pairs of a query and a key of which a rule is asked at once.
@@ -241,20 +243,21 @@ def _shared_of_row(
     scale: float,
     beside: LocalWindow | None,
 ) -> tuple[Tensor, Tensor]:
-    """`attend_chosen` for one row whose tiles of queries share their choices."""
-    own = pattern.own_choices(q, k, range(start, start + q.shape[1]))
+    """`attend_chosen` for one row whose tiles of queries share their choices, part by part."""
     wide, k_wide, v_wide = _widened(q, k, v, scale)
-    return attend_shared_blocks(
-        own,
-        wide,
-        k_wide,
-        v_wide,
-        shared=pattern.shared,
-        first=pattern.sinks,
-        size=pattern.block_size,
-        start=start,
-        beside=beside,
-    )
+    blocks = {"shared": pattern.shared, "first": pattern.sinks, "size": pattern.block_size}
+    choosers = len(k) if pattern.grouped else len(q)
+    most = max(1, choosers * pattern.shared * pattern.most_picks(k.shape[1]))
+    step = max(1, _CHOSEN // most) * pattern.shared
+    outs, sums = [], []
+    for low in range(0, q.shape[1], step):
+        part, first = slice(low, low + step), start + low
+        own = pattern.own_choices(q[:, part], k, range(first, first + q[:, part].shape[1]))
+        inputs = own, wide[:, part], k_wide, v_wide
+        out, lse = attend_shared_blocks(*inputs, **blocks, start=first, beside=beside)
+        outs.append(out)
+        sums.append(lse)
+    return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
 
 
 def _hidden(picks: Tensor, unless: Rule, first: int, size: int, start: int) -> Tensor:

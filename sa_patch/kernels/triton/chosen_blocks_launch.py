@@ -38,6 +38,8 @@ from sa_patch.patterns.block_selection.shared_choice import tile_choices
 
 # Partial results held at once; KV heads are served in turns beyond.
 PARTIAL_BYTES = 1 << 30
+# Choices of queries held at once, where they grow with the position; queries go in turns beyond.
+CHOICES = 1 << 26
 # First key of a block that is not there: beyond every position, whatever is added to it.
 _NO_KEY = 1 << 30
 
@@ -46,6 +48,25 @@ def launch_shared(
     call: Call, pattern: BlockTopK, local_window: LocalWindow, choose: Launch
 ) -> None:
     """All that a pattern shows whose tiles of queries share their choices."""
+    choosers = call.k.shape[1] if pattern.grouped else call.q.shape[1]
+    of_a_tile = len(call.q) * choosers * pattern.shared * pattern.most_picks(call.k.shape[2])
+    step = max(1, CHOICES // max(1, of_a_tile)) * pattern.shared
+    if step >= call.query_len:
+        _launch_tiles(call, pattern, local_window, choose)
+        return
+    for first in range(0, call.query_len, step):
+        part = call.of_queries(slice(first, first + step))
+        if not part.rows:
+            break
+        _launch_tiles(part, pattern, local_window, choose)
+        if call.lse is not None and part.lse is not None:
+            call.lse[:, :, first : first + step] = part.lse
+
+
+def _launch_tiles(
+    call: Call, pattern: BlockTopK, local_window: LocalWindow, choose: Launch
+) -> None:
+    """`launch_shared` for queries whose choices are held at once."""
     own = own_choices(call, pattern, choose)
     choices = tile_choices(own.flatten(0, 1), pattern.shared)
     blocks, first_row, counts = (x.to(torch.int32).unflatten(0, own.shape[:2]) for x in choices)

@@ -83,6 +83,24 @@ class Call(NamedTuple):
     def stream(self) -> int:
         return current_stream(self.q.device)
 
+    def of_queries(self, own: slice) -> Call:
+        """For some of the queries, and the keys up to theirs; writes into a copy of `lse`."""
+        end = min(own.stop, self.query_len)
+        rows = tuple(
+            row._replace(start=row.start + own.start, length=min(row.length, row.start + end))
+            for row in self.rows
+            if row.length > row.start + own.start and row.start + end > 0
+        )
+        keys = slice(max((row.length for row in rows), default=0))
+        return self._replace(
+            q=self.q[:, :, own],
+            k=self.k[:, :, keys],
+            v=self.v[:, :, keys],
+            out=self.out[:, :, own],
+            lse=None if self.lse is None else self.lse[:, :, own].contiguous(),
+            rows=rows,
+        )
+
     def lows(self, local_window: LocalWindow) -> Tensor:
         return local_window.lows(max(row.length for row in self.rows), self.q.device, self.stream)
 

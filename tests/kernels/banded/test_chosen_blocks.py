@@ -237,3 +237,24 @@ def test_a_long_choice_is_ranked_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     whole = choose(pattern, q[0], k[0], 30)
     monkeypatch.setattr(banded_blocks, "_RANKED_CPU", 1)
     assert torch.equal(choose(pattern, q[0], k[0], 30), whole)
+
+
+def test_shared_choices_of_many_queries_are_made_part_by_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pattern = BlockTopK(4, 2, sinks=4, branch=0, shared=8, segment=16, percent=30)
+    case = make_case(batch=1, q_heads=HEADS, kv_heads=KV_HEADS, seq_len=150, layer=0, seed=1)
+    whole = attend_chosen(pattern, case.q, case.k, case.v, start=0, scale=SCALE)
+    most = pattern.most_picks(150) * pattern.shared * KV_HEADS
+    asked: list[int] = []
+
+    def choose_part(self: BlockTopK, q: Tensor, *rest: object) -> Tensor:
+        asked.append(q.shape[1])
+        return own_choices(self, q, *rest)  # type: ignore[arg-type]
+
+    own_choices = BlockTopK.own_choices
+    monkeypatch.setattr(BlockTopK, "own_choices", choose_part)
+    monkeypatch.setattr(banded_blocks, "_CHOSEN", 3 * most)
+    parts = attend_chosen(pattern, case.q, case.k, case.v, start=0, scale=SCALE)
+    assert all(map(torch.equal, whole, parts))
+    assert asked == [24] * 6 + [6]

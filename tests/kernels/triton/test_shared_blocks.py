@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from sa_patch import sparse_attention
+from sa_patch.kernels.triton import chosen_blocks_launch
+from sa_patch.kernels.triton.launch import Call
 from sa_patch.patterns import BlockTopK, Pattern, Sinks, Tail
 from tests.laws.strategies import make_case
 from tests.thorough import unless_thorough
@@ -49,6 +53,26 @@ def test_pieces_that_begin_with_a_tile_are_the_end_of_the_whole() -> None:
     whole = case.run(pattern, "triton")
     last = sparse_attention(case.q[:, :, 104:], case.k, case.v, pattern, backend="triton")
     assert (last - whole[:, :, 104:]).abs().max() <= TOLERANCE
+
+
+def test_choices_that_grow_are_made_for_some_queries_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pattern = BlockTopK(4, 2, 4, 0, branch=0, shared=8, segment=16, percent=30)
+    case = make_case(batch=2, q_heads=4, kv_heads=2, seq_len=130, head_dim=16, lengths=[110, 50])
+    whole = case.run(pattern, "triton")
+    launches: list[int] = []
+    launch = chosen_blocks_launch._launch_tiles
+
+    def launch_tiles(call: Call, *rest: Any) -> None:
+        launches.append(call.query_len)
+        launch(call, *rest)
+
+    monkeypatch.setattr(chosen_blocks_launch, "_launch_tiles", launch_tiles)
+    # Tiles of 8 for two rows and two KV heads.
+    monkeypatch.setattr(chosen_blocks_launch, "CHOICES", 5 * 2 * 2 * 8 * pattern.most_picks(130))
+    assert (case.run(pattern, "triton") - whole).abs().max() <= TOLERANCE
+    assert launches == [40, 40, 40]
 
 
 def test_half_precision_is_as_exact_as_the_other_kernels() -> None:
