@@ -7,6 +7,7 @@ in all other cases the queries are grouped by the block they chose (`queries_by_
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -245,7 +246,11 @@ def _shared_of_row(
 ) -> tuple[Tensor, Tensor]:
     """`attend_chosen` for one row whose tiles of queries share their choices, part by part."""
     wide, k_wide, v_wide = _widened(q, k, v, scale)
-    blocks = {"shared": pattern.shared, "first": pattern.sinks, "size": pattern.block_size}
+    blocks: dict[str, Any] = {
+        "shared": pattern.shared,
+        "first": pattern.sinks,
+        "size": pattern.block_size,
+    }
     choosers = len(k) if pattern.grouped else len(q)
     most = max(1, choosers * pattern.shared * pattern.most_picks(k.shape[1]))
     step = max(1, _CHOSEN // most) * pattern.shared
