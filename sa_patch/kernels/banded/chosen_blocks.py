@@ -246,14 +246,9 @@ def _shared_of_row(
 ) -> tuple[Tensor, Tensor]:
     """`attend_chosen` for one row whose tiles of queries share their choices, part by part."""
     wide, k_wide, v_wide = _widened(q, k, v, scale)
-    blocks: dict[str, Any] = {
-        "shared": pattern.shared,
-        "first": pattern.sinks,
-        "size": pattern.block_size,
-    }
-    choosers = len(k) if pattern.grouped else len(q)
-    most = max(1, choosers * pattern.shared * pattern.most_picks(k.shape[1]))
-    step = max(1, _CHOSEN // most) * pattern.shared
+    shared, choosers = pattern.shared, len(k) if pattern.grouped else len(q)
+    blocks: Any = {"shared": shared, "first": pattern.sinks, "size": pattern.block_size}
+    step = max(1, _CHOSEN // max(1, choosers * shared * pattern.most_picks(k.shape[1]))) * shared
     outs, sums = [], []
     for low in range(0, q.shape[1], step):
         part, first = slice(low, low + step), start + low
