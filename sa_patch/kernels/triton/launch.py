@@ -84,12 +84,15 @@ class Call(NamedTuple):
         return current_stream(self.q.device)
 
     def of_queries(self, own: slice) -> Call:
-        """For some of the queries, and the keys up to theirs; writes into a copy of `lse`."""
+        """For some of the queries, and the keys up to theirs; writes into a copy of `lse`.
+
+        No row may be a packed sequence.
+        """
         end = min(own.stop, self.query_len)
         rows = tuple(
             row._replace(start=row.start + own.start, length=min(row.length, row.start + end))
             for row in self.rows
-            if row.length > row.start + own.start and row.start + end > 0
+            if row.length > row.start + own.start
         )
         keys = slice(max((row.length for row in rows), default=0))
         return self._replace(
