@@ -80,8 +80,9 @@ def fit_threshold(
     backend: str = "auto",
     report: Callable[[Pattern, Spent], None] = lambda pattern, spent: None,
 ) -> tuple[Pattern, Spent]:
-    """The pattern of a family that spends a share of full attention's cost: at most that, and
-    nearly that, or the most below it that was found in ten halvings.
+    """The pattern of a family that spends at most a share of full attention's cost, and nearly that.
+
+    Within 1%, or the most that ten halvings of the range found below it.
 
     ``fit_threshold(model, "prism:{},64", 1 / 8, documents)`` finds the threshold. The share holds
     for texts like these, of their lengths; what it is on others is measured there.
