@@ -80,7 +80,7 @@ def fit_threshold(
     backend: str = "auto",
     report: Callable[[Pattern, Spent], None] = lambda pattern, spent: None,
 ) -> tuple[Pattern, Spent]:
-    """The pattern of a family that spends at most a share of full attention's cost, and nearly that.
+    """The pattern of a family that spends nearly a share of full attention's cost, and no more.
 
     Within 1%, or the most that ten halvings of the range found below it.
 
