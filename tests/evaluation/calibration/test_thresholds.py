@@ -61,6 +61,17 @@ def test_the_most_within_a_share_is_found(family: str, share: float) -> None:
     assert torch.equal(model(DOCUMENTS[0][None]).logits, stock)
 
 
+def test_what_is_near_enough_ends_the_search() -> None:
+    model, pattern = tiny_model("llama"), parse_pattern("prism:0.5,4")
+    tries: list[object] = []
+    share = measure_spent(model, pattern, DOCUMENTS[:1]).share + 1e-6
+    found = fit_threshold(
+        model, "prism:{},4", share, DOCUMENTS[:1], report=lambda *one: tries.append(one[0])
+    )
+    # Both ends of the range, and its middle.
+    assert found[0] == pattern and len(tries) == 3
+
+
 def test_numbers_beyond_one_are_sought_by_their_exponents() -> None:
     pattern, spent = fit_threshold(tiny_model("llama"), "skip_softmax:{},4", 0.9, DOCUMENTS)
     assert isinstance(pattern, SkipSoftmax) and pattern.factor > 1

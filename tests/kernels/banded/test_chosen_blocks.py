@@ -6,6 +6,7 @@ Small blocks on a CPU without gradients are read where they lie; everything else
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sa_patch.kernels.banded import chosen_blocks as banded_blocks
 from sa_patch.kernels.banded.chosen_blocks import attend_blocks, attend_chosen, choose, chosen_rule
+from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.merge import merge
 from sa_patch.patterns import BlockTopK, MoBA
 from tests.laws.strategies import make_case
@@ -244,7 +246,10 @@ def test_shared_choices_of_many_queries_are_made_part_by_part(
 ) -> None:
     pattern = BlockTopK(4, 2, sinks=4, branch=0, shared=8, segment=16, percent=30)
     case = make_case(batch=1, q_heads=HEADS, kv_heads=KV_HEADS, seq_len=150, layer=0, seed=1)
-    whole = attend_chosen(pattern, case.q, case.k, case.v, start=0, scale=SCALE)
+    # Beside a window, so that a part must know its positions.
+    window = LocalWindow(6, ((0, 1, 37),))
+    inputs: dict[str, Any] = {"start": 0, "scale": SCALE, "beside": window}
+    whole = attend_chosen(pattern, case.q, case.k, case.v, **inputs)
     most = pattern.most_picks(150) * pattern.shared * KV_HEADS
     asked: list[int] = []
 
@@ -255,6 +260,6 @@ def test_shared_choices_of_many_queries_are_made_part_by_part(
     own_choices = BlockTopK.own_choices
     monkeypatch.setattr(BlockTopK, "own_choices", choose_part)
     monkeypatch.setattr(banded_blocks, "_CHOSEN", 3 * most)
-    parts = attend_chosen(pattern, case.q, case.k, case.v, start=0, scale=SCALE)
+    parts = attend_chosen(pattern, case.q, case.k, case.v, **inputs)
     assert all(map(torch.equal, whole, parts))
     assert asked == [24] * 6 + [6]
