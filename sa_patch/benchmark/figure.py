@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,13 +96,6 @@ def draw(rows: Sequence[Sequence[Panel]], title: str) -> Figure:
         _draw_panel(axes, panel)
     figure.draw_without_rendering()  # places panels and legends
     return figure
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

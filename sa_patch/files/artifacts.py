@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sa_patch.errors import UserError, one_line
 from sa_patch.files.atomic_write import write_whole
+from sa_patch.files.png import png
 from sa_patch.files.provenance import describe_session, now
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
 # What analyses depend on beside what every result does.
 PACKAGES = ("scipy", "matplotlib")
-_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "png": {"dpi": 150},
-    "svg": {"metadata": {"Date": None}},
-}
 
 
 def check_folder(folder: Path) -> None:
@@ -76,13 +73,13 @@ def write_figure(stem: Path, figure: Figure) -> list[Path]:
     """Write ``STEM.png`` and ``STEM.svg``, the same bytes for the same figure."""
     import matplotlib
 
+    svg = io.BytesIO()
+    # A fixed salt makes the SVG's ids, and so the file, a function of its content alone.
+    with matplotlib.rc_context({"svg.hashsalt": "sa_patch"}):
+        figure.savefig(svg, format="svg", metadata={"Date": None})
     paths = []
-    for kind, options in _SAVE_OPTIONS.items():
-        buffer = io.BytesIO()
-        # A fixed salt makes the SVG's ids, and so the file, a function of its content alone.
-        with matplotlib.rc_context({"svg.hashsalt": "sa_patch"}):
-            figure.savefig(buffer, format=kind, **options)
+    for kind, content in (("png", png(figure, dpi=150)), ("svg", svg.getvalue())):
         path = stem.with_name(f"{stem.name}.{kind}")
-        write_whole(path, buffer.getvalue())
+        write_whole(path, content)
         paths.append(path)
     return paths

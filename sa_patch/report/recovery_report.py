@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from sa_patch.evaluation.recovery import DRAWS, Interval
 from sa_patch.files.atomic_write import write_whole
+from sa_patch.files.png import png
 from sa_patch.report import captions
 from sa_patch.report.recovery import Recovered, difference
 from sa_patch.report.recovery_figures import SPENT, draw, draw_ranking
@@ -81,9 +81,7 @@ def write_recovery(
     write_whole(files.markdown, markdown(points, runs, by).encode())
     ranking = draw_ranking([_of(points, place) for place in _places(points)], by)
     for path, figure in ((files.figure, draw(points, by)), (files.ranking, ranking)):
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=150)
-        write_whole(path, picture.getvalue())
+        write_whole(path, png(figure, dpi=150))
     return files
 
 

@@ -10,6 +10,7 @@ from sa_patch.benchmark import figure
 from sa_patch.benchmark.attention.record import AttentionBench, AttentionCell
 from sa_patch.benchmark.attention.tables import machine_line, shape_line
 from sa_patch.benchmark.figure import Line, Panel
+from sa_patch.files.png import png
 
 
 def lines(cells: Sequence[AttentionCell]) -> list[Line]:
@@ -47,7 +48,7 @@ def draw(bench: AttentionBench) -> Figure:
 
 def figure_bytes(bench: AttentionBench) -> bytes:
     """The figure as PNG."""
-    return figure.png(draw(bench))
+    return png(draw(bench))
 
 
 def _line(own: Sequence[AttentionCell]) -> Line:

@@ -9,6 +9,7 @@ from sa_patch.benchmark.figure import Line, Panel
 from sa_patch.benchmark.prefill.parts import CORE
 from sa_patch.benchmark.prefill.record import Prefill, PrefillBench
 from sa_patch.benchmark.prefill.tables import REHEARSAL, machine_line
+from sa_patch.files.png import png
 
 Values = Callable[[Prefill], Sequence[float]]
 
@@ -24,7 +25,7 @@ def figure_bytes(bench: PrefillBench) -> bytes:
         if setups:
             rows.append(_row(model, list(setups.values())))
     title = f"Prefill of one prompt{f': {REHEARSAL}' if bench.options['small'] else ''}"
-    return figure.png(figure.draw(rows, f"{title}\n{machine_line(bench)}"))
+    return png(figure.draw(rows, f"{title}\n{machine_line(bench)}"))
 
 
 def _row(model: str, setups: Sequence[Sequence[Prefill]]) -> list[Panel]:

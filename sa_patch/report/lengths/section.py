@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from sa_patch.files.png import png
 from sa_patch.report.aggregate import Comparison
 from sa_patch.report.lengths.by_length import KEPT, by_length
 from sa_patch.report.lengths.figures import LENGTH_FIGURES
@@ -59,7 +59,5 @@ def _table(table: LengthTable) -> str:
 
 
 def _picture(words: str, figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    code = base64.b64encode(buffer.getvalue()).decode("ascii")
+    code = base64.b64encode(png(figure)).decode("ascii")
     return f'<img class="picture" src="data:image/png;base64,{code}" alt="{html.escape(words)}">'

@@ -26,6 +26,7 @@ from sa_patch.training.pretraining.settings import (
     RecallSettings,
     load_settings,
 )
+from tests.pictures import DRAWN, coloured
 from tests.run_script import refusal
 from tests.training.tiny_run import ROOT, write_config
 
@@ -213,8 +214,8 @@ def test_a_run_learns_and_its_model_loads(
     assert gates[1]["swa"]["mean"] == pytest.approx(result["gates"][1]["swa"]["mean"])
     tokenizer = AutoTokenizer.from_pretrained(folder.model)
     assert tokenizer.decode(tokenizer("of 3 is")["input_ids"]) == "of 3 is"
-    for kind in ("png", "svg"):
-        assert (folder.path / f"loss.{kind}").stat().st_size > 5_000
+    assert coloured(folder.path / "loss.png") > DRAWN
+    assert (folder.path / "loss.svg").stat().st_size > 5_000
     # Complete: nothing is trained again, and nothing is written.
     before = (folder.path / "result.json").stat().st_mtime_ns
     pretrain(settings, method, 0, folder.path, config.parent / "corpus", ["test"])
