@@ -73,10 +73,12 @@ def draw(points: Sequence[Recovered], by: str = "flops") -> Figure:
 
 
 def composition(point: Recovered) -> str:
-    """The kinds of a point's parts, whatever their numbers."""
-    pattern = parse_pattern(point.pattern)
-    parts = {part.name for part in parts_of(pattern)}
-    kinds = " + ".join(METHOD_LABELS[kind] for kind in _KINDS if kind in parts)
+    """The kinds of a point's parts, whatever their numbers; who shares a choice is of the kind."""
+    labels = {
+        part.name: f"{'shared ' * (getattr(part, 'shared', 1) > 1)}{METHOD_LABELS[part.name]}"
+        for part in parts_of(parse_pattern(point.pattern))
+    }
+    kinds = " + ".join(labels[kind] for kind in _KINDS if kind in labels)
     if point.layers == "all":
         return kinds
     return f"{kinds}; {'by head' if _BY_HEAD in point.layers else 'other'} in some layers"
@@ -168,11 +170,14 @@ def draw_ranking(places: Sequence[Sequence[Recovered]], by: str = "flops") -> Fi
             axes.set_title(title, fontsize=9, loc="left")
         grid[row, 0].set_yticks(range(len(own)), labels[row], fontsize=8)
         grid[row, 0].set_ylim(len(own) - 0.4, -0.6)
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=label)
-        for colour, label in ((OURS, "windows, SA, MoBA, BlockTopK"), (OTHERS, "methods of others"))
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    if any(of_others(point) for own in places for point in own):
+        legend = (OURS, "windows, SA, MoBA, BlockTopK"), (OTHERS, "methods of others")
+        handles = [
+            Line2D([], [], marker="o", linestyle="", color=colour, label=label)
+            for colour, label in legend
+        ]
+        place = "outside lower center"
+        figure.legend(handles=handles, loc=place, ncols=2, fontsize=8, frameon=False)
     figure.suptitle(f"kept at equal {SPENT[by]}", fontsize=10)
     return figure
 
@@ -181,6 +186,8 @@ def _place(point: Recovered) -> str:
     """The length and the budget of a point."""
     if point.budget is None:
         return f"n = {point.n:,}, more than the budgets"
+    if point.budget == 1:
+        return f"n = {point.n:,}, any budget"
     parts = 1 / point.budget
     whole = abs(parts - round(parts)) < 1e-6
     return f"n = {point.n:,}, at most " + (f"1/{round(parts)}" if whole else f"{point.budget:.3g}")
@@ -198,6 +205,7 @@ def _ranked(axes: Axes, points: Sequence[Recovered], group: str) -> None:
     axes.grid(axis="y", color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, labelbottom=True)
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel("recovery (1: full attention)", fontsize=8)
 
 

@@ -43,8 +43,8 @@ class Runs:
         name = self.builder.add(pattern, task, float(np.mean(items)), share=share, **more)
         self.builder.files[name]["items"] = {task: items}
 
-    def points(self) -> list:
-        return recover(load([self.builder.write()]), BUDGETS)
+    def points(self, budgets: tuple[float, ...] = BUDGETS) -> list:
+        return recover(load([self.builder.write()]), budgets)
 
 
 @pytest.fixture
@@ -215,6 +215,7 @@ def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
     for pattern, share in (
         ("tail:size=8+block_topk:block_size=4,topk=2,sinks=4,local=4", 0.11),
         ("tail:size=16+block_topk:block_size=2,topk=3,sinks=4,local=4", 0.12),
+        ("block_topk:block_size=4,topk=2,sinks=4,local=0,shared=8,segment=16", 0.12),
         ("sinks:size=4+swa:window=64", 0.12),
     ):
         runs.add(pattern, "recall_passkey_1024", [1.0] * 5, share)
@@ -224,12 +225,13 @@ def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
     points = runs.points()
     assert {composition(point) for point in points} == {
         "BlockTopK + tail",
+        "shared BlockTopK",
         "sinks + SWA",
         "SWA; other in some layers",
         "SWA; by head in some layers",
     }
     (panel,) = (axes for axes in draw(points).axes if axes.get_visible())
-    assert len(panel.get_legend_handles_labels()[1]) == 4
+    assert len(panel.get_legend_handles_labels()[1]) == 5
 
 
 def test_a_ranking_has_a_row_for_each_pattern_and_tells_them_apart(runs: Runs) -> None:
@@ -251,6 +253,15 @@ def test_a_ranking_has_a_row_for_each_pattern_and_tells_them_apart(runs: Runs) -
     )
     colours = [dot.get_color() for dot in dots]
     assert colours[0] == colours[1] != colours[2]
+    assert len(figure.legends) == 1
+    ours = [point for point in runs.points() if "xattention" not in point.pattern]
+    assert not draw_ranking([ours]).legends
+
+
+def test_a_budget_of_everything_is_no_fraction(runs: Runs) -> None:
+    runs.add("swa:window=64", "recall_passkey_1024", [1.0] * 5, 0.12)
+    (panel,) = draw_ranking([runs.points(budgets=(1.0,))]).axes
+    assert panel.get_title(loc="left").startswith("n = 1,024, any budget")
 
 
 def test_the_command_writes_it(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
