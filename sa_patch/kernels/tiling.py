@@ -24,6 +24,17 @@ def tile_rows(dtype: torch.dtype) -> int:
     return 32 if dtype.itemsize >= 4 else 64
 
 
+def queries_at_once(of_a_query: int, held: int, shared: int) -> int:
+    """How many queries go together where what they choose is held: whole tiles, one at least.
+
+    Args:
+        of_a_query: numbers that a query's choices take, of all its heads and rows of the batch.
+        held: numbers that may be held at once.
+        shared: queries of a tile.
+    """
+    return max(1, held // max(1, of_a_query * shared)) * shared
+
+
 def needs_gradients(*inputs: Tensor) -> bool:
     """Whether autograd records what is done with these."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

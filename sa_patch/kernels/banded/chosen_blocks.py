@@ -17,7 +17,7 @@ from sa_patch.kernels.banded.shared_blocks import attend_shared_blocks
 from sa_patch.kernels.banded.small_blocks import attend_small_blocks
 from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.merge import hidden_score, merge
-from sa_patch.kernels.tiling import needs_gradients
+from sa_patch.kernels.tiling import needs_gradients, queries_at_once
 from sa_patch.patterns.base import Rule
 from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_topk import BlockTopK
@@ -248,7 +248,7 @@ def _shared_of_row(
     wide, k_wide, v_wide = _widened(q, k, v, scale)
     shared, choosers = pattern.shared, len(k) if pattern.grouped else len(q)
     blocks: Any = {"shared": shared, "first": pattern.sinks, "size": pattern.block_size}
-    step = max(1, _CHOSEN // max(1, choosers * shared * pattern.most_picks(k.shape[1]))) * shared
+    step = queries_at_once(choosers * pattern.most_picks(k.shape[1]), _CHOSEN, shared)
     outs, sums = [], []
     for low in range(0, q.shape[1], step):
         part, first = slice(low, low + step), start + low

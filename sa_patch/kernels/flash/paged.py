@@ -16,10 +16,13 @@ from torch.nn.functional import pad
 from sa_patch.kernels.plans.block_lists import Blocks
 from sa_patch.kernels.plans.pages import PagedPlan, paged_part, paged_plan
 from sa_patch.kernels.plans.plan import Pass
+from sa_patch.kernels.tiling import queries_at_once
 from sa_patch.patterns import BlockTopK
 
 # The kernel loads so many numbers of 16 bits at once, and wants them aligned.
 _ALIGNED = 8
+# Choices of queries held at once.
+CHOICES = 1 << 26
 # Of a tile's 128 rows so many have to be filled.
 _LEAST_ROWS = 64
 
@@ -55,7 +58,33 @@ def attend_pages(
     blocks: Blocks,
     kernel: PagedKernel,
 ) -> tuple[Tensor, Tensor]:
-    """A pass of `part_by_pages`: shapes as `attend_plans`, and the log-sum-exp of its scores."""
+    """A pass of `part_by_pages`: shapes as `attend_plans`, and the log-sum-exp of its scores.
+
+    Choices that grow with the position are made for some queries at a time.
+    """
+    (batch, _, count, _), (kv_heads, seq_len) = q.shape, k.shape[1:3]
+    step = queries_at_once(batch * kv_heads * part.most_picks(seq_len), CHOICES, part.shared)
+    outs, sums = [], []
+    for first in range(0, count, step):
+        own = slice(first, min(first + step, count))
+        known = slice(seq_len - count + own.stop)
+        tensors = q[:, :, own], k[:, :, known], v[:, :, known]
+        out, lse = _attend_tiles(given, part, *tensors, blocks, kernel)
+        outs.append(out)
+        sums.append(lse)
+    return (outs[0], sums[0]) if len(outs) == 1 else (torch.cat(outs, 2), torch.cat(sums, 2))
+
+
+def _attend_tiles(
+    given: Pass,
+    part: BlockTopK,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Blocks,
+    kernel: PagedKernel,
+) -> tuple[Tensor, Tensor]:
+    """`attend_pages` for queries whose choices are held at once."""
     (batch, heads, count, head_dim), kv_heads = q.shape, k.shape[1]
     plan = paged_plan(given.local, part, q, k, step=blocks.keys)
     tiles, group = plan.used.shape[2], heads // kv_heads

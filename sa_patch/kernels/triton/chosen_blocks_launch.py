@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.tiling import queries_at_once
 from sa_patch.kernels.triton import launch_table
 from sa_patch.kernels.triton.block_choice.launch import (
     choose,
@@ -49,8 +50,8 @@ def launch_shared(
 ) -> None:
     """All that a pattern shows whose tiles of queries share their choices."""
     choosers = call.k.shape[1] if pattern.grouped else call.q.shape[1]
-    of_a_tile = len(call.q) * choosers * pattern.shared * pattern.most_picks(call.k.shape[2])
-    step = max(1, CHOICES // max(1, of_a_tile)) * pattern.shared
+    of_a_query = len(call.q) * choosers * pattern.most_picks(call.k.shape[2])
+    step = queries_at_once(of_a_query, CHOICES, pattern.shared)
     # Where the keys of a packed sequence begin is read from its start, which a part would move.
     if step >= call.query_len or any(row.start < 0 for row in call.rows):
         _launch_tiles(call, pattern, local_window, choose)

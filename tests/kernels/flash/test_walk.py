@@ -15,14 +15,16 @@ from torch import Tensor
 from sa_patch.kernels import forget_plans, reference
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
 from sa_patch.kernels.dense_tail import with_tail
+from sa_patch.kernels.flash import paged
 from sa_patch.kernels.flash.paged import paged_keys
 from sa_patch.kernels.flash.rows import sequences_as_rows
 from sa_patch.kernels.flash.walk import Kernel, MaskKind, walk_rows
+from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.plans.block_lists import Blocks, Lists
 from sa_patch.kernels.plans.mask import mask_function
-from sa_patch.kernels.plans.pages import paged_part, paged_plan
+from sa_patch.kernels.plans.pages import PagedPlan, paged_part, paged_plan
 from sa_patch.kernels.plans.plan import passes
-from sa_patch.patterns import Pattern, parse_pattern, split_tail
+from sa_patch.patterns import BlockTopK, Pattern, parse_pattern, split_tail
 from tests.block_walk import PAGES_READ, read_pages, walk
 from tests.thorough import unless_thorough
 
@@ -205,6 +207,29 @@ def test_pages_are_views_of_keys_in_any_layout() -> None:
     plan = paged_plan(given.local, part, *behind[:2], step=128)
     keys, _, _ = paged_keys(behind[1], behind[2], plan)
     assert keys.data_ptr() == behind[1].data_ptr()
+
+
+@pytest.mark.parametrize("start", [0, 128])
+def test_choices_that_grow_are_made_for_some_queries_at_a_time(
+    start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern = parse_pattern("block_topk:8,1,8,branch=0,shared=32,segment=64,percent=20")
+    assert isinstance(pattern, BlockTopK)
+    # Two rows, two KV heads and two tiles of 32.
+    held = 2 * 2 * 64 * pattern.most_picks(300)
+    made = []
+
+    def spy(local: LocalWindow, part: BlockTopK, q: Tensor, k: Tensor, **more: int) -> PagedPlan:
+        made.append((q.shape[2], k.shape[2]))
+        return paged_plan(local, part, q, k, **more)
+
+    monkeypatch.setattr(paged, "paged_plan", spy)
+    monkeypatch.setattr(paged, "CHOICES", held)
+    q, k, v = inputs(300, 8, 2)
+    rows = Spans((300, 300), (start, start))
+    assert worst(pattern, (q[:, :, start:], k, v), rows, BLOCKS[0]) <= TOLERANCE
+    ends = [*range(start + 64, 300, 64), 300]
+    assert made == [(end - low, end) for low, end in zip(range(start, 300, 64), ends, strict=True)]
 
 
 @pytest.mark.parametrize("text", [*PATTERNS[1:], "block_topk:4,50,4,16", "shared_topk"])
