@@ -63,7 +63,10 @@ def attend_pages(
     Choices that grow with the position are made for some queries at a time.
     """
     (batch, _, count, _), (kv_heads, seq_len) = q.shape, k.shape[1:3]
-    step = queries_at_once(batch * kv_heads * part.most_picks(seq_len), CHOICES, part.shared)
+    of_a_query = batch * kv_heads * part.most_picks(seq_len)
+    # The keys of the first ones hold a page at least.
+    least = -(-part.block_size // part.shared) * part.shared
+    step = max(least, queries_at_once(of_a_query, CHOICES, part.shared))
     outs, sums = [], []
     for first in range(0, count, step):
         own = slice(first, min(first + step, count))

@@ -232,6 +232,14 @@ def test_choices_that_grow_are_made_for_some_queries_at_a_time(
     assert made == [(end - low, end) for low, end in zip(range(start, 300, 64), ends, strict=True)]
 
 
+def test_the_first_queries_of_a_part_have_a_page_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = parse_pattern("block_topk:40,1,40,branch=0,shared=16,segment=80,percent=20")
+    monkeypatch.setattr(paged, "CHOICES", 1)
+    PAGES_READ.clear()
+    assert worst(pattern, inputs(300, 8, 2), whole(300), BLOCKS[0]) <= TOLERANCE
+    assert len(PAGES_READ) > 1
+
+
 @pytest.mark.parametrize("text", [*PATTERNS[1:], "block_topk:4,50,4,16", "shared_topk"])
 def test_nothing_asks_the_device(text: str) -> None:
     """Tensors of the device `meta` hold no numbers to wait for: a question to them is an error."""
