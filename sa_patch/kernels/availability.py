@@ -69,6 +69,12 @@ def automatic(name: str, shape: Shape) -> str:
     return ", ".join(choices)
 
 
+NOT_FAST = (
+    "not fast on a GPU: small blocks that every query chooses for itself (block_topk and moba with "
+    "shared=1): a tile of queries then reads most keys, and few with shared=32, as in shared_topk"
+)
+
+
 def print_methods(shape: Shape, console: Console) -> None:
     """List the methods with their parameters, the backends, and what works where."""
     methods = Table(title="methods", title_justify="left")
@@ -98,6 +104,7 @@ def print_methods(shape: Shape, console: Console) -> None:
     console.print(methods)
     for name, text in NAMED.items():
         console.print(f"{name} stands for {text}", highlight=False)
+    console.print(NOT_FAST, highlight=False)
     console.print(backends)
     console.print(
         f"asked for n = {shape.n}, {shape.heads} query and {shape.kv_heads} KV heads of "

@@ -238,6 +238,7 @@ def test_methods_lists_patterns_and_backends(
         assert name in shown
     # What auto takes is said beside each method.
     assert shown.count("reference (cpu)") == len(PATTERNS)
+    assert "not fast on a GPU: small blocks that every query chooses for itself" in shown
 
 
 def test_bench_writes_what_it_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
