@@ -72,24 +72,18 @@ def attend_pages(
         own = slice(first, min(first + step, count))
         known = slice(seq_len - count + own.stop)
         tensors = q[:, :, own], k[:, :, known], v[:, :, known]
-        out, lse = _attend_tiles(given, part, *tensors, blocks, kernel)
+        plan = paged_plan(given.local, part, *tensors[:2], step=blocks.keys)
+        out, lse = _read_pages(plan, *tensors, kernel)
         outs.append(out)
         sums.append(lse)
     return (outs[0], sums[0]) if len(outs) == 1 else (torch.cat(outs, 2), torch.cat(sums, 2))
 
 
-def _attend_tiles(
-    given: Pass,
-    part: BlockTopK,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    blocks: Blocks,
-    kernel: PagedKernel,
+def _read_pages(
+    plan: PagedPlan, q: Tensor, k: Tensor, v: Tensor, kernel: PagedKernel
 ) -> tuple[Tensor, Tensor]:
-    """`attend_pages` for queries whose choices are held at once."""
+    """`attend_pages` for queries whose plan is made."""
     (batch, heads, count, head_dim), kv_heads = q.shape, k.shape[1]
-    plan = paged_plan(given.local, part, q, k, step=blocks.keys)
     tiles, group = plan.used.shape[2], heads // kv_heads
     rows = pad(q, (0, 0, 0, tiles * plan.shared - count))
     rows = rows.view(batch, kv_heads, group, tiles, plan.shared, head_dim).permute(0, 1, 3, 4, 2, 5)
