@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,16 +103,27 @@ def _watched(module: nn.Module, watch: Stopwatch, name: str) -> Iterator[None]:
 
 @contextmanager
 def _watched_function(implementation: str, watch: Stopwatch) -> Iterator[None]:
-    function = ALL_ATTENTION_FUNCTIONS[implementation]
-
-    def timed(*args: Any, **kwargs: Any) -> Any:
+    def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         watch.start(CORE)
         try:
             return function(*args, **kwargs)
         finally:
             watch.stop(CORE)
 
-    AttentionInterface.register(implementation, timed)
+    with around_attention(implementation, timed):
+        yield
+
+
+@contextmanager
+def around_attention(implementation: str, around: Callable[..., Any]) -> Iterator[None]:
+    """Let every call of an attention function pass through `around`, inside the ``with`` block.
+
+    Args:
+        implementation: its name in transformers' attention interface.
+        around: gets the function and then its arguments; what it returns is the call's result.
+    """
+    function = ALL_ATTENTION_FUNCTIONS[implementation]
+    AttentionInterface.register(implementation, partial(around, function))
     try:
         yield
     finally:
