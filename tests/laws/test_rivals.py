@@ -24,6 +24,7 @@ from sa_patch.patterns import (
     Pattern,
     Sinks,
     Tail,
+    XAttention,
     flops_share,
 )
 from tests.laws import rivals
@@ -88,6 +89,19 @@ def test_any_pattern_at_any_length_sees_what_the_oracle_sees(name: str, seed: in
     if not pattern.counts_need_content:
         counts = seen.sum(-1).double()
         assert torch.equal(counts, pattern.keys_per_query(n).expand_as(counts))
+
+
+def test_scores_of_groups_are_computed_for_some_tiles_at_a_time() -> None:
+    n = 150
+    case = make_case(q_heads=4, kv_heads=2, seq_len=n, head_dim=6, seed=4)
+    pattern = XAttention(4, topk=5, stride=1)
+    expected = rival_of_oracle(pattern, case)
+    decided = torch.from_numpy(expected.margin > DECIDED)[0]
+    assert (~decided).float().mean() <= MAX_UNDECIDED
+    queries = torch.cat([torch.arange(n - 3, n), torch.arange(n)])  # not one tile after the other
+    seen = pattern.visible(queries, n, heads=4, q=case.q[0], k=case.k[0])
+    visible = torch.from_numpy(expected.visible)[0][:, queries]
+    assert torch.equal(seen[decided[:, queries]], visible[decided[:, queries]])
 
 
 @pytest.mark.parametrize("name", NAMES)

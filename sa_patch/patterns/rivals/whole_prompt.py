@@ -150,8 +150,10 @@ def causal_scores(q: Tensor, k: Tensor, first: int) -> Tensor:
     Returns:
         ``[q_heads, m, first + m]``, or fewer keys if there are no more.
     """
-    keys = k[:, : first + q.shape[1]] * q.shape[2] ** -0.5
-    scores = (q.unflatten(0, (len(k), -1)) @ keys[:, None].transpose(-1, -2)).flatten(0, 1)
+    keys = k[:, : first + q.shape[1]]
+    # The query heads of a KV head as rows of one product, for which no key is copied.
+    rows = (q * q.shape[2] ** -0.5).unflatten(0, (len(k), -1)).flatten(1, 2)
+    scores = (rows @ keys.mT).view(*q.shape[:2], keys.shape[1])
     i = torch.arange(first, first + q.shape[1], device=q.device)[:, None]
     later = torch.arange(keys.shape[1], device=q.device) > i
     return scores.masked_fill_(later, -torch.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,9 @@ from sa_patch.errors import UserError
 from sa_patch.patterns.base import whole_number
 from sa_patch.patterns.rivals.block_choice import BlockChoice, Mass
 from sa_patch.patterns.rivals.whole_prompt import causal_scores
+
+# Of scores that are computed together, whatever the size of blocks: few enough for long prompts.
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,22 @@ class XAttention(BlockChoice):
         # A product of rows of `stride` vectors sums up the antidiagonal.
         q_groups, k_groups = q_groups.flip(2).flatten(2), k_groups.flatten(2)
         of_block = self.block_size // self.stride
+        tiles = max(1, _ROWS // of_block)
         # Rows are longer by the stride than the scale knows, and scores are means of so many.
-        factor = self.stride**-0.5
+        q_groups = q_groups * self.stride**-0.5
+
+        @lru_cache(maxsize=1)
+        def of_tiles(index: int) -> Tensor:
+            """Of some tiles in a row: ``[q_heads, tiles, blocks]``."""
+            first = index * tiles * of_block
+            rows = q_groups[:, first : first + tiles * of_block]
+            weights = causal_scores(rows, k_groups, first).softmax(-1)
+            missing = [-size % of_block for size in weights.shape[1:]]
+            whole = pad(weights, (0, missing[1], 0, missing[0]))
+            return whole.unflatten(2, (-1, of_block)).sum(3).unflatten(1, (-1, of_block)).sum(2)
 
         def mass(tile: int) -> Tensor:
-            first = tile * of_block
-            rows = q_groups[:, first : first + of_block] * factor
-            weights = causal_scores(rows, k_groups, first).softmax(-1).sum(1)
-            in_blocks = pad(weights, (0, -weights.shape[1] % of_block))
-            return in_blocks.unflatten(1, (-1, of_block)).sum(-1)
+            return of_tiles(tile // tiles)[:, tile % tiles, : tile + 1]
 
         return mass
 
