@@ -9,7 +9,9 @@ from sa_patch.sweep.results import Cell, Run, SetAside
 
 
 def models(cells: Sequence[Cell]) -> str:
-    return " and ".join(sorted({str(cell.setting["model_name"]) for cell in cells}))
+    """Their names; of a folder beside the run, without the dot before it."""
+    names = {str(cell.setting["model_name"]).removeprefix("./") for cell in cells}
+    return " and ".join(sorted(names))
 
 
 def average_title(comparison: Comparison, cells: Sequence[Cell]) -> str:

@@ -48,6 +48,12 @@ def words(figure: Figure) -> str:
     return " ".join(texts).replace("\n", " ").replace("   ", "")
 
 
+def test_a_folder_is_named_without_the_dot_before_it(tmp_path: Path) -> None:
+    run = plausible_run(tmp_path, ("hellaswag", "boolq"), model_name="./qwen2.5-coder-0.5b")
+    figures = drawn(run, "window")
+    assert all(words(one).startswith("qwen2.5-coder-0.5b: ") for one in figures.values())
+
+
 def test_unknown_axis_is_refused_with_the_allowed_ones() -> None:
     with pytest.raises(UserError, match="unknown x axis 'keys'.*window, mean_keys, flops"):
         check_axis("keys")
