@@ -33,6 +33,7 @@ from sa_patch.patching import (
     layer_patterns,
     observe_layers,
     patch_model,
+    stock_patterns,
 )
 from sa_patch.patching.layers import base_model
 from sa_patch.patterns import Full, Pattern, make_pattern, parse_pattern, with_seed
@@ -171,7 +172,9 @@ class SAPatchLM(CutPromptsLM):
         self._check_distributed()
         if getattr(self, "cache_hook", None) is not None:
             self._own_cache(self.cache_hook)
-        self.meter = PatternMeter({**patterns, **branches}, HeadShape.of(model.config))
+        self.meter = PatternMeter(
+            {**patterns, **branches}, HeadShape.of(model.config), stock_patterns(model)
+        )
         observe_layers(model, self._observe, self.meter.sampled_layers)
 
     def _observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:

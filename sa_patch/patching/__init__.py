@@ -9,6 +9,7 @@ from sa_patch.patching.patch import (
     observe_layers,
     patch_model,
     patched,
+    stock_patterns,
     unpatch_model,
 )
 from sa_patch.patching.schedule import Layers, Schedule
@@ -27,5 +28,6 @@ __all__ = [
     "patched",
     "register_from_environment",
     "register_implementation",
+    "stock_patterns",
     "unpatch_model",
 ]

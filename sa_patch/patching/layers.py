@@ -89,6 +89,16 @@ def default_layers(model: PreTrainedModel) -> set[int]:
     return full or set(available)
 
 
+def own_windows(model: PreTrainedModel) -> dict[int, int]:
+    """Layers that have a sliding window of their own, and how many keys it shows a query."""
+    config = model.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if not window or not kinds:
+        return {}
+    sliding = (i for i in attention_layers(model) if kinds[i : i + 1] == ["sliding_attention"])
+    return dict.fromkeys(sliding, int(window))
+
+
 def parse_layers(layers: Iterable[int] | str | int) -> set[int]:
     """Layer indices from integers, or from text such as ``"4-35"``, ``"0,1,5-7"`` or ``"0+1"``.
 

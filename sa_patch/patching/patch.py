@@ -14,7 +14,7 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend, expect_layers
 from sa_patch.patching.attention import IMPLEMENTATION, OWN_NAMES
 from sa_patch.patching.drafting import draft_after_prompt
-from sa_patch.patching.layers import attention_layers, base_model, text_model
+from sa_patch.patching.layers import attention_layers, base_model, own_windows, text_model
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
 from sa_patch.patching.reading import Reading, read_prompts
 from sa_patch.patching.refusals import (
@@ -24,7 +24,7 @@ from sa_patch.patching.refusals import (
     refuse_prefix_adapter,
 )
 from sa_patch.patching.schedule import Layers, Schedule
-from sa_patch.patterns import SA, Full, Pattern, parse_pattern
+from sa_patch.patterns import SA, SWA, Full, Pattern, parse_pattern
 
 Model = TypeVar("Model")
 
@@ -156,6 +156,13 @@ def layer_patterns(model: object) -> dict[int, Pattern | None]:
     """The pattern of every attention layer of a model, None where it has its stock attention."""
     plans = {i: get_plan(module) for i, module in attention_layers(base_model(model)).items()}
     return {index: None if plan is None else plan.pattern for index, plan in plans.items()}
+
+
+def stock_patterns(model: object) -> dict[int, Pattern]:
+    """What every attention layer of a model shows unpatched: all keys, or a window of its own."""
+    inner = base_model(model)
+    windows = own_windows(inner)
+    return {i: SWA(windows[i]) if i in windows else Full() for i in attention_layers(inner)}
 
 
 def layer_branches(model: object) -> dict[int, tuple[Pattern, ...]]:

@@ -20,7 +20,13 @@ from transformers import (
 
 from sa_patch import SA, SWA, Full, MoBA, patch_model, patched, unpatch_model
 from sa_patch.errors import UserError
-from sa_patch.patching import Schedule, attention_layers, format_layers, parse_layers
+from sa_patch.patching import (
+    Schedule,
+    attention_layers,
+    format_layers,
+    parse_layers,
+    stock_patterns,
+)
 from sa_patch.patching.plan import get_plan
 from tests.small_models import FAMILIES, random_tokens, tiny_config, tiny_model
 
@@ -82,6 +88,7 @@ def test_layers_with_a_window_of_their_own_are_left_alone() -> None:
     stock = logits(model, tokens)
     patch_model(model, SWA(4))
     assert [get_plan(m).pattern for m in attention_layers(model).values()] == [None, SWA(4), None]  # type: ignore[union-attr]
+    assert stock_patterns(model) == {0: SWA(8), 1: Full(), 2: SWA(8)}
     assert not torch.equal(logits(model, tokens), stock)
     torch.testing.assert_close(logits(patch_model(model, Full()), tokens), stock)
     # Named on purpose they serve as long as their own window has no effect.

@@ -17,7 +17,7 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
 from sa_patch.kernels.visited_keys import BLOCK_SIZES
-from sa_patch.patching import layer_patterns, observe_layers, patched
+from sa_patch.patching import layer_patterns, observe_layers, patched, stock_patterns
 from sa_patch.patterns import Pattern, parse_pattern
 
 COSTS = {"flops": "FLOPs", "visited": "visited keys"}
@@ -59,7 +59,9 @@ def measure_spent(
         documents: token ids, int64 ``[n]`` each, of any lengths.
     """
     with torch.no_grad(), patched(model, pattern, backend=backend):
-        meter = PatternMeter(layer_patterns(model), HeadShape.of(model.config))
+        meter = PatternMeter(
+            layer_patterns(model), HeadShape.of(model.config), stock_patterns(model)
+        )
         observe_layers(model, meter.observe, meter.sampled_layers)
         for tokens in documents:
             model(tokens[None].to(model.device), use_cache=False, logits_to_keep=1)

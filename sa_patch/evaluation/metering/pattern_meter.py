@@ -76,21 +76,27 @@ class PatternMeter:
     Visible keys are counted from the patterns themselves, with the permutations that the layers
     really drew, for every sequence length that was run. Where that cannot be, because chosen keys
     may coincide with others, they are counted where they are chosen: the model's layers must then
-    call `observe`. Layers that keep their stock attention count as full attention. Tokens
-    generated after the prefill are not counted.
+    call `observe`. Layers that keep their stock attention count as that, and full attention's
+    figures are the stock model's: of a layer with a sliding window of its own, of that window.
+    Tokens generated after the prefill are not counted.
 
     Args:
         patterns: the pattern of every attention layer, None for stock attention; several where a
             layer has several softmaxes side by side (gated attention), and a key then counts in
             each that sees it.
         shape: heads of a layer.
+        stock: what layers show unpatched, by default all keys.
     """
 
     def __init__(
-        self, patterns: Mapping[int, Pattern | Sequence[Pattern] | None], shape: HeadShape
+        self,
+        patterns: Mapping[int, Pattern | Sequence[Pattern] | None],
+        shape: HeadShape,
+        stock: Mapping[int, Pattern] | None = None,
     ) -> None:
+        self._stock = {layer: (stock or {}).get(layer, Full()) for layer in patterns}
         self._patterns = {
-            layer: tuple(own) if isinstance(own, Sequence) else (own or Full(),)
+            layer: tuple(own) if isinstance(own, Sequence) else (own or self._stock[layer],)
             for layer, own in patterns.items()
         }
         self._shape = shape
@@ -101,7 +107,7 @@ class PatternMeter:
         self.clock = ModelClock()
 
     def _visited_meter(self) -> VisitedMeter:
-        return VisitedMeter(self._patterns, self._shape.heads, self._shape.kv_heads)
+        return VisitedMeter(self._patterns, self._shape.heads, self._shape.kv_heads, self._stock)
 
     @property
     def observed_layers(self) -> list[int]:
@@ -140,8 +146,12 @@ class PatternMeter:
                 self._observed.add_dense(layer, n)
 
     def saturated(self, seq_len: int) -> bool:
-        """Whether every layer is full attention for a sequence of this length."""
-        return all(pattern.saturated(seq_len) for _, pattern in self._each_pattern())
+        """Whether every layer is what it is unpatched for a sequence of this length."""
+        return all(
+            pattern.saturated(seq_len)
+            for layer, pattern in self._each_pattern()
+            if pattern != self._stock[layer]
+        )
 
     def observe(self, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
         """Count what the queries of one prefill see in a layer that must be observed.
@@ -213,7 +223,8 @@ class PatternMeter:
         spent, full, saturated = Spent(), 0.0, 0
         for n, times in sorted(self._lengths.items()):
             spent = spent.plus(self._spent(n), times)
-            full += times * len(self._patterns) * n * (n + 1) / 2
+            stock = (_counted_in_layer(own, n, 0, 1).visible for own in self._stock.values())
+            full += times * sum(stock)
             saturated += times * self.saturated(n)
         for layer in self.observed_layers:
             keys, last = self._observed.means(layer)

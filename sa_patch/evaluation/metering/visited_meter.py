@@ -35,17 +35,23 @@ class VisitedMeter:
     Args:
         patterns: the patterns of every attention layer; `Full` for stock attention.
         heads, kv_heads: of a layer.
+        stock: what every layer shows unpatched, by default all keys.
     """
 
     def __init__(
-        self, patterns: Mapping[int, tuple[Pattern, ...]], heads: int, kv_heads: int
+        self,
+        patterns: Mapping[int, tuple[Pattern, ...]],
+        heads: int,
+        kv_heads: int,
+        stock: Mapping[int, Pattern] | None = None,
     ) -> None:
         self._heads, self._kv_heads = heads, kv_heads
+        self._stock = dict.fromkeys(patterns, Full()) if stock is None else stock
         self._sparse = {
             layer: own[0]
             for layer, own in patterns.items()
             # Of several softmaxes side by side each reads its own keys: not counted.
-            if len(own) == 1 and not isinstance(own[0], Full)
+            if len(own) == 1 and own[0] != self._stock[layer] and not isinstance(own[0], Full)
         }
         self._counted = all(len(own) == 1 for own in patterns.values())
         self._sparse_share = len(self._sparse) / max(1, len(patterns))
@@ -116,8 +122,9 @@ class VisitedMeter:
             if known:
                 shares = torch.stack([share * weight for share, weight in known])
                 sparse = shares.sum(0) / sum(weight for _, weight in known)
-            own += dense * (1 - self._sparse_share * (1 - sparse))
-            full += dense
+            stock = dense * self._stock_share(n)
+            own += stock - dense * self._sparse_share * (1 - sparse)
+            full += stock
             chosen = [self._choosing(layer, n) * self._stands_for[layer] for layer in self._layers]
             mean = sum(chosen) / max(1, len(self._sparse))
             choosing += self._sparse_share * mean * n * times / tokens
@@ -128,6 +135,19 @@ class VisitedMeter:
             "full_visited_keys": dict(zip(names, full.tolist(), strict=True)),
             "choosing_keys": choosing,
         }
+
+    def _stock_share(self, seq_len: int) -> Tensor:
+        """Visited keys of the unpatched model over those of full attention, by block size."""
+        ones = torch.ones(len(BLOCK_SIZES), dtype=torch.float64)
+        shares = [
+            ones if own.saturated(seq_len) else self._drawn(own, seq_len, layer)
+            for layer, own in self._stock.items()
+        ]
+        return torch.stack(shares).mean(0) if shares else ones
+
+    def _drawn(self, pattern: Pattern, seq_len: int, layer: int) -> Tensor:
+        length = max(1, round(2 ** (_length_class(seq_len) / _LENGTHS_PER_OCTAVE)))
+        return _drawn_share(pattern, length, layer, self._heads, self._kv_heads)
 
     def _choosing(self, layer: int, seq_len: int) -> float:
         """What a tile of a layer reads to choose; nothing where the pattern hides nothing."""
@@ -142,8 +162,7 @@ class VisitedMeter:
         if pattern.saturated(seq_len):
             return torch.ones(len(BLOCK_SIZES), dtype=torch.float64)
         if not pattern.reads_content:
-            length = max(1, round(2 ** (_length_class(seq_len) / _LENGTHS_PER_OCTAVE)))
-            return _drawn_share(pattern, length, layer, self._heads, self._kv_heads)
+            return self._drawn(pattern, seq_len, layer)
         classes = [known for at, known in self._observed if at == layer]
         if not classes:
             return None

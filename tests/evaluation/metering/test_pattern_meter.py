@@ -185,3 +185,21 @@ def test_a_dense_tail_is_counted_by_itself() -> None:
     summary = measured.summary()
     assert summary["mean_keys_per_query"] == pytest.approx(float(seen.mean()), rel=0.02)
     assert summary["last_query_keys"] == n
+
+
+def test_layers_with_a_window_of_their_own_count_as_that() -> None:
+    n, stock = 20, {0: SWA(5), 1: Full(), 2: SWA(5)}
+    own, full, sparse = (float(dense_count(one, n, 0).sum()) for one in (SWA(5), Full(), SWA(3)))
+    measured = PatternMeter({0: None, 1: SWA(3), 2: None}, SHAPE, stock)
+    measured.add([n])
+    found = measured.summary()
+    per_pair = 4 * HEAD_DIM * HEADS
+    assert found["attention_flops"] == pytest.approx(per_pair * (2 * own + sparse))
+    assert found["full_attention_flops"] == pytest.approx(per_pair * (2 * own + full))
+    assert found["mean_keys_per_query"] == pytest.approx((2 * own + sparse) / (LAYERS * n))
+    assert found["saturated_fraction"] == 0
+    hides_nothing = PatternMeter({0: None, 1: SWA(n), 2: None}, SHAPE, stock)
+    hides_nothing.add([n])
+    found = hides_nothing.summary()
+    assert found["attention_flops"] == found["full_attention_flops"]
+    assert found["saturated_fraction"] == 1

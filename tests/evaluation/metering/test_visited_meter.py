@@ -23,3 +23,12 @@ def test_every_pattern_counts_by_its_layers() -> None:
     mixed: dict[int, Pattern] = dict.fromkeys(range(29), many) | {29: few}
     assert visited(mixed) == pytest.approx((alone[0] + 29 * alone[1]) / 30)
     assert visited(mixed | {0: Full()}) == pytest.approx((alone[0] + 28 * alone[1] + alone[2]) / 30)
+
+
+def test_layers_with_a_window_of_their_own_read_that() -> None:
+    own, sparse, full = SWA(16), SWA(32), Full()
+    meter = VisitedMeter({0: (own,), 1: (sparse,)}, 4, 2, stock={0: own, 1: full})
+    found = meter.summary({N: 1})
+    of_own, of_sparse, of_full = (visited({0: one}) for one in (own, sparse, full))
+    assert found["visited_keys"]["16"] == pytest.approx((of_own + of_sparse) / 2)
+    assert found["full_visited_keys"]["16"] == pytest.approx((of_own + of_full) / 2)
