@@ -21,6 +21,7 @@ from sa_patch.evaluation.lm_eval_model import SAPatchLM
 from sa_patch.kernels import Spans
 from sa_patch.patching import layer_patterns
 from sa_patch.patterns import Pattern
+from tests.tiny_checkpoint import save_tiny_checkpoint
 
 TEXTS = [
     ("the cat sat on", " the mat"),
@@ -154,6 +155,18 @@ def test_meter_counts_what_enters_the_model(single: SAPatchLM) -> None:
     assert set(single.meter.counts()) == lengths
     inputs = {tuple(single.tok_encode(c + k)[:-1]) for c, k in TEXTS}
     assert single.meter.summary()["sequences"] == len(inputs)
+
+
+def test_layers_with_a_window_of_their_own_are_counted_as_that(tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    own = {"sliding_window": 8, "use_sliding_window": True, "layer_types": kinds}
+    folder = save_tiny_checkpoint(tmp_path, "qwen3", **own)
+    lm = SAPatchLM(pretrained=str(folder), method="swa", window=4, dtype="float32")
+    lm.meter.add([40])
+    windowed, sparse, n = (sum(min(i, w) for i in range(1, 41)) for w in (8, 4, 40))
+    found = lm.meter.summary()
+    share = found["attention_flops"] / found["full_attention_flops"]
+    assert share == pytest.approx((windowed + sparse) / (windowed + n))
 
 
 def test_requests_of_one_input_are_counted_once(single: SAPatchLM) -> None:

@@ -71,6 +71,13 @@ def recall_documents(
     return [_recall(tokenizer, tokens, start + index) for index in range(documents)]
 
 
+def first_stdlib_window(tokenizer: Tokenizer, tokens: int) -> list[int]:
+    """The first document of ``stdlib_position_N``, of N tokens."""
+    sources = _task_module("stdlib_perplexity", "stdlib_sources")
+    text = sources.windows(tokens)["test"][0]["text"]
+    return list(tokenizer.encode(text, add_special_tokens=True, verbose=False)[:tokens])
+
+
 def file_documents(
     tokenizer: Tokenizer, path: Path, tokens: int, documents: int, held_out: bool
 ) -> list[Document]:
