@@ -159,7 +159,7 @@ def test_meter_counts_what_enters_the_model(single: SAPatchLM) -> None:
 
 def test_layers_with_a_window_of_their_own_are_counted_as_that(tmp_path: Path) -> None:
     kinds = ["sliding_attention", "full_attention"]
-    own = {"sliding_window": 8, "use_sliding_window": True, "layer_types": kinds}
+    own: dict[str, Any] = {"sliding_window": 8, "use_sliding_window": True, "layer_types": kinds}
     folder = save_tiny_checkpoint(tmp_path, "qwen3", **own)
     lm = SAPatchLM(pretrained=str(folder), method="swa", window=4, dtype="float32")
     lm.meter.add([40])
