@@ -51,7 +51,7 @@ class Recovered:
     """One point: a pattern at a length.
 
     ``groups`` and ``tasks`` hold recoveries, ``mean`` that over the groups; ``draws`` are the
-    bootstrap's means, paired with those of other points of the same length and set of groups.
+    bootstrap's means, paired with those of other points of the same length and tasks.
     """
 
     pattern: str
@@ -75,12 +75,14 @@ def recover(
 
     Args:
         budgets: shares of full attention's FLOPs, ascending; a point belongs to the smallest that
-            it does not exceed.
+            it does not exceed by more than 3%.
         by: "flops", or "visited" for budgets in what tiles of queries read.
 
+    A point where full attention itself is at chance in every task is left out.
+
     Raises:
-        UserError: if full attention is missing for a task, items do not match, or a run did not
-            count visited keys and budgets are in them.
+        UserError: if full attention is missing for a task, items do not match, a run did not
+            count visited keys and budgets are in them, or no point is found.
     """
     cells = read_items(runs)
     full = {
@@ -106,7 +108,13 @@ def recover(
             if missing:
                 raise UserError(f"full attention has no result for {', '.join(missing)} yet")
             point = _point(pattern, layers, n, own, tasks, by_task, full, draws)
-            points.append(dataclasses.replace(point, budget=_budget(point, budgets, by)))
+            if point is not None:
+                points.append(dataclasses.replace(point, budget=_budget(point, budgets, by)))
+    if not points:
+        raise UserError(
+            "recovery needs a pattern beside full attention, on a task whose name ends in a length "
+            "(recall_passkey_4096) and in which full attention is above chance"
+        )
     return sorted(points, key=lambda p: (p.n, p.budget or 1.0, -p.mean.value))
 
 
@@ -133,7 +141,7 @@ def _point(
     by_task: Mapping[str, Sequence[tuple[Cell, Any]]],
     full: Mapping[str, Sequence[tuple[Cell, Any]]],
     draws: int,
-) -> Recovered:
+) -> Recovered | None:
     values: dict[str, list[float]] = {}
     drawn: dict[str, list[NDArray[np.float64]]] = {}
     by_name = {}
@@ -156,6 +164,8 @@ def _point(
         values.setdefault(group, []).append(value)
         drawn.setdefault(group, []).append(samples)
         by_name[task] = value
+    if not by_name:
+        return None
     groups = {
         group: interval(float(np.mean(values[group])), np.mean(drawn[group], axis=0))
         for group in GROUPS
@@ -182,7 +192,7 @@ def _point(
 
 
 def _budget(point: Recovered, budgets: Sequence[float], by: str) -> float | None:
-    """The smallest budget that a point does not exceed."""
+    """The smallest budget that a point does not exceed by more than `_OVER` allows."""
     share = point.share if by == "flops" else point.visited
     if share is None:
         raise UserError(
@@ -193,7 +203,7 @@ def _budget(point: Recovered, budgets: Sequence[float], by: str) -> float | None
 
 
 def difference(one: Recovered, other: Recovered) -> Interval:
-    """By how much one point recovers more than another of the same length, paired."""
+    """By how much one point recovers more than another of the same tasks, paired."""
     return interval(one.mean.value - other.mean.value, one.draws - other.draws)
 
 

@@ -51,15 +51,34 @@ def length_of(task: str) -> int | None:
     return int(found[1]) if found else None
 
 
+# What cells of one pattern, or those of its kernels, may differ in; all else must agree.
+_FREE = {
+    "pattern",
+    "method",
+    "window",
+    "seed",
+    "layers",
+    "limit",
+    "model_name",
+    "backend",
+    "decode",
+}
+
+
 def read_items(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, list[tuple[Cell, Any]]]]:
     """Cells with their item scores, by (pattern without seed, layers) and task.
 
+    A cell that several runs hold counts once.
+
     Raises:
-        UserError: if a cell has no item scores.
+        UserError: if a cell has no item scores, or cells are of several models or settings.
     """
     found: dict[tuple[str, str], dict[str, list[tuple[Cell, Any]]]] = {}
+    known: dict[str, Cell] = {}
     for run in runs:
         for cell in run.cells:
+            if known.setdefault(cell.id, cell) is not cell:
+                continue
             path = run.path / "cells" / f"{cell.id}.json"
             data = json.loads(stored_text(path))
             items = data.get("items")
@@ -77,12 +96,41 @@ def read_items(runs: Iterable[Run]) -> dict[tuple[str, str], dict[str, list[tupl
                 "all" if layers is None or cell.method == "full" else json.dumps(layers),
             )
             found.setdefault(key, {}).setdefault(cell.task, []).append((cell, items))
+    _check_alike([of_task for by_task in found.values() for of_task in by_task.values()])
     return found
 
 
+def _check_alike(groups: Iterable[Sequence[tuple[Cell, Any]]]) -> None:
+    """Refuse cells that cannot stand side by side, or twice for one seed of a pattern."""
+    first: dict[str, Cell] = {}
+    for group in groups:
+        seeds = set()
+        for cell, _ in group:
+            one = first.setdefault(cell.task, cell)
+            names = sorted({*one.setting, *cell.setting} - _FREE)
+            _refuse_other(one, cell, names)
+            _refuse_other(next(iter(first.values())), cell, ("model", "dtype"))
+            if cell.method != "full" and cell.setting["seed"] in seeds:
+                raise UserError(
+                    f"{cell.setting['pattern']} has several results on {cell.task} (another "
+                    "--limit, decode or backend); give one run of it"
+                )
+            seeds.add(cell.setting["seed"])
+
+
+def _refuse_other(one: Cell, other: Cell, names: Iterable[str]) -> None:
+    for name in names:
+        if one.setting.get(name) != other.setting.get(name):
+            raise UserError(
+                f"recovery compares cells of one {name}; got {one.setting.get(name)!r} and "
+                f"{other.setting.get(name)!r} ({other.task}): give the runs one by one"
+            )
+
+
 def items_of(cells: Sequence[tuple[Cell, Any]]) -> Items:
-    """The seeds of one pattern on one task, one row each."""
+    """The seeds of one pattern on one task, one row each, in order: they pair over tasks."""
     rows = []
+    cells = sorted(cells, key=lambda found: found[0].setting["seed"] or 0)
     for _, items in cells:
         rows.append(np.concatenate([np.asarray(items[name], float) for name in sorted(items)]))
     if len({len(row) for row in rows}) > 1:

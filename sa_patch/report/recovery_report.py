@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sa_patch.errors import UserError
 from sa_patch.evaluation.recovery import DRAWS, Interval
 from sa_patch.files.atomic_write import write_whole
 from sa_patch.files.png import png
@@ -23,6 +24,7 @@ NOTES = (
     "for every other task; mean over the tasks of a group, then over the groups.",
     "FLOPs: attention of the prefill, choosing of blocks included, measured, as a share of full "
     "attention's on the same prompts of that length.",
+    "Prompts vary in length: within a budget is what spends at most 3% more.",
     f"Intervals: 95%, paired bootstrap over items and seeds, {DRAWS} draws. A difference whose "
     "interval holds zero is none. No interval: there was one item alone, or all scored alike.",
 )
@@ -54,7 +56,22 @@ def write_recovery(
 
     Args:
         by: what budgets are shares of, as of `recover`.
+
+    Raises:
+        UserError: if the folder cannot be written.
     """
+    try:
+        return _write(points, runs, out, command, by)
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {out} ({error.strerror or error}); name a folder you may write "
+            "with --out"
+        ) from error
+
+
+def _write(
+    points: Sequence[Recovered], runs: Sequence[Run], out: Path, command: Sequence[str], by: str
+) -> RecoveryFiles:
     out.mkdir(parents=True, exist_ok=True)
     names = ("recovery.json", "recovery.md", "recovery.png", "ranking.png")
     files = RecoveryFiles(*(out / name for name in names))
@@ -108,16 +125,16 @@ def _places(points: Sequence[Recovered]) -> list[tuple[int, float | None]]:
 
 
 def _of(points: Sequence[Recovered], place: tuple[int, float | None]) -> list[Recovered]:
-    """Points of one length and budget, best first; those with most groups before the others."""
+    """Points of one length and budget, best first; those with most tasks before the others."""
     own = [point for point in points if (point.n, point.budget) == place]
-    return sorted(own, key=lambda point: (-len(point.groups), -point.mean.value))
+    return sorted(own, key=lambda point: (-len(point.groups), -len(point.tasks), -point.mean.value))
 
 
 def _against_best(points: Sequence[Recovered]) -> list[tuple[Recovered, Recovered]]:
     pairs = []
     for place in _places(points):
         best, *rivals = _of(points, place)
-        pairs += [(best, rival) for rival in rivals if rival.groups.keys() == best.groups.keys()]
+        pairs += [(best, rival) for rival in rivals if rival.tasks.keys() == best.tasks.keys()]
     return pairs
 
 
@@ -138,7 +155,7 @@ def markdown(points: Sequence[Recovered], runs: Sequence[Run], by: str = "flops"
             "| --- | --- |" + " ---: |" * (len(headings) - 2),
         ]
         for point in own:
-            same = point.groups.keys() == best.groups.keys()
+            same = point.tasks.keys() == best.tasks.keys()
             behind = _shown(difference(best, point)) if point is not best and same else "-"
             cells = [
                 f"`{point.pattern}`".replace("|", r"\|"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,45 +15,10 @@ from sa_patch.report.recovery_figures import composition, draw, draw_ranking
 from sa_patch.report.recovery_items import BENCHMARKS, LANGUAGE, RETRIEVAL, load
 from sa_patch.report.recovery_report import write_recovery
 from tests.pictures import DRAWN, coloured
+from tests.report.recovery_runs import BUDGETS, Runs
 from tests.sweep import run_builder
-from tests.sweep.run_builder import RunBuilder
 
-BUDGETS = (1 / 16, 1 / 8, 1 / 4)
-OWN_TASKS: dict[str, tuple[str, float | None, float, int]] = {
-    "stdlib_position_1024": ("perplexity,none", None, 8.0, 1024),
-    "recall_passkey_1024": ("acc,none", 0.0, 1.0, 1000),
-    "recall_multikey_1024": ("acc,none", 0.125, 0.9, 1000),
-}
-
-
-@pytest.fixture(autouse=True)
-def _own_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for task, about in OWN_TASKS.items():
-        monkeypatch.setitem(run_builder.TASKS, task, about)
-
-
-class Runs:
-    """A run folder whose cells hold item scores."""
-
-    def __init__(self, path: Path) -> None:
-        self.builder = RunBuilder(path)
-
-    def add(self, pattern: str, task: str, items: list[float], share: float, **more: Any) -> None:
-        name = self.builder.add(pattern, task, float(np.mean(items)), share=share, **more)
-        self.builder.files[name]["items"] = {task: items}
-
-    def points(self, budgets: tuple[float, ...] = BUDGETS) -> list:
-        return recover(load([self.builder.write()]), budgets)
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Runs:
-    found = Runs(tmp_path / "run")
-    found.add("full", "stdlib_position_1024", [-2.0, -2.2, -1.8, -2.0], 1.0)
-    found.add("full", "recall_passkey_1024", [1.0, 1.0, 1.0, 1.0, 0.0], 1.0)
-    found.add("full", "recall_multikey_1024", [1.0, 1.0, 1.0, 0.0], 1.0)
-    found.add("full", "arc_easy", [1.0, 1.0, 1.0, 1.0], 1.0)
-    return found
+pytestmark = pytest.mark.usefixtures("own_tasks")
 
 
 def test_recovery_is_its_definition(runs: Runs) -> None:
