@@ -18,6 +18,7 @@ from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
 from sa_patch.evaluation.prompt_cutting import CutPromptsLM
+from sa_patch.evaluation.request_cache import claim, fingerprint
 from sa_patch.evaluation.shared_contexts import caches_keys_alone
 from sa_patch.kernels import Spans, check_backend
 from sa_patch.kernels.counting import counting_backends, served_by
@@ -40,7 +41,6 @@ from sa_patch.patterns import Full, Pattern, make_pattern, parse_pattern, with_s
 from sa_patch.patterns.base import whole_number
 from sa_patch.patterns.registry import is_text_form
 
-_CACHE_OWNER = "sa_patch:owner"
 # Encoded requests that are remembered: a sweep asks the same ones of every pattern.
 _REMEMBERED_PAIRS = 1 << 17
 
@@ -117,6 +117,11 @@ class SAPatchLM(CutPromptsLM):
         schedule = read_layers(layers)
         if batch_tokens is not None:
             whole_number(batch_tokens, "batch_tokens", 1)
+            if str(hf_arguments.get("batch_size", "")).startswith("auto"):
+                raise UserError(
+                    "batch_tokens bounds batches of a known size; give batch_size a number beside "
+                    "it, or leave batch_tokens out"
+                )
         self.batch_tokens = batch_tokens
         self._encoded: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         if isinstance(pretrained, str):
@@ -124,6 +129,7 @@ class SAPatchLM(CutPromptsLM):
                 pretrained, hf_arguments.pop("gguf_file", None), hf_arguments.get("revision")
             )
             check_layers(source, schedule.named)
+            self._weights = source.identity
             if (folder := tokenizer_folder(source)) is not None:
                 hf_arguments.setdefault("tokenizer", folder)
             source = quickest_source(source)
@@ -138,9 +144,13 @@ class SAPatchLM(CutPromptsLM):
         # Under the same name lm-eval has an option of its own: which of its code paths to take.
         with reading_gguf_once():
             super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
+        if not self._weights:
+            self._weights = fingerprint(base_model(self.model))
         self._share_work()
         self.use_pattern(chosen, layers=schedule, decode=decode, backend=backend)
 
+    # Stands for the weights of the model.
+    _weights = ""
     # Set while lm-eval tries batch sizes.
     _probing = False
     verbose = False
@@ -163,7 +173,7 @@ class SAPatchLM(CutPromptsLM):
         schedule = Schedule.read(layers)
         patch_model(model, pattern, layers=schedule, decode=decode, backend=backend)
         self.pattern = pattern
-        self._identity = f"{pattern} layers={schedule.to_plain()} decode={decode}"
+        self._identity = f"{pattern} layers={schedule.to_plain()} decode={decode} backend={backend}"
         patterns = layer_patterns(model)
         branches = layer_branches(model)
         each = [*patterns.values(), *(part for own in branches.values() for part in own)]
@@ -209,18 +219,8 @@ class SAPatchLM(CutPromptsLM):
         super().set_cache_hook(cache_hook)
 
     def _own_cache(self, cache_hook: CacheHook) -> None:
-        answers = cache_hook.dbdict
-        if answers is None:
-            return
-        name = self.pretrained if isinstance(self.pretrained, str) else type(self.model).__name__
-        mine = f"{name} {self._identity}"
-        owner = answers.get(_CACHE_OWNER, None if len(answers) else mine)
-        if owner != mine:
-            raise UserError(
-                f"the request cache was filled by {owner or 'another model'!r}, not by {mine!r}; "
-                "give each pattern a --use_cache of its own"
-            )
-        answers[_CACHE_OWNER] = mine
+        reading = f"max_length={self.max_length} add_bos_token={self.add_bos_token}"
+        claim(cache_hook, f"{self._weights} {self.model.dtype} {reading} {self._identity}")
 
     def _share_work(self) -> None:
         """Take this process's share of the requests under `accelerate launch` on CPUs too.
@@ -275,6 +275,11 @@ class SAPatchLM(CutPromptsLM):
             answers: list[tuple[float, bool]] = super().loglikelihood(*arguments, **named)
         return answers
 
+    def loglikelihood_rolling(self, *arguments: Any, **named: Any) -> list[float]:
+        with self._telling_once():
+            answers: list[float] = super().loglikelihood_rolling(*arguments, **named)
+        return answers
+
     def generate_until(self, *arguments: Any, **named: Any) -> list[str]:
         with self._telling_once():
             answers: list[str] = super().generate_until(*arguments, **named)
@@ -289,12 +294,9 @@ class SAPatchLM(CutPromptsLM):
             yield
         self.verbose = False
         spent = self.meter.summary()
-        rate = f" at {spent['tokens'] / spent['model_seconds']:,.0f} a second"
-        print(
-            f"{served_by(calls)}; prompts of {spent['tokens']:,} tokens"
-            f"{rate if spent['model_seconds'] else ''}",
-            file=sys.stderr,
-        )
+        seconds = spent["model_seconds"]
+        rate = f" at {spent['tokens'] / seconds:,.0f} a second" if seconds else ""
+        print(f"{served_by(calls)}; prompts of {spent['tokens']:,} tokens{rate}", file=sys.stderr)
 
     @property
     def generates_in_full(self) -> bool:

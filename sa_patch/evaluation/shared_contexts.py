@@ -108,11 +108,14 @@ class SharedContextsLM(PaddedBatchesLM):
         for lengths in similar_lengths(sorted(by_length, reverse=True)):
             batch: list[list[int]] = []
             for question in (one for length in lengths for one in by_length[length]):
+                if not self._fits(requests, [question], rows):
+                    continue  # lm-eval reads its answers apart
                 if batch and not self._fits(requests, [*batch, question], rows):
                     yield batch
                     batch = []
                 batch.append(question)
-            yield batch
+            if batch:
+                yield batch
 
     def _fits(self, requests: Sequence[Request], batch: Sequence[list[int]], rows: int) -> bool:
         lengths = [self._input_length(requests[index]) for question in batch for index in question]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
@@ -35,6 +37,14 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 # In front of a tuple's type, since YAML has lists only, which strict validation would refuse.
 # ``windows: Annotated[tuple[int, ...], LISTED] = ()``
 LISTED = BeforeValidator(as_tuple)
+
+
+def read_fraction(text: str) -> float:
+    """The number that is written ``1/8`` or ``0.125``; NaN where it is neither."""
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        return math.nan
 
 
 def text_is(key: str) -> BeforeValidator:

@@ -88,8 +88,8 @@ def axis_note(comparison: Comparison, x: str, apart: bool = True) -> str:
         return (
             "Keys that a tile reads: a kernel on matrix units reads keys for a tile of 128 rows "
             "(queries times the heads that share a KV head), here in blocks of 16 that hold "
-            "something visible to one of them; counted on a few layers and prompts, choosing "
-            "blocks not included."
+            "something visible to one of them; counted on a few layers and prompts, what is read "
+            "to choose blocks included."
         )
     if x == "seconds":
         return (
@@ -211,17 +211,19 @@ def run_lines(run: Run) -> list[str]:
         f"run: {run.path.name}, {manifest.get('started') or 'start unknown'} to "
         f"{manifest.get('ended') or 'not ended'}"
     ]
-    versions = manifest.get("versions")
+    sessions = [s for s in manifest.get("sessions") or [] if isinstance(s, Mapping)]
+    # One that found all cells done says nothing about where they were computed.
+    worked = [s for s in sessions if s.get("ran", 1)] or sessions or [manifest]
+    versions = worked[-1].get("versions")
     if isinstance(versions, Mapping):
         known = [f"{name} {version}" for name, version in versions.items() if version]
         lines.append("versions: " + ", ".join(known))
-    sessions = [s for s in manifest.get("sessions") or [] if isinstance(s, Mapping)]
-    commits = dict.fromkeys(_commit(session.get("git")) for session in sessions or [manifest])
+    commits = dict.fromkeys(_commit(session.get("git")) for session in worked)
     lines.append("commit: " + ", ".join(commits))
-    hardware = manifest.get("hardware")
-    if hardware:
-        lines.append(f"hardware: {_flat(hardware)}")
-    command = manifest.get("command")
+    machines = [_flat(session["hardware"]) for session in worked if session.get("hardware")]
+    if machines:
+        lines.append("hardware: " + "; ".join(dict.fromkeys(machines)))
+    command = worked[-1].get("command")
     if command:
         lines.append(f"command: {' '.join(command) if isinstance(command, list) else command}")
     return lines

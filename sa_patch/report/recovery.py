@@ -32,6 +32,7 @@ from sa_patch.evaluation.recovery import (
     bootstrap,
     interval,
 )
+from sa_patch.files.settings import read_fraction
 from sa_patch.report.recovery_items import (
     GROUPS,
     LANGUAGE,
@@ -215,11 +216,7 @@ def parse_budgets(text: str) -> list[float]:
     """
     budgets = []
     for piece in text.split(","):
-        top, slash, bottom = piece.partition("/")
-        try:
-            share = float(top) / float(bottom) if slash else float(top)
-        except (ValueError, ZeroDivisionError):
-            share = 0.0
+        share = read_fraction(piece)
         if not 0 < share <= 1:
             raise UserError(
                 f"budgets are shares of full attention's cost, such as 0.0625,1/8; got {piece!r}"

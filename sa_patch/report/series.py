@@ -18,7 +18,7 @@ MODEL_SETTINGS = ("model", "model_name", "dtype")
 PATTERN_SETTINGS = ("layers", "decode", "backend")
 # Characters of a schedule of layers that a label has room for.
 LONGEST_LAYERS = 32
-TASK_SETTINGS = ("limit", "num_fewshot", "gen_kwargs", "task_version", *PROMPT_SETTINGS)
+TASK_SETTINGS = ("limit", "num_fewshot", "gen_kwargs", "task_version", "data", *PROMPT_SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Namer:
         varied = self._varied_task_settings[cell.task]
         if not varied:
             return cell.task
-        parts = (f"{key} {_text(cell.setting, key)}" for key in varied)
+        parts = (f"{key} {_shown(key, _text(cell.setting, key))}" for key in varied)
         return f"{cell.task} ({', '.join(parts)})"
 
     def seedless(self, cell: Cell) -> str:
@@ -131,6 +131,8 @@ def _text(setting: Mapping[str, Any], key: str) -> str:
 
 
 def _shown(key: str, value: str) -> str:
+    if key == "data" and value != "null":
+        return value[-8:]  # of a digest
     return _layers(json.loads(value)) if key == "layers" and value[:1] in '"{[' else value
 
 

@@ -74,7 +74,9 @@ class CellRunner:
             "max_length": self._lm.max_length,
             "backend": self._config.backend,
             "hardware": [self._lm.device.type, *self._hardware["gpus"]],
-            "versions": {name: versions().get(name) for name in ("torch", "transformers")},
+            "versions": {
+                name: versions().get(name) for name in ("sa_patch", "torch", "transformers")
+            },
         }
 
     def try_patterns(self, cells: Iterable[PlannedCell]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from sa_patch.errors import UserError, suggest
 from sa_patch.files.packaged import configs_dir
@@ -36,7 +37,23 @@ Dtype = Annotated[str, one_of("dtype", DTYPES)]
 Entry = TypeVar("Entry")
 Shots = Annotated[int, Field(ge=0)]
 METADATA_EXAMPLE = """for example '{"max_seq_lengths": [1024, 4096]}'"""
-Keywords = Annotated[dict[str, Any], BeforeValidator(lambda value: {} if value is None else value)]
+
+
+def _as_json(value: Any) -> Any:
+    """The value as a cell's file gives it back: keys of mappings are text there."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        raise PydanticCustomError(
+            "json", "made of text, finite numbers, true, false, null, lists and mappings"
+        ) from None
+
+
+Keywords = Annotated[
+    dict[str, Any],
+    BeforeValidator(lambda value: {} if value is None else value),
+    BeforeValidator(_as_json),
+]
 
 
 class ModelSpec(Settings):
@@ -161,7 +178,9 @@ class SweepConfig(TaskSettings):
         if text is None:
             return self
         try:
-            metadata = json.loads(text)
+            metadata = _as_json(json.loads(text))
+        except PydanticCustomError as error:
+            raise UserError(f"--metadata must be {error}; got {text}") from None
         except ValueError as error:
             raise UserError(f"--metadata is no JSON ({error}); {METADATA_EXAMPLE}") from None
         if not isinstance(metadata, dict):

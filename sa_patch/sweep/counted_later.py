@@ -28,6 +28,8 @@ class CountedLater:
             return
         try:
             for one in json.loads(path.read_text(encoding="utf-8"))["counts"]:
+                if not one["n"] > 0:
+                    raise ValueError(f"n is {one['n']}")
                 self._counts.setdefault((one["pattern"], one["layers"]), []).append(one)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.schedule_file import read_layers
-from sa_patch.files.settings import LISTED, Positive, Settings, Text, one_of
+from sa_patch.files.settings import LISTED, Positive, Settings, Text, one_of, read_fraction
 from sa_patch.kernels.visited_keys import visited_share
 from sa_patch.patching import Schedule
 from sa_patch.patterns import (
@@ -117,10 +117,10 @@ def _fraction(value: Any) -> Any:
     """The value of a fraction in text, since YAML has none; all else as it is, to be checked."""
     if not isinstance(value, str):
         return value
-    try:
-        return float(Fraction(value.replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"shares are written 1/8 or 0.125, got {value!r}") from None
+    share = read_fraction(value)
+    if math.isnan(share):
+        raise UserError(f"shares are written 1/8 or 0.125, got {value!r}")
+    return share
 
 
 # What a budget is a share of.

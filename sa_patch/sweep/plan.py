@@ -36,10 +36,14 @@ class PlannedCell:
     info: TaskInfo
 
     @property
+    def task_at_length(self) -> str:
+        """The task's name, with the length where there are several; such cells cost about alike."""
+        return f"{self.info.name} {self.info.length}" if self.info.length else self.info.name
+
+    @property
     def label(self) -> str:
         layers = f"  layers {self.layers}" if str(self.layers) else ""
-        length = f" {self.info.length}" if self.info.length else ""
-        return f"{self.info.name}{length}  {self.pattern}{layers}"
+        return f"{self.task_at_length}  {self.pattern}{layers}"
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,11 @@ def _each_length(task: TaskSpec, ruler: bool) -> list[TaskSpec]:
     lengths = as_tuple(lengths)
     if not lengths:
         raise UserError(f"task {task.task!r}: {LENGTHS} lists nothing; give [4096], for example")
-    if ruler:
-        for length in lengths:
+    for length in lengths:
+        if ruler:
             check_length(length)
+        elif isinstance(length, (list, dict)):
+            raise UserError(f"task {task.task!r}: {LENGTHS} are numbers or texts, got {length!r}")
     return [
         task.model_copy(update={"metadata": {**task.metadata, LENGTHS: [length]}})
         for length in dict.fromkeys(lengths)

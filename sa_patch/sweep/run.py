@@ -64,7 +64,7 @@ def run_sweep(
         warning = folder.begin(config.name, config.to_dict(), planned, command)
         waiting, untrusted = unfinished(folder, plan)
         outcome = Outcome(len(plan.cells), found=len(plan.cells) - len(waiting))
-        with SweepProgress([cell.info.name for cell in waiting]) as progress:
+        with SweepProgress([cell.task_at_length for cell in waiting]) as progress:
             for sentence in [*([warning] if warning else []), *untrusted]:
                 progress.say(sentence, "yellow")
             if outcome.found:
@@ -118,7 +118,7 @@ def _handle(event: Event, folder: RunFolder, progress: SweepProgress, outcome: O
                 outcome.failed += 1
                 log = folder.save_log(cell.id, computed.log)
                 text, style = f"FAILED: {content['error']} (more in {log})", "red"
-            progress.finished(cell.info.name, cell.label, text, content["seconds"], style)
+            progress.finished(cell.task_at_length, cell.label, text, content["seconds"], style)
 
 
 def describe_plan(plan: Plan, out: Path | str) -> list[str]:

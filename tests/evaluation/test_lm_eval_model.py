@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lm_eval._cli.utils import MergeDictAction
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks, register_implementation
 from sa_patch.errors import UserError
@@ -304,6 +306,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "backend": ({"window": 4, "backend": "bandd"}, "did you mean 'banded'"),
     "layers": ({"window": 4, "layers": "one"}, "numbers and ranges"),
     "decode": ({"window": 4, "decode": "no"}, "decode must be"),
+    "tokens": ({"window": 4, "batch_tokens": 9, "batch_size": "auto"}, "give batch_size a number"),
 }
 
 
@@ -324,6 +327,24 @@ def test_a_request_cache_serves_one_pattern_only(checkpoint: Path, tmp_path: Pat
     other = SAPatchLM(pretrained=str(checkpoint), window=8, dtype="float32", device="cpu")
     with pytest.raises(UserError, match="sa:window=4,seed=0"):
         CachingLM(other, cache)
+    for change in ({"dtype": "bfloat16"}, {"add_bos_token": True}, {"backend": "reference"}):
+        settings: dict[str, Any] = {"window": 4, "dtype": "float32", "device": "cpu", **change}
+        with pytest.raises(UserError, match="--use_cache of its own"):
+            CachingLM(SAPatchLM(pretrained=str(checkpoint), **settings), cache)
+
+
+def test_a_cache_tells_model_objects_apart_by_their_weights(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    settings: dict[str, Any] = {"tokenizer": str(checkpoint), "window": 4}
+    cache = str(tmp_path / "cache.db")
+    CachingLM(SAPatchLM(model, **settings), cache).loglikelihood(requests())
+    CachingLM(SAPatchLM(model, **settings), cache)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    with pytest.raises(UserError, match="--use_cache of its own"):
+        CachingLM(SAPatchLM(model, **settings), cache)
 
 
 def test_a_cache_of_another_model_class_is_refused(checkpoint: Path, tmp_path: Path) -> None:

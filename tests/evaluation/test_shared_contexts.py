@@ -109,9 +109,24 @@ def test_batches_keep_to_a_number_of_answers_and_of_tokens(
     ask(lm)
     assert sorted(read) == [1, 1, 2]
     read.clear()
-    monkeypatch.setattr(lm, "batch_tokens", 300)
+    monkeypatch.setattr(lm, "batch_tokens", 400)
     ask(lm)
-    assert read == [1, 1, 1, 1]
+    assert read == [1, 1, 1]  # the longest is larger than a batch
+
+
+def test_a_question_larger_than_a_batch_is_read_answer_by_answer(
+    lm: SAPatchLM, read: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm.use_pattern(SWA(20))
+    expected = ask(lm)
+    for name, value in (("batch_size_per_gpu", len(ENDS) - 1), ("batch_tokens", 100)):
+        read.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(lm, name, value)
+            found = ask(lm)
+        assert read == []
+        assert [one for _, one in found] == [one for _, one in expected]
+        assert [one for one, _ in found] == pytest.approx([one for one, _ in expected], abs=1e-4)
 
 
 def test_logits_are_asked_from_the_first_answer_on(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -110,6 +111,23 @@ def test_markdown_shows_scores_provenance_and_how_to_read_them(run: RunBuilder) 
     ):
         assert line in text
     assert "Incomplete" not in text and "not used" not in text
+
+
+def test_provenance_is_that_of_the_sessions_that_computed_something(run: RunBuilder) -> None:
+    def session(torch: str, cpu: str, **more: Any) -> dict[str, Any]:
+        return {
+            "command": ["sa-patch", cpu],
+            "versions": {"torch": torch},
+            "git": {"commit": cpu},
+            "hardware": {"cpu": cpu},
+            **more,
+        }
+
+    sessions = [session("1", "one", ran=2), session("2", "two"), session("3", "three", ran=0)]
+    text = write_report([run.write(**sessions[-1], sessions=sessions)]).markdown.read_text()
+    for line in ("versions: torch 2", "commit: one, two", "hardware: cpu one; cpu two"):
+        assert f"- {line}\n" in text
+    assert "- command: sa-patch two\n" in text
 
 
 def test_no_limit_is_no_subset(tmp_path: Path) -> None:

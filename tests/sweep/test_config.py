@@ -1,5 +1,6 @@
 """Sweep files: what they mean, and one clear sentence for each mistake."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +180,18 @@ def test_metadata_of_the_command_line_are_over_the_files() -> None:
     every = parse_config({**GRID, "tasks": ["a", "b"]}).with_metadata('{"y": [3]}')
     assert [task.metadata for task in every.tasks] == [{"y": [3]}] * 2
     assert config.with_metadata(None) == config
-    for text, sentence in (("{y", "is no JSON"), ("[1]", "must be a JSON object, got")):
-        with pytest.raises(UserError, match=f"--metadata {sentence}.*max_seq_lengths"):
+    for text, sentence in (
+        ("{y", "is no JSON .*max_seq_lengths"),
+        ("[1]", "must be a JSON object, got.*max_seq_lengths"),
+        ('{"a": NaN}', "must be made of text, finite numbers"),
+    ):
+        with pytest.raises(UserError, match=f"--metadata {sentence}"):
             config.with_metadata(text)
+
+
+def test_metadata_are_what_a_cells_file_gives_back() -> None:
+    config = parse_config({**GRID, "tasks": [{"task": "a", "metadata": {"x": {1: [2]}}}]})
+    assert [task.metadata for task in config.tasks] == [{"x": {"1": [2]}}]
 
 
 def test_turns_of_a_chat_need_its_template() -> None:
@@ -248,6 +258,8 @@ def test_turns_of_a_chat_need_its_template() -> None:
         ({"layers": []}, "layers is empty"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"gen_kwargs": 3}, "gen_kwargs must be a mapping"),
+        ({"metadata": {"day": date(2024, 1, 1)}}, "metadata must be made of text, finite numbers"),
+        ({"gen_kwargs": {"x": float("nan")}}, "gen_kwargs must be made of text, finite"),
         ({"resources": {"gpu": 1}}, "unknown key 'gpu' in 'resources'; did you mean 'gpus'"),
         ({"resources": 4}, "resources must be a mapping of keys to values, got 4"),
         ({"resources": {"cpus": 0}}, "resources.cpus must be at least 1, got 0"),

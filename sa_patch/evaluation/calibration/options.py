@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 from sa_patch.errors import UserError, choice
 from sa_patch.evaluation.calibration.measurement import check_budget
 from sa_patch.evaluation.calibration.schedule_file import check_schedule_file
 from sa_patch.evaluation.calibration.thresholds import COSTS, check_family
+from sa_patch.files.settings import read_fraction
 from sa_patch.kernels import check_backend
 from sa_patch.models.embedded import ModelSource, resolve_model
 from sa_patch.models.layer_check import (
@@ -185,10 +185,7 @@ def read_share(text: str) -> float:
     Raises:
         UserError: if it is none above 0 and below 1.
     """
-    try:
-        share = float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
-        share = 0.0
+    share = read_fraction(text)
     if not 0 < share < 1:
         raise UserError(
             "--share is a part of full attention's cost, above 0 and below 1, such as 1/8 or "

@@ -1,7 +1,8 @@
 """Cells as tasks of a Ray cluster: every worker holds one loaded model and computes cells of it.
 
-The workers send results back and write nothing, so that they share no folder with the sweep. A
-worker or a machine that dies costs the cell that it had a further try, and nothing else.
+The workers send results back and need share no folder with the sweep; where they do, they leave
+there what full attention answered. A worker or a machine that dies costs the cell that it had a
+further try, and nothing else.
 """
 
 from __future__ import annotations

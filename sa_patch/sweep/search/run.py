@@ -125,6 +125,8 @@ class _Search:
         """One family, larger in some parts of the stack: the best of all trials."""
 
         def suggest(trial: Trial) -> Patterns:
+            trial.set_user_attr("family", family)
+
             def fit(share: float) -> Any:
                 return self._costs.fit(family, share, self._options.cost)
 
