@@ -1,20 +1,18 @@
 """The depth figure: accuracy by the place of the needle in the text, a row for each method."""
 
 import math
-from collections.abc import Sequence
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sa_patch.figures.layout import FONT, Caption, Layout
-from sa_patch.report.aggregate import Comparison, Point
-from sa_patch.report.series import Series
+from sa_patch.report.aggregate import Comparison
+from sa_patch.report.lengths.by_length import row_name
+from sa_patch.report.lengths.heatmap import draw_scores
 
 COLUMNS = 5  # panels in a row, at most
 CELL = (0.36, 0.19)  # inches for one score
 CHARACTER = 0.075  # inches
 LEAST_WIDTH = 1.5  # inches of a panel: its label needs as much
-LIGHT_FROM = 0.6  # the colour map is light from here on, and takes black figures
 
 
 def draw_depth(comparison: Comparison, caption: Caption) -> Figure | None:
@@ -31,7 +29,7 @@ def draw_depth(comparison: Comparison, caption: Caption) -> Figure | None:
         return None
     points = [point for point in comparison.points if point.by_depth]
     rows = list(dict.fromkeys((point.series, point.window) for point in points))
-    names = [_row_name(series, window) for series, window in rows]
+    names = [row_name(row) for row in rows]
     depths = sorted({depth for point in points for depth, _ in point.by_depth})
     lines = math.ceil(len(tasks) / COLUMNS)
     columns = math.ceil(len(tasks) / lines)
@@ -47,34 +45,11 @@ def draw_depth(comparison: Comparison, caption: Caption) -> Figure | None:
     for index, task in enumerate(tasks):
         axes = layout.panel(index)
         of_task = {(point.series, point.window): point for point in comparison.of_task(task)}
-        _draw_scores(axes, [of_task.get(row) for row in rows], depths)
+        known = [dict(of_task[row].by_depth) if row in of_task else {} for row in rows]
+        shown = [[scores.get(depth, math.nan) for depth in depths] for scores in known]
+        draw_scores(axes, shown, [str(depth) for depth in depths])
         axes.set_yticks(range(len(rows)), names if index % columns == 0 else [""] * len(rows))
         axes.set_title(task, fontsize=FONT + 1, loc="left")
         if index + columns >= len(tasks):
             axes.set_xlabel("depth, % of the text", fontsize=FONT)
     return layout.figure
-
-
-def _row_name(series: Series, window: int | None) -> str:
-    return series.label if window is None else f"{series.label}  @{window}"
-
-
-def _draw_scores(axes: Axes, points: Sequence[Point | None], depths: Sequence[int]) -> None:
-    found = [dict(point.by_depth) if point is not None else {} for point in points]
-    shown = [[scores.get(depth, math.nan) for depth in depths] for scores in found]
-    axes.imshow(shown, cmap="viridis", vmin=0.0, vmax=1.0, aspect="auto")
-    for row, scores in enumerate(shown):
-        for column, score in enumerate(scores):
-            if not math.isnan(score):
-                axes.text(
-                    column,
-                    row,
-                    f"{100 * score:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=FONT - 2,
-                    color="white" if score < LIGHT_FROM else "black",
-                )
-    axes.set_xticks(range(len(depths)), [str(depth) for depth in depths])
-    axes.tick_params(labelsize=FONT - 1, length=0)
-    axes.spines[:].set_visible(False)

@@ -10,14 +10,12 @@ from matplotlib.figure import Figure
 
 from sa_patch.figures.layout import FONT, Caption, Layout
 from sa_patch.report.lengths.by_length import ByLength, Row, row_name
+from sa_patch.report.lengths.heatmap import draw_scores
 
 COLUMNS = 6  # panels in a row, at most
 CELL = (0.5, 0.2)  # inches for one score
 LEAST_WIDTH = 1.55  # inches of a panel: its title is set in two lines of it
 CHARACTERS = 15  # of a title, for each inch
-LIGHT_FROM = 0.45  # the colour map is light from here on, and takes black figures
-# Told apart by colour-blind readers, and in grey.
-COLOUR_MAP = "cividis"
 
 
 def draw_needles(found: ByLength, caption: Caption) -> Figure | None:
@@ -65,21 +63,5 @@ def _draw_panel(axes: Axes, found: ByLength, row: Row, task: str, depths: list[i
     shown = [
         [known.get(length, {}).get(depth, math.nan) for length in found.lengths] for depth in depths
     ]
-    axes.imshow(shown, cmap=COLOUR_MAP, vmin=0.0, vmax=1.0, aspect="auto")
-    for line, scores in enumerate(shown):
-        for column, score in enumerate(scores):
-            if not math.isnan(score):
-                colour = "white" if score < LIGHT_FROM else "black"
-                axes.text(
-                    column,
-                    line,
-                    f"{100 * score:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=FONT - 2,
-                    color=colour,
-                )
-    axes.set_xticks(range(len(found.lengths)), [f"{length:,}" for length in found.lengths])
+    draw_scores(axes, shown, [f"{length:,}" for length in found.lengths])
     axes.set_yticks(range(len(depths)), [str(depth) for depth in depths])
-    axes.tick_params(labelsize=FONT - 2, length=0)
-    axes.spines[:].set_visible(False)
