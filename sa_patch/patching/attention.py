@@ -27,6 +27,9 @@ OWN_NAMES = {IMPLEMENTATION}
 # wrong. Soft caps and learned sinks are not among them: kernels know those.
 _OTHER_ARGUMENTS = ("position_bias", "head_mask")
 
+# Arguments by which a model names the keys that it has chosen itself.
+_CHOSEN_KEYS = ("indices", "block_indices")
+
 
 def sparse_attention_forward(
     module: nn.Module,
@@ -64,6 +67,7 @@ def sparse_attention_forward(
             "load it with its stock attention and call sa_patch.patch_model(model, ...)"
         )
     require_own_mask(attention_mask, "a patched model")
+    refuse_chosen_keys(module, kwargs)
     prompt = plan.reading.is_prompt(attention_mask)
     if plan.pattern is None or (not prompt and plan.decode == "full"):
         keep_queries(module, query, attention_mask)
@@ -141,6 +145,19 @@ def require_own_mask(mask: object, model: str) -> None:
             f"{model} makes its own mask: a ready 4D attention_mask is not supported; "
             "give a 2D one of 0 and 1"
         )
+
+
+def refuse_chosen_keys(module: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Raise `UserError` where the model has chosen keys itself, which even stock masks leave out.
+
+    Model files put that choice into masks only for implementations that they know by name.
+    """
+    for name in _CHOSEN_KEYS:
+        if kwargs.get(name) is not None:
+            raise UserError(
+                f"layer {module.layer_idx} of this model chooses keys itself ({name!r}), which a "
+                "patched model would ignore; unpatch_model(model) first"
+            )
 
 
 def refuse_share_of_heads(module: nn.Module, plan: LayerPlan, heads: int) -> None:

@@ -18,6 +18,7 @@ from sa_patch.patching import operator
 from sa_patch.patching.attention import (
     IMPLEMENTATION,
     own_softmax,
+    refuse_chosen_keys,
     refuse_share_of_heads,
     refuse_unsupported,
     sparse_attention_forward,
@@ -100,6 +101,7 @@ def attention_function(
         return _attention_outside(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
+    refuse_chosen_keys(module, kwargs)
     plan.reading.is_prompt(attention_mask)
     if plan.pattern is None:
         mask = attention_mask.stock(plan.stock)

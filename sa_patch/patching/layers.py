@@ -11,6 +11,11 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 
+# Where attention modules of transformers keep what chooses or condenses their keys (DeepSeek-V3.2
+# and V4, GLM-5, MiniMax-M3, ...). Their model files prepare masks for it, but only for
+# implementations that they know by name.
+_OWN_CHOICES = ("indexer", "compressor")
+
 
 def wrappers(model: Any) -> list[Any]:
     """The model and all that it is wrapped in, from the outside in: torch.compile, adapters."""
@@ -71,6 +76,12 @@ def attention_layers(model: PreTrainedModel) -> dict[int, nn.Module]:
             continue
         if index in found:
             raise UserError(f"{name} has several attention modules in layer {index}; not supported")
+        own = next((part for part in _OWN_CHOICES if getattr(module, part, None) is not None), None)
+        if own is not None:
+            raise UserError(
+                f"{name} chooses keys itself, by the {own} of layer {index}, and no pattern can "
+                "take the place of that; use a model whose layers see all keys or a window"
+            )
         found[index] = module
     if not found:
         raise UserError(f"{name} has no causal self-attention layer to patch")

@@ -58,6 +58,11 @@ _LINEAR: dict[str, Any] = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
 }
+_INDEXER: dict[str, Any] = {
+    "index_topk": 8,
+    "index_n_heads": 2,
+    "index_head_dim": 8,
+}
 _MIXED: dict[str, Any] = {
     "head_dim": 8,
     "layer_types": ["sliding_attention", "full_attention"],
@@ -189,6 +194,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "mamba": ({}, "has no causal self-attention layer to patch"),
     "bert": ({}, "has no causal self-attention layer to patch"),
     "hrm_text": ({}, "has several attention modules in layer 0"),
+    "axk2": (_EXPERTS | _LATENT | _INDEXER, "chooses keys itself, by the indexer of layer 0"),
+    "deepseek_v32": (_EXPERTS | _LATENT | _INDEXER, "the indexer of layer 0"),
+    "deepseek_v4": (_EXPERTS | {"head_dim": 16}, "the compressor of layer 0"),
+    "dots3_note_text": (_EXPERTS | _LATENT | _INDEXER, "the indexer of layer 0"),
+    "glm_moe_dsa": (_EXPERTS | _LATENT | _INDEXER, "the indexer of layer 0"),
+    "hy_v4": (_EXPERTS | _LATENT | _INDEXER, "the indexer of layer 0"),
+    "minimax_m3_vl_text": (
+        _EXPERTS
+        | _INDEXER
+        | {"head_dim": 8, "layer_types": ["full_attention", "minimax_m3_sparse"]},
+        "the indexer of layer 1",
+    ),
+    "qwen4_exp_text": (
+        _EXPERTS
+        | _LINEAR
+        | {
+            "layer_types": ["linear_attention", "indexed_attention"],
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 8,
+            "indexer_compress_ratio": 4,
+        },
+        "the indexer of layer 1",
+    ),
 }
 
 

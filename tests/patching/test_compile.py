@@ -105,6 +105,15 @@ def test_compiled_models_give_the_same_logits(
     assert torch.equal(logits(model), stock)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("layers", [[0], [1]], ids=["sparse", "stock"])
+def test_keys_that_a_model_chose_itself_are_refused_in_graphs_too(layers: list[int]) -> None:
+    model = patch_model(tiny_model("qwen3"), SWA(4), layers=layers)
+    compiled = torch.compile(model, backend=Recorder())
+    with pytest.raises(UserError, match="layer 0 .* chooses keys itself"):
+        compiled(TOKENS, indices=torch.zeros(1, dtype=torch.int64))
+
+
 PACKED = torch.cat([torch.arange(7), torch.arange(13)])[None].expand(2, -1)
 # The calls whose graphs differ.
 CALLS: dict[str, dict[str, Any]] = {

@@ -71,6 +71,20 @@ def test_layers_left_out_keep_their_stock_attention(stock: str) -> None:
     assert not torch.equal(*outputs[1])
 
 
+@pytest.mark.parametrize("name", ["indices", "block_indices"])
+@pytest.mark.parametrize("layers", [[0], [1]], ids=["sparse", "stock"])
+def test_keys_that_a_model_chose_itself_are_refused_never_ignored(
+    name: str, layers: list[int]
+) -> None:
+    model, tokens = tiny_model("qwen3"), random_tokens(1, 9)
+    chosen: dict[str, Any] = {name: torch.zeros(1, dtype=torch.int64)}
+    logits(model, tokens, **chosen)
+    patch_model(model, SWA(4), layers=layers)
+    with pytest.raises(UserError, match=f"layer 0 .* chooses keys itself .'{name}'.*unpatch"):
+        logits(model, tokens, **chosen)
+    logits(model, tokens, **{name: None})
+
+
 def test_layers_with_a_window_of_their_own_are_left_alone() -> None:
     config = Gemma3TextConfig(
         vocab_size=64,
