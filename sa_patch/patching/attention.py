@@ -14,7 +14,7 @@ from sa_patch.kernels import PLAIN, Softmax, Spans, attend
 from sa_patch.kernels.backend import as_scored
 from sa_patch.patching.mask import Packing, SparseMask
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan
-from sa_patch.patching.reading import refuse_pieces
+from sa_patch.patching.reading import refuse_last_queries, refuse_pieces
 from sa_patch.patching.tile_queries import keep_queries, tile_queries, without_earlier
 
 IMPLEMENTATION = "sa_patch"
@@ -77,8 +77,9 @@ def sparse_attention_forward(
         )
     refuse_unsupported(module, attention_mask, dropout, kwargs)
     refuse_share_of_heads(module, plan, query.shape[1])
-    if prompt and attention_mask.query_offset > 0:
-        refuse_pieces(plan.pattern, attention_mask.query_offset)
+    if prompt and attention_mask.cached > 0:
+        refuse_pieces(plan.pattern, attention_mask.cached)
+    refuse_last_queries(plan.pattern, attention_mask, kwargs)
     key, value = key[:, :, : attention_mask.key_len], value[:, :, : attention_mask.key_len]
     if key.shape[2] < attention_mask.key_len:
         # The cache has dropped what lies between the sinks and the window.

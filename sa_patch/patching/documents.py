@@ -55,6 +55,20 @@ def document_numbers(
     return begins.cumsum(1).where(plain, NO_DOCUMENT)
 
 
+def is_plain_causal(function: MaskFunction, batch: int, seq_len: int, device: torch.device) -> bool:
+    """Whether the two far corners are as in causal attention, in every row.
+
+    Packing hides the first token from the last query; prefix and image overlays show the
+    last token to the first query.
+    """
+    rows = torch.arange(batch, device=device)[:, None, None, None]
+    zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=device)
+    last = zero + seq_len - 1
+    sees_first = bool(torch.as_tensor(function(rows, zero, last, zero)).all())
+    sees_future = seq_len > 1 and bool(torch.as_tensor(function(rows, zero, zero, last)).any())
+    return sees_first and not sees_future
+
+
 def documents_of_numbers(numbers: Tensor) -> Documents:
     """The lengths of the documents that `document_numbers` tells apart.
 

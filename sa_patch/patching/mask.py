@@ -23,6 +23,7 @@ from sa_patch.patching.documents import (
     document_numbers,
     documents_of_lengths,
     documents_of_numbers,
+    is_plain_causal,
     mask_within,
 )
 
@@ -92,8 +93,10 @@ class SparseMask:
     """The mask of one forward pass, as every layer of a patched model receives it.
 
     Attributes:
-        query_offset: number of cached keys before the first query.
+        query_offset: number of keys before the first query.
         key_len: keys that are in use, cached and new; a static cache holds more.
+        cached, tokens: keys before the pass, and what it reads; `query_offset` and `query_len`,
+            unless the mask is of its last queries alone.
     """
 
     # transformers passes a mask of four dimensions on as already prepared.
@@ -110,6 +113,7 @@ class SparseMask:
         self._given: tuple[Tensor, Documents] | None = None
         self.query_len: int = arguments["q_length"]
         self.key_len = self.query_offset + self.query_len
+        self.cached, self.tokens = self.query_offset, self.query_len
 
     @classmethod
     def causal(cls, batch: int, seq_len: int, device: torch.device) -> SparseMask:
@@ -150,33 +154,16 @@ class SparseMask:
                 f"of {self.key_len}; leave its sliding layers out with layers=...",
                 None,
             )
-        if window is not None and self._is_plain_causal(function):
+        rows = (self._arguments["batch_size"], self.key_len, self._arguments["device"])
+        if window is not None and is_plain_causal(function, *rows):
             return None, None
-        numbers = document_numbers(
-            function, self._arguments["batch_size"], self.key_len, self._arguments["device"]
-        )
+        numbers = document_numbers(function, *rows)
         try:
             documents = documents_of_numbers(numbers)
         except UserError as error:
             return str(error), None
         alone = all(len(row) == 1 for row in documents)
         return None, None if alone else documents
-
-    def _is_plain_causal(self, function: Any) -> bool:
-        """Whether the two far corners are as in causal attention, in every row.
-
-        Packing hides the first token from the last query; prefix and image overlays show the
-        last token to the first query.
-        """
-        device = self._arguments["device"]
-        rows = torch.arange(self._arguments["batch_size"], device=device)[:, None, None, None]
-        zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64, device=device)
-        last = zero + self.key_len - 1
-        sees_first = bool(torch.as_tensor(function(rows, zero, last, zero)).all())
-        sees_future = self.key_len > 1 and bool(
-            torch.as_tensor(function(rows, zero, zero, last)).any()
-        )
-        return sees_first and not sees_future
 
     def documents(self, kwargs: Mapping[str, Any]) -> Documents | None:
         """The lengths of the documents in each row, read once per forward pass; None for one each.
@@ -191,13 +178,13 @@ class SparseMask:
         if ends is None:
             return self._read_function()[1]
         if self._given is None or self._given[0] is not ends:
-            if self.query_offset or self._padding() is not None:
+            if self.cached or self._padding() is not None:
                 raise UserError(
                     "cu_seq_lens_q does not go with padding or cached keys; give one row of "
                     "documents without attention_mask, and a new cache or none"
                 )
             given = documents_of_lengths(
-                ends, kwargs.get("cu_seq_lens_k"), self._arguments["batch_size"], self.query_len
+                ends, kwargs.get("cu_seq_lens_k"), self._arguments["batch_size"], self.tokens
             )
             told = self._read_function()[1]
             if told not in (None, given):
@@ -266,6 +253,27 @@ class SparseMask:
             build = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
             self._stock[implementation] = build(**arguments)
         return self._stock[implementation]
+
+    def __getitem__(self, index: Any) -> SparseMask:
+        """The mask of the last m queries, for ``[:, :, -m:, :]``; other indices raise `UserError`.
+
+        Of layers that share the keys of earlier ones Gemma 4 computes no more than these.
+        """
+        parts = index if isinstance(index, tuple) and len(index) == 4 else (None,) * 4
+        start = getattr(parts[2], "start", None)
+        if parts != (slice(None), slice(None), slice(start, None), slice(None)):
+            raise UserError(
+                "this model takes its attention mask apart, which a patched model does not hold as "
+                "a tensor; it cannot be patched: unpatch_model(model)"
+            )
+        if not start or start <= -self.query_len:
+            return self
+        count = -start if start < 0 else self.query_len - start
+        places = {"q_length": count, "q_offset": self.key_len - count}
+        # A mask that sdpa leaves out would show the last query a static cache's empty places.
+        last = SparseMask(self._arguments | places | {"allow_is_causal_skip": False})
+        last.cached, last.tokens = self.cached, self.tokens
+        return last
 
     def contiguous(self) -> SparseMask:
         """What generation asks of a mask it has prepared for a static cache."""

@@ -7,6 +7,7 @@ so `generate` has to say which of them it reads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -47,9 +48,9 @@ class Reading:
 
     def is_prompt(self, mask: SparseMask) -> bool:
         """Whether the tokens of this forward pass are prompt."""
-        several = mask.query_len > 1
-        if mask.query_offset > 0:
-            if self._assisting or (several and mask.query_len == self._draft):
+        several = mask.tokens > 1
+        if mask.cached > 0:
+            if self._assisting or (several and mask.tokens == self._draft):
                 return False
             if not several and not self._prompt_begun:
                 return False
@@ -90,3 +91,24 @@ def refuse_pieces(pattern: Pattern, cached: int) -> None:
             "without prefill_chunk_size, a cache or a prefix adapter, or patch with a "
             "prefix-stable pattern such as sinks:4+swa:128+psa:128"
         )
+
+
+def refuse_last_queries(pattern: Pattern, mask: SparseMask, arguments: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a mask of the last queries where earlier ones are needed.
+
+    Args:
+        arguments: of the layer's attention, as `SparseMask.documents` takes them.
+    """
+    if mask.query_len == mask.tokens:
+        return
+    if pattern.looks_ahead or pattern.shared_queries > 1:
+        needs, other = str(pattern), ", or patch with a pattern such as sinks:4+swa:252"
+    elif mask.documents(arguments) is not None:
+        needs, other = "a row of several documents", ", or give each document a row of its own"
+    else:
+        return
+    raise UserError(
+        f"{needs} needs all queries, and where few logits are asked for, this model computes only "
+        "the last ones in layers that share keys; leave out logits_to_keep, in generate() set "
+        f"output_hidden_states=True and return_dict_in_generate=True{other}"
+    )
