@@ -11,6 +11,8 @@ from sa_patch.errors import UserError
 from sa_patch.models.converted import find_copy
 from sa_patch.models.embedded import ModelSource
 from sa_patch.patching import format_layers
+from sa_patch.patching.layers import own_windows
+from sa_patch.patterns import SWA
 
 
 def check_layers(source: ModelSource, layers: Iterable[int] | None) -> None:
@@ -45,20 +47,27 @@ def check_context(source: ModelSource, tokens: int) -> None:
 
 
 def check_own_windows(source: ModelSource, layers: Iterable[int], tokens: int) -> None:
-    """Refuse layers whose own sliding window is shorter than a sequence before weights are loaded.
+    """Refuse layers whose own window is shorter than a sequence before weights are loaded.
+
+    Args:
+        layers: those asked for; none at all stand for the usual ones (`usual_layers`).
 
     Raises:
         UserError: naming those layers and the window.
     """
-    window = _setting(source, "sliding_window")
-    kinds = getattr(_config(source), "layer_types", None) or []
-    sliding = {index for index, kind in enumerate(kinds) if kind == "sliding_attention"}
-    short = sorted(sliding.intersection(layers))
-    if window is not None and short and tokens > window:
-        raise UserError(
-            f"layers {format_layers(short)} slide a window of {window} tokens of the model's own, "
-            f"shorter than --n {tokens}; leave them out of --layers, or give a smaller --n"
-        )
+    windows = own_windows(_config(source))
+    asked = windows.keys() & (set(layers) or usual_layers(source))
+    short = sorted(index for index in asked if not windows[index].saturated(tokens))
+    if not short:
+        return
+    first = windows[short[0]]
+    does = "slide a window" if isinstance(first, SWA) else "attend within chunks"
+    others = len(windows) < (layer_count(source) or 0)
+    raise UserError(
+        f"layers {format_layers(short)} {does} of {first.effective_window} tokens of the model's "
+        f"own, shorter than --n {tokens}; "
+        + ("leave them out of --layers, or give a smaller --n" if others else "give a smaller --n")
+    )
 
 
 def check_place(source: ModelSource, layer: int, head: int) -> None:

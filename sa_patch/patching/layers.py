@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
+from sa_patch.patterns import SWA, Pattern
 
 # Where attention modules of transformers keep what chooses or condenses their keys (DeepSeek-V3.2
 # and V4, GLM-5, MiniMax-M3, ...). Their model files prepare masks for it, but only for
 # implementations that they know by name.
 _OWN_CHOICES = ("indexer", "compressor")
+
+# What `layer_types` of transformers call layers with a window of their own, and those without.
+_SLIDING, _CHUNKED = {"sliding_attention", "hybrid_sliding"}, "chunked_attention"
+_FULL = {"full_attention", "hybrid"}
 
 
 def wrappers(model: Any) -> list[Any]:
@@ -100,14 +107,75 @@ def default_layers(model: PreTrainedModel) -> set[int]:
     return full or set(available)
 
 
-def own_windows(model: PreTrainedModel) -> dict[int, int]:
-    """Layers that have a sliding window of their own, and how many keys it shows a query."""
-    config = model.config.get_text_config()
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if not window or not kinds:
-        return {}
-    sliding = (i for i in attention_layers(model) if kinds[i : i + 1] == ["sliding_attention"])
-    return dict.fromkeys(sliding, int(window))
+@dataclass(frozen=True)
+class OwnChunk(Pattern):
+    """Query i sees its own chunk of `size` tokens up to itself, as in most layers of Llama 4.
+
+    It is in no registry: layers show it unpatched, and nobody can ask for it.
+    """
+
+    size: int = field(metadata={"always": True})
+
+    name: ClassVar[str] = "own_chunk"
+    summary: ClassVar[str] = "a model's own chunk of tokens"
+
+    def visible(
+        self, query_positions: Tensor, seq_len: int, *, layer: int = 0, **others: Any
+    ) -> Tensor:
+        queries = query_positions[:, None]
+        keys = torch.arange(seq_len, device=query_positions.device)
+        return ((keys <= queries) & (keys >= queries // self.size * self.size))[None]
+
+    def keys_per_query(self, seq_len: int) -> Tensor:
+        return (torch.arange(seq_len) % self.size + 1).double()
+
+    def saturated(self, seq_len: int) -> bool:
+        return self.size >= seq_len
+
+    @property
+    def effective_window(self) -> int:
+        return self.size
+
+    def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
+        return self.keys_per_query(seq_len).long()[None]
+
+
+def own_windows(config: Any) -> dict[int, SWA | OwnChunk]:
+    """Layers with a window of their own, by a model's text configuration, and what it shows.
+
+    Without `layer_types` every layer slides the window that a configuration declares, as the masks
+    of Mistral, Mixtral, Phi-3, Starcoder2 and Qwen3-MoE do.
+    """
+    window = getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None)
+    # A conversion may leave a value in a configuration whose class has none; no mask reads it.
+    if not kinds and hasattr(type(config), "sliding_window"):
+        kinds = ["sliding_attention"] * config.num_hidden_layers
+    found: dict[int, SWA | OwnChunk] = {}
+    for index, kind in enumerate(kinds or ()):
+        if kind in _SLIDING and window:
+            found[index] = SWA(int(window))
+        elif kind == _CHUNKED and chunk:
+            found[index] = OwnChunk(int(chunk))
+    return found
+
+
+def beyond_own_window(config: Any, size: int, tokens: int) -> str:
+    """Why layers with a window of their own refuse a longer sequence, and what can be done.
+
+    Args:
+        config: the model's text configuration.
+    """
+    kinds = getattr(config, "layer_types", None)
+    own = "attention chunk" if kinds and _CHUNKED in kinds else "sliding window"
+    says = f"the model's own {own} of {size} tokens is shorter than this sequence of {tokens}; "
+    if _FULL.intersection(kinds or ()):
+        return says + "leave its layers out with layers=..."
+    says += "no attention layer of this model sees more, so give shorter sequences"
+    if kinds:
+        return says
+    return says + ", or set sliding_window=None in model.config if you accept a changed model"
 
 
 def parse_layers(layers: Iterable[int] | str | int) -> set[int]:

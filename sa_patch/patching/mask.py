@@ -26,6 +26,7 @@ from sa_patch.patching.documents import (
     is_plain_causal,
     mask_within,
 )
+from sa_patch.patching.layers import beyond_own_window
 
 OUTSIDE_OF_GRAPHS = (
     "sa_patch computes attention behind cached keys, of padding-free batches and for caches that "
@@ -149,11 +150,7 @@ class SparseMask:
             return None, None
         window = self._arguments.get("local_size")
         if window is not None and self.key_len > window:
-            return (
-                f"the model's own sliding window of {window} tokens is shorter than this sequence "
-                f"of {self.key_len}; leave its sliding layers out with layers=...",
-                None,
-            )
+            return beyond_own_window(self._arguments.get("config"), window, self.key_len), None
         rows = (self._arguments["batch_size"], self.key_len, self._arguments["device"])
         if window is not None and is_plain_causal(function, *rows):
             return None, None

@@ -24,7 +24,7 @@ from sa_patch.patching.refusals import (
     refuse_prefix_adapter,
 )
 from sa_patch.patching.schedule import Layers, Schedule
-from sa_patch.patterns import SA, SWA, Full, Pattern, parse_pattern
+from sa_patch.patterns import SA, Full, Pattern, parse_pattern
 
 Model = TypeVar("Model")
 
@@ -161,8 +161,8 @@ def layer_patterns(model: object) -> dict[int, Pattern | None]:
 def stock_patterns(model: object) -> dict[int, Pattern]:
     """What every attention layer of a model shows unpatched: all keys, or a window of its own."""
     inner = base_model(model)
-    windows = own_windows(inner)
-    return {i: SWA(windows[i]) if i in windows else Full() for i in attention_layers(inner)}
+    windows = own_windows(inner.config.get_text_config())
+    return {index: windows.get(index, Full()) for index in attention_layers(inner)}
 
 
 def layer_branches(model: object) -> dict[int, tuple[Pattern, ...]]:
