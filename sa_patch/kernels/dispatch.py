@@ -172,10 +172,6 @@ def attend(
     if spans.packed_in is not None:
         return _attend_packed(pattern, q, k, v, spans, backend, same)
     check_starts(pattern, spans)
-    if isinstance(pattern, ByHead):
-        return _attend_by_head(
-            pattern, q, k, v, softmax, layer=layer, spans=spans, scale=scale, backend=backend
-        )
     chosen = choose_backend(pattern, q, k, backend, v=v, softmax=softmax)
     pattern = pattern.computed_as
     padded_keys = spans.padded_keys(k.shape[2], k.device)

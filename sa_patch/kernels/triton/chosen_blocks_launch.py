@@ -52,8 +52,7 @@ def launch_shared(
     choosers = call.k.shape[1] if pattern.grouped else call.q.shape[1]
     of_a_query = len(call.q) * choosers * pattern.most_picks(call.k.shape[2])
     step = queries_at_once(of_a_query, CHOICES, pattern.shared)
-    # Where the keys of a packed sequence begin is read from its start, which a part would move.
-    if step >= call.query_len or any(row.start < 0 for row in call.rows):
+    if step >= call.query_len:
         _launch_tiles(call, pattern, local_window, choose)
         return
     for first in range(0, call.query_len, step):

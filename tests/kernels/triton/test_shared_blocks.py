@@ -9,10 +9,8 @@ import torch
 
 from sa_patch import sparse_attention
 from sa_patch.kernels.triton import chosen_blocks_launch
+from sa_patch.kernels.triton.backend import BACKEND
 from sa_patch.kernels.triton.launch import Call
-from sa_patch.kernels.triton.launch_table import Launch
-from sa_patch.kernels.triton.parts import LocalWindow
-from sa_patch.kernels.triton.tiles import Row
 from sa_patch.patterns import BlockTopK, Pattern, Sinks, Tail
 from tests.laws.strategies import make_case
 from tests.thorough import unless_thorough
@@ -77,14 +75,7 @@ def test_choices_that_grow_are_made_for_some_queries_at_a_time(
     assert (case.run(pattern, "triton") - whole).abs().max() <= TOLERANCE
     assert launches == [40, 40, 40]
     # The keys of a packed sequence would be looked for in the wrong columns.
-    launched: list[Call] = []
-    monkeypatch.setattr(
-        chosen_blocks_launch, "_launch_tiles", lambda call, *_: launched.append(call)
-    )
-    q, k, v = case.q, case.k, case.v
-    packed = Call(q, k, v, q.clone(), None, rows=(Row(0, 0, 50), Row(0, -50, 80)), layer=0, scale=1)
-    chosen_blocks_launch.launch_shared(packed, pattern, LocalWindow(4), Launch(16, 16))
-    assert launched == [packed]
+    assert not BACKEND.packs(pattern)
 
 
 def test_half_precision_is_as_exact_as_the_other_kernels() -> None:
