@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from numbers import Real
 from typing import Protocol
 
 import torch
@@ -121,6 +122,24 @@ def check_starts(pattern: Pattern, spans: Spans) -> None:
             )
 
 
+# Narrower than float32, in which a smaller factor is 0 and a larger one infinite: NaN both.
+_LEAST_FACTOR, _GREATEST_FACTOR = 1e-30, 1e30
+
+
+def check_factor(name: str, value: float) -> float:
+    """Return `value`, of `name`, as a float if scores can be scaled or capped by it.
+
+    Raises:
+        UserError: for what is no number above 0.
+    """
+    if not isinstance(value, Real) or not _LEAST_FACTOR <= value <= _GREATEST_FACTOR:
+        raise UserError(
+            f"{name} must be a number above 0 (from {_LEAST_FACTOR} to {_GREATEST_FACTOR}), "
+            f"got {value!r}"
+        )
+    return float(value)
+
+
 def as_scored(pattern: Pattern, q: Tensor, scale: float) -> Tensor:
     """Queries for a choice by softmax weights, which scales scores by ``head_dim ** -0.5``.
 
@@ -153,8 +172,7 @@ class Softmax:
             UserError: for a cap that is none, or not one score for each head of
                 ``q [batch, q_heads, nq, head_dim]``.
         """
-        if softcap is not None and not softcap > 0:
-            raise UserError(f"softcap must be above 0, got {softcap}")
+        softcap = None if softcap is None else check_factor("softcap", softcap)
         if sink is not None and tuple(sink.shape) != (q.shape[1],):
             raise UserError(
                 f"sink must hold one score for each of the {q.shape[1]} query heads, got the shape "

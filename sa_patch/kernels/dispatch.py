@@ -9,7 +9,15 @@ from torch import Tensor
 
 from sa_patch.errors import UserError, suggest
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, check_starts, check_tensors
+from sa_patch.kernels.backend import (
+    PLAIN,
+    Backend,
+    Softmax,
+    Spans,
+    check_factor,
+    check_starts,
+    check_tensors,
+)
 from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
@@ -165,7 +173,7 @@ def attend(
     softmax: Softmax = PLAIN,
 ) -> Tensor:
     """`sparse_attention` for callers that hold the rows' spans as integers already."""
-    same: dict[str, Any] = {"layer": layer, "scale": scale}
+    same: dict[str, Any] = {"layer": layer, "scale": check_factor("scale", scale)}
     if isinstance(pattern, ByHead):
         return _attend_by_head(pattern, q, k, v, softmax, spans=spans, backend=backend, **same)
     same["softmax"] = softmax
@@ -258,7 +266,7 @@ def sparse_attention(
         layer: index of the layer, for patterns drawn anew in each layer.
         lengths: integers ``[batch]``, the real tokens of right-padded rows; all n by default.
             Padding is never seen, whatever it holds.
-        scale: factor of the scores; ``head_dim ** -0.5`` by default.
+        scale: factor of the scores, above 0; ``head_dim ** -0.5`` by default.
         backend: "auto", or a name in `BACKENDS`.
         softcap: above 0; every scaled score s becomes ``softcap * tanh(s / softcap)`` (Gemma 2).
         sink: ``[q_heads]``, of each head the score of one more key, whose value is zero (gpt-oss).
@@ -267,7 +275,7 @@ def sparse_attention(
         ``[batch, q_heads, nq, head_dim]``, zero at padding.
 
     Raises:
-        UserError: for shapes that do not fit, lengths out of range, or a backend that is unknown
+        UserError: for shapes that do not fit, numbers out of range, or a backend that is unknown
             or cannot serve.
     """
     _check_shapes(q, k, v, pattern)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -135,3 +135,14 @@ def test_bad_calls_are_refused(case: str) -> None:
     call = {"q": q, "k": k, "v": v, "pattern": SA(4)} | change
     with pytest.raises(UserError, match=says):
         sparse_attention(**call)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-0.25, 0, float("nan"), float("inf"), 1e-46, "x"], ids=str)
+@pytest.mark.parametrize("name", ["scale", "softcap"])
+def test_scores_are_scaled_and_capped_by_numbers_above_zero(name: str, value: object) -> None:
+    """Under others every backend would give something else, or NaN."""
+    q, k, v = inputs()
+    own: dict[str, Any] = {name: value}
+    for backend in ("auto", "reference", "triton"):
+        with pytest.raises(UserError, match=rf"{name} must be a number above 0 .*, got {value!r}"):
+            sparse_attention(q, k, v, MoBA(4, 2), backend=backend, **own)

@@ -24,8 +24,6 @@ from sa_patch.patterns import SA, Pattern
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_HEAD_DIM = 256
 _MIN_CAPABILITY = (8, 0)
-# Given to kernels in place of 0, which would turn the -inf of a hidden key to NaN.
-_TINY_SCALE = 1e-30
 
 
 def supports(pattern: Pattern, q: Tensor, k: Tensor) -> tuple[bool, str]:
@@ -151,9 +149,6 @@ def _attend(
     if reason := _wrong_gradient(q, k, v):
         raise UserError(f"backend 'triton' cannot serve {pattern}: {reason}")
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
-    if scale < 0:
-        q = -q
-    scale = max(abs(scale), _TINY_SCALE)
     members = spans.packed_in or range(len(q))
     rows = tuple(map(Row, members, spans.starts, spans.lengths))
     whole = bool(spans.packed_in) or all(row.length - row.start >= q.shape[2] for row in rows)

@@ -170,9 +170,9 @@ def test_rows_of_different_lengths_take_one_launch(monkeypatch: pytest.MonkeyPat
     assert len(launches) == 2
 
 
-@pytest.mark.parametrize("scale", [-0.7, 0.0, 30.0])
+@pytest.mark.parametrize("scale", [1e-30, 30.0])
 def test_any_scale(scale: float) -> None:
-    """Of either sign, none at all, and one that leaves a single key in the softmax."""
+    """One that leaves all scores alike, and one that leaves a single key in the softmax."""
     case = make_case(seq_len=40, head_dim=16, scale=scale)
     for pattern in (SWA(9), SA(6)):
         expected = case.oracle(pattern).output
