@@ -18,7 +18,8 @@ from sa_patch.benchmark.clock import Clock
 from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_json
 from sa_patch.kernels.backend import Spans
-from sa_patch.kernels.launch_files import (
+from sa_patch.kernels.triton.backend import attend_with_lse, supports
+from sa_patch.kernels.triton.launch_files import (
     KIND,
     SCHEMA,
     Table,
@@ -27,7 +28,6 @@ from sa_patch.kernels.launch_files import (
     read_table,
     triton_version,
 )
-from sa_patch.kernels.triton.backend import attend_with_lse, supports
 from sa_patch.kernels.triton.launch_table import (
     CHOICE,
     MOBA,

@@ -21,7 +21,7 @@ from sa_patch.benchmark.tuning import (
     write_table,
 )
 from sa_patch.errors import UserError, one_line
-from sa_patch.kernels.launch_files import Table, cached_folder, file_name, read_table
+from sa_patch.kernels.triton.launch_files import Table, cached_folder, file_name, read_table
 from sa_patch.kernels.triton.launch_table import CHOICE, MOBA, RING, WINDOW, Config, use_key
 from sa_patch.patterns import parse_pattern
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.launch_files import measured_launches
+from sa_patch.kernels.triton.launch_files import measured_launches
 
 # A window that hides nothing, as an int32.
 UNLIMITED = 2**31 - 1

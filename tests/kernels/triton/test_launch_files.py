@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from sa_patch.benchmark.tuning import write_table
-from sa_patch.kernels import launch_files
-from sa_patch.kernels.launch_files import cached_folder, measured_launches
-from sa_patch.kernels.triton import launch_table
+from sa_patch.kernels.triton import launch_files, launch_table
+from sa_patch.kernels.triton.launch_files import cached_folder, measured_launches
 from sa_patch.kernels.triton.launch_table import (
     BandConfig,
     Launch,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 KIND, SCHEMA = "sa_patch launch parameters", 1
-SHIPPED = Path(__file__).parent / "triton" / "launches"
+SHIPPED = Path(__file__).parent / "launches"
 Table = dict[str, dict[str, Any]]
 """The fields of a config by ``USE DTYPE_BYTES HEAD_DIM``, such as ``ring 2 128``."""
 
