@@ -9,19 +9,12 @@ from torch import Tensor
 
 from sa_patch.errors import UserError, suggest
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import (
-    PLAIN,
-    Backend,
-    Softmax,
-    Spans,
-    check_factor,
-    check_starts,
-    check_tensors,
-)
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, check_starts
 from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.flex import backend as flex
+from sa_patch.kernels.inputs import check_factor, check_tensors, in_widths
 from sa_patch.kernels.self_check import failure
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.kernels.triton import backend as triton_backend
@@ -172,8 +165,16 @@ def attend(
     backend: str = "auto",
     softmax: Softmax = PLAIN,
 ) -> Tensor:
-    """`sparse_attention` for callers that hold the rows' spans as integers already."""
+    """`sparse_attention` for callers that hold the rows' spans as integers already.
+
+    Args:
+        v: vectors of any length, which is that of the result's as well.
+    """
     same: dict[str, Any] = {"layer": layer, "scale": check_factor("scale", scale)}
+    if q.shape[3] != v.shape[3]:
+        same |= {"spans": spans, "backend": backend, "softmax": softmax}
+        parts = [attend(pattern, q, k, part, **same) for part in in_widths(v, q.shape[3])]
+        return torch.cat(parts, dim=3)[..., : v.shape[3]]
     if isinstance(pattern, ByHead):
         return _attend_by_head(pattern, q, k, v, softmax, spans=spans, backend=backend, **same)
     same["softmax"] = softmax

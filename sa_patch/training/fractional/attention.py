@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import Spans
-from sa_patch.kernels.backend import check_tensors
+from sa_patch.kernels.inputs import check_tensors
 from sa_patch.patching.mask import Packing
 from sa_patch.patterns import Full, Pattern
 from sa_patch.patterns.visible_pairs import draws_of, has_two_sides

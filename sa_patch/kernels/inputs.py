@@ -1,0 +1,60 @@
+"""What a call is given, checked and brought into the form that every backend takes."""
+
+from __future__ import annotations
+
+from numbers import Real
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sa_patch.errors import UserError
+
+# Narrower than float32, in which a smaller factor is 0 and a larger one infinite: NaN both.
+_LEAST_FACTOR, _GREATEST_FACTOR = 1e-30, 1e30
+
+
+def check_factor(name: str, value: float) -> float:
+    """Return `value`, of `name`, as a float if scores can be scaled or capped by it.
+
+    Raises:
+        UserError: for what is no number above 0.
+    """
+    if not isinstance(value, Real) or not _LEAST_FACTOR <= value <= _GREATEST_FACTOR:
+        raise UserError(
+            f"{name} must be a number above 0 (from {_LEAST_FACTOR} to {_GREATEST_FACTOR}), "
+            f"got {value!r}"
+        )
+    return float(value)
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -> None:
+    """Raise `UserError` unless q, k and v can attend to each other.
+
+    Args:
+        same_width: whether k and v must have vectors of one length.
+    """
+    kept = slice(None) if same_width else slice(3)
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[kept] != v.shape[kept]:
+        raise UserError(
+            "q must be [batch, q_heads, nq, head_dim] and k, v [batch, kv_heads, n, head_dim], "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[1] % max(k.shape[1], 1):
+        raise UserError(
+            "q and k must share batch and head_dim, and q_heads must be a multiple of kv_heads, "
+            f"got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if q.shape[2] > k.shape[2]:
+        raise UserError(f"there are more queries ({q.shape[2]}) than keys ({k.shape[2]})")
+
+
+def in_widths(v: Tensor, width: int) -> list[Tensor]:
+    """Values narrower or wider than keys (MLA) in parts as wide as those, the last filled up.
+
+    Keys are never widened instead: by their width some patterns choose.
+
+    Args:
+        v: ``[batch, kv_heads, n, any]``.
+        width: of the keys.
+    """
+    return [pad(part, (0, width - part.shape[3])) for part in v.split(width, dim=3)]
