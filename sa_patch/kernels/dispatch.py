@@ -14,7 +14,13 @@ from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.flex import backend as flex
-from sa_patch.kernels.inputs import check_factor, check_tensors, in_widths
+from sa_patch.kernels.inputs import (
+    autocasts,
+    check_factor,
+    check_tensors,
+    in_widths,
+    outside_autocast,
+)
 from sa_patch.kernels.self_check import failure
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.kernels.triton import backend as triton_backend
@@ -170,16 +176,19 @@ def attend(
     Args:
         v: vectors of any length, which is that of the result's as well.
     """
-    same: dict[str, Any] = {"layer": layer, "scale": check_factor("scale", scale)}
+    scale = check_factor("scale", scale)
+    same: dict[str, Any] = {"layer": layer, "scale": scale, "softmax": softmax}
+    whole = same | {"spans": spans, "backend": backend}
+    if autocasts(q.device):
+        with outside_autocast(q, k, v) as cast:
+            return attend(pattern, *cast, **whole)
     if q.shape[3] != v.shape[3]:
-        same |= {"spans": spans, "backend": backend, "softmax": softmax}
-        parts = [attend(pattern, q, k, part, **same) for part in in_widths(v, q.shape[3])]
+        parts = [attend(pattern, q, k, part, **whole) for part in in_widths(v, q.shape[3])]
         return torch.cat(parts, dim=3)[..., : v.shape[3]]
     if isinstance(pattern, ByHead):
-        return _attend_by_head(pattern, q, k, v, softmax, spans=spans, backend=backend, **same)
-    same["softmax"] = softmax
+        return _attend_by_head(pattern, q, k, v, **whole)
     if spans.packed_in is not None:
-        return _attend_packed(pattern, q, k, v, spans, backend, same)
+        return _attend_packed(pattern, q, k, v, **whole)
     check_starts(pattern, spans)
     chosen = choose_backend(pattern, q, k, backend, v=v, softmax=softmax)
     pattern = pattern.computed_as
@@ -217,13 +226,7 @@ def _attend_by_head(
 
 
 def _attend_packed(
-    pattern: Pattern,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    spans: Spans,
-    backend: str,
-    same: dict[str, Any],
+    pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, spans: Spans, backend: str, **same: Any
 ) -> Tensor:
     """Rows of several sequences: at once where the backend can, else one sequence after another.
 
@@ -273,13 +276,16 @@ def sparse_attention(
         sink: ``[q_heads]``, of each head the score of one more key, whose value is zero (gpt-oss).
 
     Returns:
-        ``[batch, q_heads, nq, head_dim]``, zero at padding.
+        ``[batch, q_heads, nq, head_dim]``, zero at padding; in the dtype of `torch.autocast` where
+        that is on, as from torch's own attention.
 
     Raises:
         UserError: for shapes that do not fit, numbers out of range, or a backend that is unknown
             or cannot serve.
     """
-    _check_shapes(q, k, v, pattern)
+    if not isinstance(pattern, Pattern):
+        raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
+    check_tensors(q, k, v)
     softmax = Softmax.read(q, softcap, sink)
     spans = Spans.of(q, k, lengths)
     if not q.numel():
@@ -295,9 +301,3 @@ def sparse_attention(
         backend=backend,
         softmax=softmax,
     )
-
-
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> None:
-    if not isinstance(pattern, Pattern):
-        raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
-    check_tensors(q, k, v)

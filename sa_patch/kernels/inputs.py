@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from numbers import Real
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -46,6 +49,33 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -
         )
     if q.shape[2] > k.shape[2]:
         raise UserError(f"there are more queries ({q.shape[2]}) than keys ({k.shape[2]})")
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether `torch.autocast` is on for a device."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def cast_together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as torch's own attention takes them: under autocast, on their device, in its dtype.
+
+    Models may hand over q and k in fp32, from their rotary embeddings, beside v in half precision.
+    """
+    device = tensors[0].device
+    if not autocasts(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device.type)
+    # Autocast leaves doubles alone.
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+@contextmanager
+def outside_autocast(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """`cast_together`, and autocast off inside, where fp32 is meant where it is written."""
+    cast, device = cast_together(*tensors), tensors[0].device
+    with torch.autocast(device.type, enabled=False) if autocasts(device) else nullcontext():
+        yield cast
 
 
 def in_widths(v: Tensor, width: int) -> list[Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sa_patch.errors import one_line
 from sa_patch.kernels import reference
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
+from sa_patch.kernels.inputs import outside_autocast
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, parts_of
 
 # One row fills several tiles, the other is shorter: padding is tested too.
@@ -134,7 +135,7 @@ def _compare(backend: Backend, pattern: Pattern, q: Tensor, group: int, softmax:
         "softmax": softmax,
     }
     try:
-        with torch.no_grad():
+        with torch.no_grad(), outside_autocast(q):
             found = backend.attend(pattern, *tensors, **own)
             wide = (x.float() for x in tensors)
             truth = reference.BACKEND.attend(pattern, *wide, **own)

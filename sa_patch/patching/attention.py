@@ -12,6 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sa_patch.errors import UserError
 from sa_patch.kernels import PLAIN, Softmax, Spans, attend
 from sa_patch.kernels.backend import as_scored
+from sa_patch.kernels.inputs import outside_autocast
 from sa_patch.patching.mask import Packing, SparseMask
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan
 from sa_patch.patching.reading import refuse_last_queries, refuse_pieces
@@ -92,7 +93,8 @@ def sparse_attention_forward(
     spans, new = packing.spans, query.shape[2]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     if plan.observer is not None:
-        _observe(plan.observer, layer, as_scored(plan.pattern, query, scale), key, spans)
+        with outside_autocast(query, key) as (q, k):
+            _observe(plan.observer, layer, as_scored(plan.pattern, q, scale), k, spans)
     cache = tile_queries(module) if spans.packed_in is None else None
     earlier: list[int] = []
     if cache is not None:

@@ -14,6 +14,7 @@ from torch.compiler import disable, is_compiling
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function
 
+from sa_patch.kernels.inputs import cast_together
 from sa_patch.patching import operator
 from sa_patch.patching.attention import (
     IMPLEMENTATION,
@@ -111,10 +112,9 @@ def attention_function(
     refuse_unsupported(module, attention_mask, dropout, kwargs)
     refuse_share_of_heads(module, plan, query.shape[1])
     softmax = own_softmax(kwargs)
+    # Graphs run without autocast, so that what it casts is a part of them.
     out = operator.attention(
-        query,
-        key,
-        value,
+        *cast_together(query, key, value),
         softmax.sink,
         attention_mask.layout(),
         plan.text,
