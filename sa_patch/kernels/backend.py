@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from operator import index
 from typing import Protocol
 
 import torch
@@ -44,11 +45,15 @@ class Spans:
             UserError: for lengths out of range, or more queries than a row has keys.
         """
         batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
-        real = (keys,) * batch if lengths is None else tuple(int(n) for n in lengths)
+        given = lengths.tolist() if isinstance(lengths, Tensor) else lengths
+        try:
+            real = (keys,) * batch if given is None else tuple(map(index, given))
+        except TypeError:
+            real = ()
         if len(real) != batch or any(not 0 <= n <= keys for n in real):
             raise UserError(
                 f"lengths must hold {batch} whole numbers from 0 to {keys} (batch and keys of k), "
-                f"got {list(real)}"
+                f"got {given!r}"
             )
         starts = (0,) * batch if queries == keys else tuple(n - queries for n in real)
         if batch and min(starts) < 0:
@@ -155,6 +160,8 @@ class Softmax:
                 ``q [batch, q_heads, nq, head_dim]``.
         """
         softcap = None if softcap is None else check_factor("softcap", softcap)
+        if not isinstance(sink, Tensor | None):
+            raise UserError(f"sink must be a tensor of torch, got {type(sink).__name__}")
         if sink is not None and tuple(sink.shape) != (q.shape[1],):
             raise UserError(
                 f"sink must hold one score for each of the {q.shape[1]} query heads, got the shape "

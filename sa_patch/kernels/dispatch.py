@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -276,15 +277,16 @@ def sparse_attention(
         sink: ``[q_heads]``, of each head the score of one more key, whose value is zero (gpt-oss).
 
     Returns:
-        ``[batch, q_heads, nq, head_dim]``, zero at padding; in the dtype of `torch.autocast` where
-        that is on, as from torch's own attention.
+        ``[batch, q_heads, nq, head_dim]``, zero at padding; of autocast's dtype where that is on.
 
     Raises:
-        UserError: for shapes that do not fit, numbers out of range, or a backend that is unknown
-            or cannot serve.
+        UserError: for inputs that do not fit together, numbers out of range, or a backend that is
+            unknown or cannot serve.
     """
     if not isinstance(pattern, Pattern):
         raise UserError(f"pattern must be a pattern such as SA(window=128), got {pattern!r}")
+    if not isinstance(layer, Integral):
+        raise UserError(f"layer must be a whole number such as 0, got {layer!r}")
     check_tensors(q, k, v)
     softmax = Softmax.read(q, softcap, sink)
     spans = Spans.of(q, k, lengths)

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from sa_patch.errors import UserError
 
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 # Narrower than float32, in which a smaller factor is 0 and a larger one infinite: NaN both.
 _LEAST_FACTOR, _GREATEST_FACTOR = 1e-30, 1e30
 
@@ -36,6 +37,9 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -
     Args:
         same_width: whether k and v must have vectors of one length.
     """
+    if not all(isinstance(x, Tensor) for x in (q, k, v)):
+        kinds = ", ".join(type(x).__name__ for x in (q, k, v))
+        raise UserError(f"q, k and v must be tensors of torch, got {kinds}")
     kept = slice(None) if same_width else slice(3)
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[kept] != v.shape[kept]:
         raise UserError(
@@ -49,6 +53,18 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor, *, same_width: bool = True) -
         )
     if q.shape[2] > k.shape[2]:
         raise UserError(f"there are more queries ({q.shape[2]}) than keys ({k.shape[2]})")
+    if not q.device == k.device == v.device:
+        raise UserError(
+            f"q, k and v must be on one device, got {q.device}, {k.device}, {v.device}; move them "
+            "with .to(device)"
+        )
+    taken = {_dtype_under_autocast(x) for x in (q, k, v)}
+    if len(taken) > 1 or not taken <= _DTYPES:
+        given = ", ".join(str(x.dtype).split(".")[-1] for x in (q, k, v))
+        raise UserError(
+            "q, k and v must be of one dtype (float16, bfloat16, float32 or float64), got "
+            f"{given}; cast them with .to(dtype)"
+        )
 
 
 def autocasts(device: torch.device) -> bool:
@@ -62,12 +78,14 @@ def cast_together(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     Models may hand over q and k in fp32, from their rotary embeddings, beside v in half precision.
     """
-    device = tensors[0].device
-    if not autocasts(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device.type)
-    # Autocast leaves doubles alone.
-    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+    return tuple(x.to(_dtype_under_autocast(x)) for x in tensors)
+
+
+def _dtype_under_autocast(x: Tensor) -> torch.dtype:
+    # Autocast leaves doubles alone, and whole numbers.
+    if x.dtype == torch.float64 or not x.is_floating_point() or not autocasts(x.device):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,6 +124,22 @@ def bad_calls() -> dict[str, tuple[dict[str, object], str]]:
         "more_queries": ({"k": k[:, :, :3], "v": v[:, :, :3]}, "more queries"),
         "lengths_high": ({"lengths": torch.tensor([3, 17])}, "from 0 to 16"),
         "lengths_count": ({"lengths": torch.tensor([3])}, "lengths must hold 2"),
+        "lengths_float": ({"lengths": torch.tensor([3.0, 9.5])}, r"hold 2 whole .* got \[3.0, 9.5"),
+        "lengths_list": ({"lengths": [3, 9.7]}, r"lengths must hold 2 whole .* got \[3, 9.7\]"),
+        "lengths_number": ({"lengths": 9}, "lengths must hold 2 whole .* got 9"),
+        "lengths_scalar": ({"lengths": torch.tensor(9)}, "lengths must hold 2 whole .* got 9"),
+        "lengths_rows": ({"lengths": torch.tensor([[3], [9]])}, "lengths must hold 2 whole"),
+        "numpy": ({"k": k.numpy()}, "must be tensors of torch, got Tensor, ndarray, Tensor"),
+        "dtype": ({"k": k.double()}, "of one dtype .* got float32, float64, float32; cast"),
+        "half values": ({"v": v.half()}, "of one dtype .* got float32, float32, float16; cast"),
+        "integers": (
+            {"q": q.long(), "k": k.long(), "v": v.long()},
+            "float32 or float64.* got int64, int64, int64",
+        ),
+        "device": ({"v": v.to("meta")}, "on one device, got cpu, cpu, meta; move"),
+        "layer": ({"layer": None}, "layer must be a whole number such as 0, got None"),
+        "layer_float": ({"layer": 1.5}, "layer must be a whole number such as 0, got 1.5"),
+        "sink": ({"sink": [0.0] * 4}, "sink must be a tensor of torch, got list"),
         "queries_beyond": ({"q": q[:, :, :5], "lengths": torch.tensor([4, 9])}, "5 queries"),
         "backend": ({"backend": "bandit"}, "did you mean 'banded'"),
     }
@@ -146,3 +163,11 @@ def test_scores_are_scaled_and_capped_by_numbers_above_zero(name: str, value: ob
     for backend in ("auto", "reference", "triton"):
         with pytest.raises(UserError, match=rf"{name} must be a number above 0 .*, got {value!r}"):
             sparse_attention(q, k, v, MoBA(4, 2), backend=backend, **own)
+
+
+def test_lengths_may_be_any_whole_numbers() -> None:
+    q, k, v = inputs()
+    expected = sparse_attention(q, k, v, SA(4), lengths=torch.tensor([3, 9]))
+    for lengths in ([3, 9], (3, 9), np.array([3, 9]), [torch.tensor(3), np.int32(9)]):
+        found = sparse_attention(q, k, v, SA(4), lengths=lengths, layer=np.int64(0))  # type: ignore[arg-type]
+        assert torch.equal(found, expected)
