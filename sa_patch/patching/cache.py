@@ -4,7 +4,7 @@ A pattern of bounded reach shows a query the first tokens and the nearest ones, 
 between. With ``decode="pattern"`` the cache of such a layer holds no more than these, and what was
 in between is cut out: on the sequence that is left the same pattern sees the same keys, because
 sinks keep their positions and distances among the nearest tokens stay. Rotary embeddings are in
-the keys already.
+the keys already. Where later layers take a layer's keys, more are kept: what any of them reaches.
 
 Other layers of the model see a cache of the full length: the layers here report the length that
 they would have had.

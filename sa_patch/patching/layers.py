@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -93,6 +93,25 @@ def attention_layers(model: PreTrainedModel) -> dict[int, nn.Module]:
     if not found:
         raise UserError(f"{name} has no causal self-attention layer to patch")
     return dict(sorted(found.items()))
+
+
+def key_sources(modules: Mapping[int, nn.Module]) -> dict[int, int]:
+    """Layers that take the keys and values of an earlier one, and the index of that one.
+
+    In Gemma 3n and 4 the last layers do: each takes them of the last layer of its kind before.
+
+    Args:
+        modules: as `attention_layers` gives them.
+    """
+    latest: dict[Any, int] = {}
+    found: dict[int, int] = {}
+    for index, module in modules.items():
+        kind = getattr(module, "layer_type", None)
+        if getattr(module, "is_kv_shared_layer", False):
+            found[index] = latest[kind]
+        else:
+            latest[kind] = index
+    return found
 
 
 def default_layers(model: PreTrainedModel) -> set[int]:

@@ -14,7 +14,13 @@ from sa_patch.errors import UserError
 from sa_patch.kernels import check_backend, expect_layers
 from sa_patch.patching.attention import IMPLEMENTATION, OWN_NAMES
 from sa_patch.patching.drafting import draft_after_prompt
-from sa_patch.patching.layers import attention_layers, base_model, own_windows, text_model
+from sa_patch.patching.layers import (
+    attention_layers,
+    base_model,
+    key_sources,
+    own_windows,
+    text_model,
+)
 from sa_patch.patching.plan import LayerPlan, Observer, get_plan, set_plan
 from sa_patch.patching.reading import Reading, read_prompts
 from sa_patch.patching.refusals import (
@@ -56,8 +62,9 @@ def patch_model(
             full-attention layers.
         decode: what generated tokens see. "full": everything. "pattern": the pattern goes on over
             the whole sequence; layers whose pattern reaches no further than sinks and a window
-            then keep no other keys in a dynamic cache, so that its size no longer grows. Layers
-            with any other pattern, and static, quantized or foreign caches, keep all keys. Several
+            then keep no other keys in a dynamic cache, so that its size no longer grows; a layer
+            whose keys later layers take keeps what these reach, too. Layers with any other
+            pattern, and static, quantized or foreign caches, keep all keys. Several
             tokens behind cached keys are prompt, whatever `decode` says, unless `generate`
             verifies them as a draft; patterns that are not prefix-stable refuse them.
         backend: kernel backend, or "auto" for the fastest that is able.
@@ -84,9 +91,11 @@ def patch_model(
     stock = _stock_implementation(inner)
     if text_model(inner).config._attn_implementation != IMPLEMENTATION:
         _own_config(inner)
-    reading = Reading()
+    reading, sources = Reading(), key_sources(modules)
     for index, module in modules.items():
-        set_plan(module, LayerPlan(assigned[index], decode, backend, stock, reading))
+        takers = tuple(assigned[taker] for taker, source in sources.items() if source == index)
+        plan = LayerPlan(assigned[index], decode, backend, stock, reading, takers=takers)
+        set_plan(module, plan)
     text_model(inner).set_attn_implementation(IMPLEMENTATION)
     _say_what_is_read(inner, reading)
     return model

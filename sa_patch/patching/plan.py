@@ -30,6 +30,7 @@ class LayerPlan:
         reading: what the forward pass reads, one for all modules of the model.
         observer: called with (layer, q, k, spans) before each sparse attention, with the tensors
             as `sa_patch.kernels.attend` takes them; None for nobody.
+        takers: patterns of the later layers that take this one's keys, None for stock attention.
 
     Attributes:
         text: the pattern's text form.
@@ -42,6 +43,7 @@ class LayerPlan:
     stock: str
     reading: Reading
     observer: Observer | None = None
+    takers: tuple[Pattern | None, ...] = ()
     text: str = field(init=False, default="")
     draws_by_head: bool = field(init=False, default=False)
 
@@ -55,9 +57,13 @@ class LayerPlan:
     @property
     def reach(self) -> tuple[int, int] | None:
         """(sinks, window) if later queries see no more keys than these; None if they may."""
-        if self.pattern is None or self.decode == "full":
-            return None
-        return self.pattern.bounded_reach
+        sinks = window = 0
+        for pattern in (self.pattern, *self.takers):
+            reach = None if pattern is None else pattern.bounded_reach
+            if reach is None or self.decode == "full":
+                return None
+            sinks, window = max(sinks, reach[0]), max(window, reach[1])
+        return sinks, window
 
     def hook(self) -> DropBeyondReach | KeepTileQueries | None:
         """What has to see the cache before the module does; None if nothing has to."""

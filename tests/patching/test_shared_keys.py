@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, StaticCache
 from sa_patch import SA, SWA, MoBA, Sinks, patch_model, unpatch_model
 from sa_patch.errors import UserError
 from sa_patch.patching import layer_patterns
+from sa_patch.patching.cache import SPARE_TOKENS
 from sa_patch.patching.mask import SparseMask
 from sa_patch.patterns import Pattern, parse_pattern
 from tests.patching.dense_oracle import oracle_logits
@@ -34,8 +35,11 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample":
 TOLERANCE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 
-def sharing_model(stock: str = "sdpa") -> PreTrainedModel:
-    model = build("gemma4_text", OWN)
+GEMMA_3N: dict[str, Any] = {"laurel_rank": 8, "altup_num_inputs": 2}
+
+
+def sharing_model(stock: str = "sdpa", family: str = "gemma4_text") -> PreTrainedModel:
+    model = build(family, OWN | (GEMMA_3N if family == "gemma3n_text" else {}))
     model.set_attn_implementation(stock)
     return model
 
@@ -114,13 +118,36 @@ def test_padding_and_pieces_do_not_change_the_last_queries() -> None:
         model(TOKENS[:, 30:], past_key_values=begun.past_key_values, logits_to_keep=1)
 
 
+NEAR, SINKS, WIDE = SWA(4), Sinks(2) | SWA(4), SWA(16)
+
+
 @torch.no_grad()
-def test_generated_tokens_see_the_pattern_where_they_should() -> None:
-    model = patch_model(sharing_model(), Sinks(2) | SWA(4), decode="pattern")
-    patterns = layer_patterns(model)
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+@pytest.mark.parametrize(
+    ("layers", "kept"),
+    [
+        ({1: SINKS, 3: SINKS}, 2 + 3),
+        ({1: NEAR, 3: SINKS}, 2 + 3),
+        ({1: SINKS, 3: WIDE}, 2 + 15),
+        ({1: WIDE, 3: NEAR}, 15),
+        ({1: NEAR}, None),
+        ({1: NEAR, 3: MoBA(4, 2)}, None),
+        ({3: NEAR}, None),
+    ],
+    ids=["one", "sinks", "wider", "narrower", "stock", "unbounded", "taking alone"],
+)
+def test_generated_tokens_see_the_pattern_and_layers_keep_what_takers_need(
+    family: str, layers: dict[int, Pattern], kept: int | None
+) -> None:
+    model = patch_model(sharing_model(family=family), layers=layers, decode="pattern")
+    patterns, total = layer_patterns(model), TOKENS.shape[1]
     out = model.generate(TOKENS, output_logits=True, return_dict_in_generate=True, **GREEDY)
-    expected = oracle_logits(model, out.sequences, patterns)[:, TOKENS.shape[1] - 1 : -1]
+    expected = oracle_logits(model, out.sequences, patterns)[:, total - 1 : -1]
     torch.testing.assert_close(torch.stack(out.logits, 1), expected, **TOLERANCE)
+    # The token that was written last has not been read.
+    every = total + GREEDY["max_new_tokens"] - 1
+    held = out.past_key_values.layers[1].keys.shape[2]
+    assert held == (every if kept is None else kept + SPARE_TOKENS)
 
 
 @pytest.mark.parametrize("text", ["moba:4,2,shared=4", "vertical_slash:4,4"])
