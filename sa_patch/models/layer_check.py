@@ -11,7 +11,7 @@ from sa_patch.errors import UserError
 from sa_patch.models.converted import find_copy
 from sa_patch.models.embedded import ModelSource
 from sa_patch.patching import format_layers
-from sa_patch.patching.layers import own_windows
+from sa_patch.patching.layers import full_layers, own_windows
 from sa_patch.patterns import SWA
 
 
@@ -104,9 +104,7 @@ def usual_layers(source: ModelSource) -> list[int]:
 
     None at all where that cannot be read.
     """
-    kinds = getattr(_config(source), "layer_types", None) or []
-    full = [index for index, kind in enumerate(kinds) if kind == "full_attention"]
-    return full or list(range(layer_count(source) or 0))
+    return sorted(full_layers(_config(source), range(layer_count(source) or 0)))
 
 
 def _setting(source: ModelSource, name: str) -> int | None:

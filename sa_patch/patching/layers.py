@@ -120,10 +120,17 @@ def default_layers(model: PreTrainedModel) -> set[int]:
     All, except those that have a window of their own in a model that also has full layers (as
     Gemma does).
     """
-    available = attention_layers(model)
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
-    full = {i for i in available if i < len(kinds) and kinds[i] == "full_attention"}
-    return full or set(available)
+    return full_layers(model.config.get_text_config(), attention_layers(model))
+
+
+def full_layers(config: Any, available: Iterable[int]) -> set[int]:
+    """Of the available layers those without a window of their own; all where none is told by kind.
+
+    Args:
+        config: a model's text configuration.
+    """
+    every, kinds = set(available), getattr(config, "layer_types", None) or ()
+    return {i for i, kind in enumerate(kinds) if kind in _FULL and i in every} or every
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 from transformers import Llama4TextConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.generation import generate_text
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
 from sa_patch.models.embedded import ModelSource
-from sa_patch.models.layer_check import check_layers, check_own_windows
+from sa_patch.models.layer_check import check_layers, check_own_windows, usual_layers
+from sa_patch.patching.layers import default_layers
 from sa_patch.patterns import SA
+from tests.patching.families import COMMON, FAMILIES, build
 from tests.small_models import tiny_config
 
 
@@ -68,3 +71,16 @@ def test_chunks_are_read_without_weights(tmp_path: Path) -> None:
 def test_a_window_that_no_mask_reads_is_none(tmp_path: Path, family: str) -> None:
     source = saved(tmp_path, tiny_config(family, sliding_window=8))
     check_own_windows(source, [0, 1], 9)
+
+
+@pytest.mark.parametrize(
+    ("family", "usual"),
+    [("zaya", [1]), ("gemma3_text", [1]), ("qwen3_next", [1]), ("llama", [0, 1])],
+)
+def test_the_usual_layers_are_the_same_with_and_without_weights(
+    tmp_path: Path, family: str, usual: list[int]
+) -> None:
+    own = FAMILIES[family]
+    source = saved(tmp_path, CONFIG_MAPPING[family](**(COMMON | own)))
+    assert usual_layers(source) == usual
+    assert default_layers(build(family, own)) == set(usual)

@@ -177,6 +177,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "vaultgemma": {"attn_logit_softcapping": 1.0},
     "youtu": _LATENT,
+    "zaya": _MIXED
+    | {
+        "layer_types": ["hybrid_sliding", "hybrid"],
+        "moe_intermediate_size": 16,
+        "num_experts": 2,
+        "router_hidden_size": 16,
+    },
 }
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -33,6 +33,7 @@ SHOWN: list[tuple[str, dict[str, Any], list[Pattern]]] = [
     ("qwen3_moe", SLIDING | {"use_sliding_window": False}, [Full(), Full()]),
     ("qwen2", SLIDING | {"use_sliding_window": True, "max_window_layers": 1}, [Full(), SWA(SIZE)]),
     ("gemma3_text", SLIDING, [SWA(SIZE), Full()]),
+    ("zaya", SLIDING, [SWA(SIZE), Full()]),
     # A conversion left it in a configuration that knows nothing of windows.
     ("llama", SLIDING, [Full(), Full()]),
     ("llama4_text", {"attention_chunk_size": SIZE}, [OwnChunk(SIZE), OwnChunk(SIZE)]),
