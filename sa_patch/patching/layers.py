@@ -193,13 +193,15 @@ def beyond_own_window(config: Any, size: int, tokens: int) -> str:
     Args:
         config: the model's text configuration.
     """
-    kinds = getattr(config, "layer_types", None)
-    own = "attention chunk" if kinds and _CHUNKED in kinds else "sliding window"
+    kinds = set(getattr(config, "layer_types", None) or ())
+    own = "attention chunk" if _CHUNKED in kinds else "sliding window"
     says = f"the model's own {own} of {size} tokens is shorter than this sequence of {tokens}; "
-    if _FULL.intersection(kinds or ()):
+    # Where no kind has the window that was met, as in MiniMax, full layers slide it too.
+    told = kinds & (_SLIDING | {_CHUNKED})
+    if told and kinds & _FULL:
         return says + "leave its layers out with layers=..."
     says += "no attention layer of this model sees more, so give shorter sequences"
-    if kinds:
+    if told:
         return says
     return says + ", or set sliding_window=None in model.config if you accept a changed model"
 
