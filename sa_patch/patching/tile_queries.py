@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import Spans
+from sa_patch.kernels.triton.tiles import on_device
 from sa_patch.patching.cache import SPARE_TOKENS
 from sa_patch.patching.mask import OUTSIDE_OF_GRAPHS, SparseMask
 
@@ -75,15 +76,17 @@ class TileQueriesLayer(DynamicLayer):
         queries = self.queries
         if queries is None or len(queries) != len(q):
             queries = q.new_zeros(*q.shape[:2], self._kept, q.shape[3])
-        joined = torch.cat([queries, q], dim=2)
         ends = zip(spans.lengths, spans.starts, strict=True)
         new = [max(0, min(q.shape[2], length - start)) for length, start in ends]
-        self.queries = _columns(joined, new, self._kept)
+        # Queries that no row keeps are not copied: a prompt has far more of them.
+        left_out = max(0, min(new) - self._kept)
+        latest = torch.cat([queries, q[:, :, left_out : max(new)]], dim=2)
+        self.queries = _columns(latest, [count - left_out for count in new], self._kept)
         self._known = min(self._kept, self._known + q.shape[2])
         if not any(earlier):
             return q, spans, earlier
         first = [self._kept - count for count in earlier]
-        longer = _columns(joined, first, max(earlier) + q.shape[2])
+        longer = _columns(torch.cat([queries, q], dim=2), first, max(earlier) + q.shape[2])
         begins = tuple(s - count for s, count in zip(spans.starts, earlier, strict=True))
         return longer, Spans(spans.lengths, begins), earlier
 
@@ -123,9 +126,12 @@ class TileQueriesLayer(DynamicLayer):
 def _columns(x: Tensor, first: Sequence[int], count: int) -> Tensor:
     """So many columns of each row of ``x [batch, heads, m, head_dim]``, from a first one on.
 
-    Beyond the last column stands the last once more, as padding.
+    Beyond the last column stands the last once more, as padding. A view where all rows begin with
+    the same one, and have so many.
     """
-    begin = torch.tensor(first, device=x.device)[:, None]
+    if max(first) == min(first) and first[0] + count <= x.shape[2]:
+        return x[:, :, first[0] : first[0] + count]
+    begin = on_device(torch.tensor(first), x.device)[:, None]
     columns = (begin + torch.arange(count, device=x.device)).clamp(max=x.shape[2] - 1)
     return x.gather(2, columns[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
 from sa_patch import patch_model, sparse_attention, unpatch_model
 from sa_patch.errors import UserError
+from sa_patch.kernels import Spans
+from sa_patch.patching import tile_queries
+from sa_patch.patching.tile_queries import TileQueriesLayer, without_earlier
 from sa_patch.patterns import BlockTopK, MoBA, Pattern, Sinks
 from tests.small_models import random_tokens, tiny_model
 
@@ -84,3 +90,57 @@ def test_the_functional_face_takes_whole_tiles() -> None:
     assert torch.allclose(sparse_attention(q, k, k, PATTERN), whole[:, :, 16:], atol=1e-5)
     with pytest.raises(UserError, match="must begin a tile, at a multiple of 8; got position 17"):
         sparse_attention(q[:, :, :12], k, k, PATTERN)
+
+
+class Operations(TorchDispatchMode):
+    """The operations on tensors, and the most columns of a result that is no view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.most_columns = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.names.add(func.name())
+        viewed = func.name() in ("aten::slice.Tensor", "aten::alias")
+        if isinstance(found, torch.Tensor) and found.dim() == 4 and not viewed:
+            self.most_columns = max(self.most_columns, found.shape[2])
+        return found
+
+
+def test_rows_alike_are_kept_by_slices_and_no_prompt_is_copied() -> None:
+    """An index made of numbers would be copied to a GPU, which waits, in every layer."""
+    layer = TileQueriesLayer(8)
+    q = torch.randn(2, 3, 520, 4)
+    with Operations() as operations:
+        layer.begin_tiles(q[:, :, :500], Spans((500, 500), (0, 0)))
+        kept = layer.queries
+        # Generated tokens, and the results of the tile that they continue.
+        for end in range(501, 521):
+            longer, spans, earlier = layer.begin_tiles(
+                q[:, :, end - 1 : end], Spans((end, end), (end - 1, end - 1))
+            )
+            last = without_earlier(longer, earlier, 1)
+            assert spans.starts == ((end - 1) // 8 * 8,) * 2
+    views = {"aten::slice.Tensor", "aten::alias"}
+    assert operations.names <= views | {"aten::cat", "aten::new_zeros"}
+    assert operations.most_columns <= 2 * layer._kept
+    assert kept is not None and torch.equal(kept, q[:, :, 500 - layer._kept : 500])
+    assert torch.equal(longer, q[:, :, 512:520]) and torch.equal(last, q[:, :, 519:])
+
+
+def test_rows_that_differ_are_told_by_pinned_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[list[int]] = []
+
+    def copy(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copied.append(table.tolist())
+        return table.to(device)
+
+    monkeypatch.setattr(tile_queries, "on_device", copy)
+    layer = TileQueriesLayer(8)
+    q = torch.randn(2, 3, 200, 4)
+    layer.begin_tiles(q, Spans((200, 170), (0, 0)))
+    assert copied == [[200 - 170 + layer._kept, layer._kept]] and layer.queries is not None
+    for row, length in enumerate((200, 170)):
+        assert torch.equal(layer.queries[row], q[row, :, length - layer._kept : length])
