@@ -14,6 +14,7 @@ from torch import Tensor
 from sa_patch.errors import UserError
 from sa_patch.kernels.inputs import check_factor
 from sa_patch.patterns import Pattern
+from sa_patch.patterns.rivals.by_head import take_heads
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ class Softmax:
 
     def of_heads(self, heads: list[int]) -> Softmax:
         """Of some query heads alone."""
-        return self if self.sink is None else Softmax(self.softcap, self.sink[heads])
+        if self.sink is None:
+            return self
+        return Softmax(self.softcap, take_heads(self.sink, heads, 0))
 
     def cap(self, scores: Tensor) -> Tensor:
         """Scaled scores under the cap."""

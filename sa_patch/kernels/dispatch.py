@@ -26,6 +26,7 @@ from sa_patch.kernels.self_check import failure
 from sa_patch.kernels.tiling import needs_gradients
 from sa_patch.kernels.triton import backend as triton_backend
 from sa_patch.patterns import ByHead, Pattern, split_tail
+from sa_patch.patterns.rivals.by_head import in_order
 
 BACKENDS: dict[str, Backend] = {
     # `reference` takes every pattern by its definition, and is what the others are held against.
@@ -222,8 +223,7 @@ def _attend_by_head(
         heads += mine
         own_softmax = softmax.of_heads(mine)
         parts.append(attend(own, content["q"], content["k"], own_v, softmax=own_softmax, **same))
-    order = torch.tensor(heads).argsort().to(q.device)
-    return torch.cat(parts, dim=1).index_select(1, order)
+    return in_order(parts, heads, 1)
 
 
 def _attend_packed(

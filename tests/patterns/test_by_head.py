@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sa_patch import patch_model, sparse_attention
 from sa_patch.errors import UserError
+from sa_patch.kernels.backend import Softmax
 from sa_patch.kernels.visited_keys import visited_keys
 from sa_patch.patterns import (
     SA,
@@ -25,6 +27,7 @@ from sa_patch.patterns import (
     seed_of,
     with_seed,
 )
+from sa_patch.patterns.rivals.by_head import _in_order
 from sa_patch.report.variants import by_budget
 from tests.laws.strategies import Case, make_case
 from tests.small_models import random_tokens, tiny_model
@@ -151,3 +154,33 @@ def test_another_number_of_heads_is_refused() -> None:
     case = make_case(seq_len=9)
     with pytest.raises(UserError, match="is for 3 KV heads, and here are 4 query heads"):
         case.run(MIXED[0], "auto")
+
+
+class Indexed(TorchDispatchMode):
+    """Operations that take an index, and tensors made of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in func.name() for name in ("index", "lift_fresh", "_to_copy", "argsort")):
+            self.found.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_heads_are_taken_without_an_index() -> None:
+    """A list as an index would be copied to a GPU, which waits, several times in every layer."""
+    # Heads of one pattern that do not follow each other, and an order to restore.
+    pattern = ByHead((Full(), SWA(N), Full()))
+    case = case_of()
+    sink = torch.linspace(-1, 2, 6)
+    with Indexed() as indexed:
+        parts = list(pattern.split(6, case.q, case.k))
+        told = [(mine, content["q"][0]) for _, mine, content in parts]
+        own = Softmax(None, sink).of_heads(parts[0][1]).sink
+        whole = _in_order(told)
+        sparse_attention(case.q, case.k, case.v, pattern, sink=None, backend="banded")
+    assert not indexed.found
+    assert torch.equal(parts[0][2]["k"], case.k[:, [0, 2]]) and own is not None
+    assert torch.equal(own, sink[[0, 1, 4, 5]]) and torch.equal(whole, case.q[0])

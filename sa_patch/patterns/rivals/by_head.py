@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import groupby
@@ -128,8 +128,8 @@ class ByHead(Pattern):
         for own, kv_heads in ruled.items():
             mine = [head * group + step for head in kv_heads for step in range(group)]
             content = {
-                "q": None if q is None else q[..., mine, :, :],
-                "k": None if k is None else k[..., kv_heads, :, :],
+                "q": None if q is None else take_heads(q, mine, -3),
+                "k": None if k is None else take_heads(k, kv_heads, -3),
             }
             yield own, mine, {"heads": len(mine), **content}
 
@@ -204,5 +204,25 @@ class ByHead(Pattern):
 def _in_order(told: list[tuple[list[int], Tensor]]) -> Tensor:
     """What was told of some heads each, ``[heads of these or 1, ...]``, for all of them."""
     rows = [x.expand(len(mine), *x.shape[1:]) for mine, x in told]
-    order = torch.tensor([head for mine, _ in told for head in mine], device=rows[0].device)
-    return torch.cat(rows)[order.argsort()]
+    return in_order(rows, [head for mine, _ in told for head in mine], 0)
+
+
+def take_heads(x: Tensor, heads: Sequence[int], dim: int) -> Tensor:
+    """Some of the heads along a dimension; a view where they follow each other.
+
+    Slices, because a list as an index is copied to the device, which waits for it.
+    """
+    runs: list[list[int]] = []
+    for head in heads:
+        if runs and head == runs[-1][-1] + 1:
+            runs[-1].append(head)
+        else:
+            runs.append([head])
+    parts = [x.narrow(dim, run[0], len(run)) for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def in_order(parts: list[Tensor], heads: Sequence[int], dim: int) -> Tensor:
+    """All heads from the first to the last, from parts that hold `heads` one after the other."""
+    places = sorted(range(len(heads)), key=heads.__getitem__)
+    return take_heads(torch.cat(parts, dim), places, dim)
