@@ -100,7 +100,7 @@ def candidates(pattern: Pattern, q: Tensor, seq_len: int) -> list[Config]:
 def _chosen_candidates(pattern: MoBA | BlockTopK, q: Tensor, seq_len: int) -> list[Config]:
     part = device_class(q.device, interpreted=False)
     base = moba_config(q, seq_len, pattern.block_size, part)
-    if isinstance(pattern, BlockTopK) and shares_tiles(pattern):
+    if shares_tiles(pattern):
         return [replace(base, choose=launch) for launch in _CHOOSING]
     if not sorts_choices(pattern):
         few = [(m, n, warps) for m in (4, 8, 16, 32) for n in (4, 8, 16) for warps in (2, 4, 8)]

@@ -14,7 +14,8 @@ KERNELS = {
     *("ring_kernel", "ring_kernel join", "ring_kernel join rings"),
     *("choose_kernel", "choose_kernel grows", "chosen_kernel", "chosen_kernel limited rings"),
     "small_blocks_kernel join rings spans",
-    *("shared_blocks_kernel", "tree_search_kernel"),
+    *("shared_blocks_kernel", "shared_blocks_kernel limited", "tree_search_kernel"),
+    "shared_blocks_kernel join limited rings spans",
     *("hash_kernel", "band_kernel", "limit_kernel", "limit_kernel limited"),
 }
 # Bytes: the fastest launch of sliding windows that was measured spills a few registers.

@@ -36,6 +36,8 @@ PATTERNS = (
     "block_topk:8,8,8,branch=0,shared=32,segment=128",
     "shared_topk",
     "sinks:4+sa:64,per_head=true+psa:64+block_topk:16,4+block_topk:4,8,local=4",
+    "swa:256+shared_topk",
+    "sa:64+block_topk:16,4+shared_topk",
 )
 # Compile-time options that make another kernel of the same source.
 _OPTIONS = ("CHOSEN", "GROWS", "JOIN", "LIMITED", "RINGS", "SPANS")

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sa_patch.kernels.banded import choices
+from sa_patch.kernels.banded.choices import choose, first_token, parts_of_queries
 from sa_patch.kernels.banded.queries_by_block import attend_queries_by_block, attend_tiles
 from sa_patch.kernels.banded.shared_blocks import attend_shared_blocks
 from sa_patch.kernels.banded.small_blocks import attend_small_blocks
@@ -19,17 +21,11 @@ from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.merge import hidden_score, merge
 from sa_patch.kernels.tiling import needs_gradients, queries_at_once
 from sa_patch.patterns.base import Rule
-from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_topk import BlockTopK
 from sa_patch.patterns.moba import MoBA
 
 # Rows of a tile of queries against their own block.
 _OWN_TILE = 64
-# Scores of the choice that are held at once: on CPUs few enough to stay in the caches.
-_RANKED_CPU = 1 << 18
-_RANKED = 1 << 22
-# Choices of queries that are held at once where they grow with the position.
-_CHOSEN = 1 << 21
 # Larger blocks pay for their way into tiles: on one core 64 was the first that did.
 _LARGEST_LEAF = 32
 # Pairs of a query and a key of which a rule is asked at once.
@@ -116,63 +112,14 @@ def attend_chosen(
             outs.append(out)
             sums.append(lse)
             continue
-        chosen = choose(pattern, q[row], k[row], start) if picks is None else picks[row]
-        out, lse = _chosen_of_row(
-            pattern, q[row], k[row], v[row], chosen, start, scale, hidden, softcap
-        )
-        outs.append(out)
-        sums.append(lse)
+        found = []
+        for own, low, end in parts_of_queries([pattern], q[row], start):
+            inputs = q[row, :, own], k[row, :, :end], v[row, :, :end]
+            chosen = choose(pattern, *inputs[:2], low) if picks is None else picks[row, :, own]
+            found.append(_chosen_of_row(pattern, *inputs, chosen, low, scale, hidden, softcap))
+        outs.append(torch.cat([out for out, _ in found], dim=1))
+        sums.append(torch.cat([lse for _, lse in found], dim=1))
     return torch.stack(outs), torch.stack(sums)
-
-
-def choose(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor, start: int) -> Tensor:
-    """The blocks that the queries of one sequence choose, own blocks not among them.
-
-    Args:
-        q: ``[q_heads, nq, head_dim]``, at positions ``start ..``.
-        k: ``[kv_heads, n, head_dim]``.
-
-    Returns:
-        int64 ``[q_heads, nq, m]``, -1 for none; a block stands at most once in a row.
-    """
-    positions = torch.arange(start, start + q.shape[1], device=q.device)
-    q, k = q.detach(), k.detach()
-    if isinstance(pattern, BlockTopK):
-        picks = pattern.picks(q, k, range(start, start + q.shape[1]))
-        return picks.repeat_interleave(len(q) // len(picks), dim=0)
-    means = block_means(k, pattern.block_size)
-    width = min(pattern.topk - 1, means.shape[1])
-    held = _RANKED_CPU if q.device.type == "cpu" else _RANKED
-    step = max(1, held // max(1, len(q) * means.shape[1]))
-    parts = []
-    for low in range(0, q.shape[1], step):
-        last = min(start + low + step, start + q.shape[1]) - 1
-        # No query of this part may choose a later block; the first ones, `width`, are always there.
-        known = means[:, : max(width, last // pattern.block_size)]
-        own = positions[low : low + step] // pattern.block_size
-        parts.append(pattern.rank_blocks(q[:, low : low + step], known, own))
-    return torch.cat(parts, dim=1)
-
-
-def chosen_rule(pattern: MoBA | BlockTopK, picks: Tensor, start: int) -> Rule:
-    """Whether key j lies in a block that query i chose, given ``picks [q_heads, nq, m]``."""
-    size, first = pattern.block_size, _first_token(pattern)
-
-    def rule(i: Tensor, j: Tensor) -> Tensor:
-        i, j = torch.broadcast_tensors(i, j)
-        block = torch.div(j - first, size, rounding_mode="floor")
-        heads = torch.arange(len(picks), device=picks.device).view(-1, *[1] * (i.dim() - 1))
-        found = torch.zeros(1, dtype=torch.bool, device=picks.device)
-        # One by one: all at once would hold m copies of what is asked.
-        for pick in picks.unbind(-1):
-            found = found | (pick[heads, i - start] == block)
-        return found & (block >= 0)
-
-    return rule
-
-
-def _first_token(pattern: MoBA | BlockTopK) -> int:
-    return pattern.sinks if isinstance(pattern, BlockTopK) else 0
 
 
 def _by_small_blocks(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -208,7 +155,7 @@ def _chosen_of_row(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """`attend_chosen` for one row."""
-    first, size = _first_token(pattern), pattern.block_size
+    first, size = first_token(pattern), pattern.block_size
     wide, k_wide, v_wide = _widened(q, k, v, scale)
     if softcap is None and _by_small_blocks(pattern, q, k, v):
         blocks = {"first": first, "size": size, "start": start}
@@ -248,7 +195,7 @@ def _shared_of_row(
     wide, k_wide, v_wide = _widened(q, k, v, scale)
     shared, choosers = pattern.shared, len(k) if pattern.grouped else len(q)
     blocks: Any = {"shared": shared, "first": pattern.sinks, "size": pattern.block_size}
-    step = queries_at_once(choosers * pattern.most_picks(k.shape[1]), _CHOSEN, shared)
+    step = queries_at_once(choosers * pattern.most_picks(k.shape[1]), choices.CHOSEN, shared)
     outs, sums = [], []
     for low in range(0, q.shape[1], step):
         part, first = slice(low, low + step), start + low

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sa_patch.kernels.backend import PLAIN, Softmax
-from sa_patch.kernels.banded.chosen_blocks import attend_chosen, choose, chosen_rule
+from sa_patch.kernels.banded.choices import choose, chosen_rule, parts_of_queries
+from sa_patch.kernels.banded.chosen_blocks import attend_chosen
 from sa_patch.kernels.banded.ring import RingPart, attend_ranges
 from sa_patch.kernels.banded.sliding_window import attend_local_window
 from sa_patch.kernels.local_window import LocalWindow, joined, local_window_of
@@ -116,30 +117,49 @@ def _chosen_parts(
         return [attend_chosen(chosen[0], q, k, v, **inputs, **left_out)]
     rows = []
     for row in range(len(q)):
-        one = slice(row, row + 1)
-        named = list(hidden)
-        disjoint_parts = []
-        for part in chosen:
-            picks = choose(part, q[row], k[row], start)
-            disjoint_parts.append(
-                attend_chosen(
-                    part,
-                    q[one],
-                    k[one],
-                    v[one],
-                    start=start,
-                    scale=scale,
-                    unless=_any_of(named),
-                    picks=picks[None],
-                    softcap=softcap,
-                )
+        found = [
+            _disjoint_choices(
+                chosen,
+                q[row, None, :, own],
+                k[row, None, :, :end],
+                v[row, None, :, :end],
+                hidden,
+                start=low,
+                scale=scale,
+                softcap=softcap,
             )
-            named.append(chosen_rule(part, picks, start))
-        rows.append(disjoint_parts)
-    return [
-        (torch.cat([out for out, _ in same]), torch.cat([lse for _, lse in same]))
-        for same in zip(*rows, strict=True)
-    ]
+            for own, low, end in parts_of_queries(chosen, q[row], start)
+        ]
+        rows.append([_joined(same, 2) for same in zip(*found, strict=True)])
+    return [_joined(same, 0) for same in zip(*rows, strict=True)]
+
+
+def _disjoint_choices(
+    chosen: Sequence[MoBA | BlockTopK],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    hidden: list[Rule],
+    *,
+    start: int,
+    scale: float,
+    softcap: float | None,
+) -> list[tuple[Tensor, Tensor]]:
+    """`_chosen_parts` of several parts, for queries of one row whose choices are held at once."""
+    named = list(hidden)
+    found = []
+    inputs: dict[str, Any] = {"start": start, "scale": scale, "softcap": softcap}
+    for part in chosen:
+        picks = choose(part, q[0], k[0], start)
+        left_out: dict[str, Any] = {"unless": _any_of(named), "picks": picks[None]}
+        found.append(attend_chosen(part, q, k, v, **inputs, **left_out))
+        named.append(chosen_rule(part, picks, start))
+    return found
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]], dim: int) -> tuple[Tensor, Tensor]:
+    """Outputs and log-sum-exps side by side."""
+    return torch.cat([out for out, _ in parts], dim), torch.cat([lse for _, lse in parts], dim)
 
 
 def _any_of(rules: list[Rule]) -> Rule | None:

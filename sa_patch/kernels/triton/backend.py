@@ -78,6 +78,8 @@ def _wrong_problem(pattern: Pattern, q: Tensor, k: Tensor) -> str:
         return f"the kernels take float32, float16 or bfloat16, got {q.dtype} and {k.dtype}"
     if q.shape[3] > _MAX_HEAD_DIM:
         return f"head_dim is {q.shape[3]}, at most {_MAX_HEAD_DIM} is possible"
+    if sum(part.shared_queries > 1 for part in parts.chosen) > 1:
+        return "only one part of a pattern may share its choices in tiles of queries here"
     drawn = any(isinstance(ring, SA) for ring in parts.rings)
     if drawn and q.shape[2] < k.shape[2] and not pattern.saturated(k.shape[2]):
         return "there are cached keys, and stochastic attention needs whole sequences here"

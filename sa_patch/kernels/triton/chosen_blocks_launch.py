@@ -7,13 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sa_patch.kernels.tiling import queries_at_once
-from sa_patch.kernels.triton import launch_table
-from sa_patch.kernels.triton.block_choice.launch import (
-    choose,
-    origin_of,
-    own_choices,
-)
+from sa_patch.kernels.triton.block_choice.launch import choose, origin_of
 from sa_patch.kernels.triton.chosen_blocks import chosen_kernel
 from sa_patch.kernels.triton.launch import (
     Call,
@@ -28,80 +22,19 @@ from sa_patch.kernels.triton.launch_table import (
     MobaConfig,
     SmallBlocksConfig,
     packed_heads,
-    shared_launch,
 )
 from sa_patch.kernels.triton.parts import LocalWindow
-from sa_patch.kernels.triton.small_blocks import shared_blocks_kernel, small_blocks_kernel
+from sa_patch.kernels.triton.small_blocks import small_blocks_kernel
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.kernels.triton.tiles import row_table
 from sa_patch.patterns import BlockTopK, MoBA
-from sa_patch.patterns.block_selection.shared_choice import tile_choices
 
-# Partial results held at once; KV heads are served in turns beyond.
+# Partial results held at once; KV heads are served in turns beyond, and then queries.
 PARTIAL_BYTES = 1 << 30
-# Choices of queries held at once, where they grow with the position; queries go in turns beyond.
-CHOICES = 1 << 26
+# Queries that go together at least: enough to fill tiles that chose a block.
+_QUERIES = 256
 # First key of a block that is not there: beyond every position, whatever is added to it.
 _NO_KEY = 1 << 30
-
-
-def launch_shared(
-    call: Call, pattern: BlockTopK, local_window: LocalWindow, choose: Launch
-) -> None:
-    """All that a pattern shows whose tiles of queries share their choices."""
-    choosers = call.k.shape[1] if pattern.grouped else call.q.shape[1]
-    of_a_query = len(call.q) * choosers * pattern.most_picks(call.k.shape[2])
-    step = queries_at_once(of_a_query, CHOICES, pattern.shared)
-    if step >= call.query_len:
-        _launch_tiles(call, pattern, local_window, choose)
-        return
-    for first in range(0, call.query_len, step):
-        part = call.of_queries(slice(first, first + step))
-        if not part.rows:
-            break
-        _launch_tiles(part, pattern, local_window, choose)
-        if call.lse is not None and part.lse is not None:
-            call.lse[:, :, first : first + step] = part.lse
-
-
-def _launch_tiles(
-    call: Call, pattern: BlockTopK, local_window: LocalWindow, choose: Launch
-) -> None:
-    """`launch_shared` for queries whose choices are held at once."""
-    own = own_choices(call, pattern, choose)
-    choices = tile_choices(own.flatten(0, 1), pattern.shared)
-    blocks, first_row, counts = (x.to(torch.int32).unflatten(0, own.shape[:2]) for x in choices)
-    part = launch_table.device_class(call.q.device, interpreted=INTERPRETED)
-    together = call.group if pattern.grouped else 1
-    launch, pack = shared_launch(call.q, pattern.shared, together, part)
-    table = call.table(pattern.shared)
-    shared_blocks_kernel[(len(table) * (call.q.shape[1] // pack),)](
-        call.q,
-        call.k,
-        call.v,
-        call.out,
-        call.lse,
-        table,
-        call.lows(local_window),
-        blocks,
-        first_row,
-        counts,
-        call.query_len,
-        pattern.block_size,
-        pattern.sinks,
-        local_window.sinks,
-        blocks.shape[2],
-        blocks.shape[3],
-        *call.scores,
-        *call.strides(),
-        PACK=pack,
-        SHARED=pattern.shared,
-        CHOOSERS=blocks.shape[1],
-        CAPPED=call.softcap is not None,
-        WIDEN=INTERPRETED,
-        **call.results(),
-        **shape(call.q, call.k, launch),
-    )
 
 
 def first_keys(pattern: MoBA | BlockTopK, picks: Tensor) -> Tensor:
@@ -219,11 +152,22 @@ def launch_sorted(
         local_window: keys to attend to beside the blocks.
         hidden, shown: keys to leave out of the blocks, as `attend_choices` takes them.
     """
-    batch, heads, queries, head_dim = call.q.shape
+    batch, _, queries, head_dim = call.q.shape
     kv_heads, group = call.k.shape[1], call.group
-    picked = pattern.topk - 1 if isinstance(pattern, MoBA) else pattern.most_picks(call.k.shape[2])
-    count = pattern.shared_queries * picked
-    step = max(1, PARTIAL_BYTES // max(1, batch * group * queries * count * head_dim * 4))
+    count = _picked(pattern, call) if picks is None else picks.shape[3]
+    of_a_query = batch * group * count * head_dim * 4
+    at_once = max(_QUERIES, PARTIAL_BYTES // max(1, of_a_query))
+    if at_once < queries:
+        for low in range(0, call.most_queries, at_once):
+            own = slice(low, low + at_once)
+            part = call.of_queries(own)
+            found = None if picks is None else picks[:, :, own]
+            rest = local_window, hidden, shown.of_queries(own), config
+            launch_sorted(part, pattern, found, *rest)
+            if call.lse is not None and part.lse is not None:
+                call.lse[:, :, own] = part.lse
+        return
+    step = max(1, PARTIAL_BYTES // max(1, of_a_query * queries))
     for first in range(0, kv_heads, step):
         kv, own = slice(first, first + step), slice(first * group, (first + step) * group)
         part = call._replace(
@@ -246,6 +190,12 @@ def launch_sorted(
         launch_local_window(part, local_window, config.own, choices)
         if call.lse is not None and part.lse is not None:
             call.lse[:, own] = part.lse
+
+
+def _picked(pattern: MoBA | BlockTopK, call: Call) -> int:
+    if isinstance(pattern, MoBA):
+        return pattern.topk - 1
+    return pattern.most_picks(call.k.shape[2])
 
 
 def launch_gathered(

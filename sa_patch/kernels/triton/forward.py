@@ -16,7 +16,6 @@ from sa_patch.kernels.triton.block_choice.launch import choose, of_query_heads
 from sa_patch.kernels.triton.chosen_blocks_launch import (
     first_keys,
     launch_gathered,
-    launch_shared,
     launch_sorted,
 )
 from sa_patch.kernels.triton.launch import Call, excluded_keys, launch_local_window, launch_ring
@@ -36,9 +35,11 @@ from sa_patch.kernels.triton.parts import (
     disjoint_parts,
     shares_tiles,
     sorts_choices,
+    takes_local_window,
 )
+from sa_patch.kernels.triton.shared_blocks_launch import launch_shared
 from sa_patch.kernels.triton.softmax import INTERPRETED
-from sa_patch.patterns import BlockTopK, Pattern
+from sa_patch.patterns import Pattern
 
 Kind = TypeVar("Kind", BandConfig, MobaConfig, SmallBlocksConfig)
 
@@ -88,12 +89,7 @@ def serve(pattern: Pattern, call: Call, given: tuple[Config, ...]) -> None:
 
 def _serve_sparse(pattern: Pattern, parts: DisjointParts, call: Call, configs: Configs) -> None:
     """Rows that the pattern does not saturate; others of the call may be overwritten."""
-    alone = parts.chosen[0] if len(parts.chosen) == 1 else None
-    if isinstance(alone, BlockTopK) and shares_tiles(alone) and disjoint_parts(alone) == parts:
-        config = configs.moba(alone.block_size, compared=False, shared=True)
-        launch_shared(call, alone, parts.local_window, config.choose)
-        return
-    fused = any(map(sorts_choices, parts.chosen))
+    fused = any(map(takes_local_window, parts.chosen))
     launches = len(parts.rings) + len(parts.chosen) + (parts.local_window.everywhere and not fused)
     if launches == 1:
         _serve_parts(parts, call, configs, fused)
@@ -125,7 +121,7 @@ def _serve_parts(
     """Each part in its launches, joined to those before where the call says so.
 
     Args:
-        fused: the local window is served with the first chosen blocks.
+        fused: the local window is served with chosen blocks.
         begins: nothing stands in the results before the local window.
     """
     local_window, rings = parts.local_window, parts.rings
@@ -147,15 +143,22 @@ def _serve_parts(
             configs.band(compared=number > 0, joining=call.join, ring=True),
         )
     shown = excluded_keys(call, rings if parts.chosen else ())
-    # The local window goes with the first of them.
-    chosen = sorted(parts.chosen, key=sorts_choices, reverse=True)
+    # The local window goes with the first that takes it. What tiles share is never listed for each
+    # query, for others to leave out, so that it comes last.
+    chosen = sorted(parts.chosen, key=lambda part: (shares_tiles(part), not sorts_choices(part)))
+    takes = next(filter(takes_local_window, chosen), None)
     # What a pattern keeps in its local window is never among the blocks that it chooses.
     alone = len(chosen) == 1 and disjoint_parts(chosen[0]) == parts
     for number, pattern in enumerate(chosen):
+        own = local_window if pattern is takes else NOTHING
+        if shares_tiles(pattern):
+            launch = configs.moba(pattern.block_size, compared=False, shared=True).choose
+            keys = {"local": pattern is takes, "limited": not alone}
+            launch_shared(call, pattern, local_window, shown, launch, **keys)
+            continue
         config = configs.moba(pattern.block_size, compared=not alone)
         picks = None if alone else choose(call, pattern, config.choose)
         if sorts_choices(pattern):
-            own = local_window if number == 0 else NOTHING
             hidden = None if alone else local_window
             launch_sorted(call, pattern, picks, own, hidden, shown, config)
         else:

@@ -73,6 +73,11 @@ class Call(NamedTuple):
         return self.q.shape[2]
 
     @property
+    def most_queries(self) -> int:
+        """Queries of the row that has most of them."""
+        return min(self.query_len, max(row.length - row.start for row in self.rows))
+
+    @property
     def covers_all(self) -> bool:
         """Whether its rows hold every query."""
         count = self.query_len
@@ -86,15 +91,11 @@ class Call(NamedTuple):
     def of_queries(self, own: slice) -> Call:
         """For some of the queries, and the keys up to theirs; writes into a copy of `lse`.
 
-        No row may be a packed sequence.
+        No row may be a packed sequence. All rows stay, with the lengths that rings are drawn for.
         """
         end = min(own.stop, self.query_len)
-        rows = tuple(
-            row._replace(start=row.start + own.start, length=min(row.length, row.start + end))
-            for row in self.rows
-            if row.length > row.start + own.start
-        )
-        keys = slice(max((row.length for row in rows), default=0))
+        rows = tuple(row._replace(start=row.start + own.start) for row in self.rows)
+        keys = slice(max(min(row.length, row.start + end) for row in self.rows))
         return self._replace(
             q=self.q[:, :, own],
             k=self.k[:, :, keys],
@@ -143,6 +144,11 @@ class ExcludedKeys(NamedTuple):
         if starts is not None:
             starts = starts[:, heads].contiguous()
         return self._replace(rings=rings, starts=starts)
+
+    def of_queries(self, own: slice) -> ExcludedKeys:
+        """For some of the queries."""
+        starts = None if self.starts is None else self.starts[:, :, own].contiguous()
+        return self._replace(starts=starts)
 
     def arguments(self) -> dict[str, Any]:
         """Of a kernel, by name."""

@@ -274,11 +274,15 @@ def small_blocks_config(q: Tensor, device: str) -> SmallBlocksConfig:
     return SmallBlocksConfig(Launch(block_m, block_n, warps=4, stages=1))
 
 
-def shared_launch(q: Tensor, shared: int, group: int, device: str) -> tuple[Launch, int]:
+def shared_launch(
+    q: Tensor, shared: int, group: int, device: str, *, compared: int = 0
+) -> tuple[Launch, int]:
     """The launch of tiles of queries that share their choices, and the heads that a tile holds.
 
     Args:
         group: query heads that choose together.
+        compared: with how many kinds of other parts the keys of a block are compared, of rings and
+            choices; that takes registers.
     """
     wide = q.element_size() > 2
     rows = 32 if wide else 128
@@ -288,6 +292,7 @@ def shared_launch(q: Tensor, shared: int, group: int, device: str) -> tuple[Laun
     # As many keys as fit without spilling; beyond a head_dim of 128 half as many for 99 KiB.
     narrow = wide or q.shape[3] > (64 if device == "ampere" else 128)
     keys = 16 if device == "ampere" and q.shape[3] > 128 else 32 if narrow else 64
+    keys = max(16, keys >> compared)
     warps = 8 if wide or block_m >= 128 else 4
     return Launch(block_m, keys, warps, stages=2), pack
 

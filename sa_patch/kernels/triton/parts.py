@@ -7,7 +7,7 @@ show. The first two tell that by position, from one table of where its keys begi
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,8 +17,6 @@ from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sink
 
 # Smaller blocks fill too little of a matrix product to be worth sorting queries for.
 _SORTED_BLOCK = 16
-# Queries that share their choices beyond which registers would not hold their results.
-_LARGEST_TILE = 128
 
 
 class LocalWindow(NamedTuple):
@@ -83,9 +81,14 @@ def sorts_choices(pattern: MoBA | BlockTopK) -> bool:
     return isinstance(pattern, MoBA) or pattern.block_size >= _SORTED_BLOCK
 
 
-def shares_tiles(pattern: BlockTopK) -> bool:
-    """Whether a tile of queries that share their choices is one of the kernel's."""
-    return 1 < pattern.shared <= _LARGEST_TILE
+def shares_tiles(pattern: MoBA | BlockTopK) -> TypeGuard[BlockTopK]:
+    """Whether tiles of queries share their choices."""
+    return isinstance(pattern, BlockTopK) and pattern.shared > 1
+
+
+def takes_local_window(pattern: MoBA | BlockTopK) -> bool:
+    """Whether its chosen blocks and the local window can be served together."""
+    return shares_tiles(pattern) or sorts_choices(pattern)
 
 
 # Asked several times in every call.

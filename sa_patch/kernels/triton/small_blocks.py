@@ -1,11 +1,8 @@
-"""Triton kernels of small chosen blocks: each query, or a tile of queries, gathers its keys.
+"""Triton kernel of small chosen blocks: each query gathers its keys.
 
 Hardly two queries share their blocks, so that there are no tiles to multiply, and few keys to each
 query: products of vectors do, and the time goes into reading keys. Query heads that share a choice
 stand beside each other in a tile, so that one reads its keys for all.
-
-Where a tile of queries shares its choices, its keys are gathered once for all of its rows, and
-multiplied as matrices.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from sa_patch.kernels.triton.softmax import (
     hyperbolic_tangent,
     load_rows,
     query_tile,
-    softmax_step,
     start_softmax,
     store_result,
 )
@@ -154,130 +150,6 @@ def small_blocks_kernel(
         acc = acc * faded[:, None] + tl.sum(weights[:, :, None] * gathered, 1)
         total = total * faded + tl.sum(weights, 1)
         top = higher
-    store_result(
-        out + batch * out_batch,
-        lse,
-        members * out_head + rows * out_row,
-        places,
-        (acc, top, total),
-        scale,
-        real,
-        HEAD_DIM,
-        BLOCK_D,
-        WITH_LSE,
-        JOIN,
-        WIDEN,
-    )
-
-
-@triton.jit(do_not_specialize=["query_len", "block_size", "origin", "sinks", "tiles", "width"])
-def shared_blocks_kernel(
-    q: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    out: tl.tensor,
-    lse: tl.tensor,
-    table: tl.tensor,
-    lows: tl.tensor,
-    blocks: tl.tensor,
-    first_row: tl.tensor,
-    counts: tl.tensor,
-    query_len: tl.tensor,
-    block_size: tl.tensor,
-    origin: tl.tensor,
-    sinks: tl.tensor,
-    tiles: tl.tensor,
-    width: tl.tensor,
-    scale: tl.tensor,
-    cap: tl.tensor,
-    q_batch: tl.tensor,
-    q_head: tl.tensor,
-    q_row: tl.tensor,
-    k_batch: tl.tensor,
-    k_head: tl.tensor,
-    k_row: tl.tensor,
-    v_batch: tl.tensor,
-    v_head: tl.tensor,
-    v_row: tl.tensor,
-    out_batch: tl.tensor,
-    out_head: tl.tensor,
-    out_row: tl.tensor,
-    HEADS: tl.constexpr,
-    KV_GROUP: tl.constexpr,
-    PACK: tl.constexpr,
-    SHARED: tl.constexpr,
-    CHOOSERS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    WITH_LSE: tl.constexpr,
-    JOIN: tl.constexpr,
-    CAPPED: tl.constexpr,
-    WIDEN: tl.constexpr,
-) -> None:
-    """One tile of SHARED queries, of PACK query heads: sinks, local window and the tile's blocks.
-
-    Args:
-        q, k, v, out: by strides of batch, head and row; lse fp32 ``[batch, HEADS, query_len]``.
-        table: of `query_tile`, of tiles of SHARED queries.
-        lows, sinks: of `local_window_kernel`.
-        blocks, first_row: int32 ``[batch, CHOOSERS, tiles, width]``: the blocks of each tile, and
-            the first of its queries that sees them.
-        counts: int32 ``[batch, CHOOSERS, tiles]``, blocks that there are.
-        origin: the token that block 0 begins with.
-        scale: at least 0, with log2(e) in it.
-        cap: of `softmax_step`.
-    """
-    batch, head, members, rows, positions, real, first, last = query_tile(
-        table, HEADS, query_len, PACK, BLOCK_M
-    )
-    slot = tl.arange(0, BLOCK_M) // PACK
-    real = real & (slot < SHARED)
-    last = tl.minimum(last, first + SHARED - 1)
-    entry = table + tl.program_id(0) // (HEADS // PACK) * 5
-    tile = tl.load(entry + 1) // SHARED
-    listed = (batch * CHOOSERS + head * CHOOSERS // HEADS) * tiles + tile
-    places = (batch * HEADS + members) * query_len + rows
-    q_tile = load_rows(q + batch * q_batch, members * q_head + rows * q_row, HEAD_DIM, BLOCK_D)
-    k_base = k + batch * k_batch + (head // KV_GROUP).to(tl.int64) * k_head
-    v_base = v + batch * v_batch + (head // KV_GROUP).to(tl.int64) * v_head
-    low = tl.where(real, tl.load(lows + positions), 0)
-    columns = tl.arange(0, BLOCK_N)
-    acc, top, total = start_softmax(BLOCK_M, BLOCK_D)
-    for begin in range(0, tl.minimum(sinks, last + 1), BLOCK_N):
-        keys = begin + columns
-        visible = (keys < sinks)[None, :] & (keys[None, :] <= positions[:, None])
-        at = tl.minimum(keys, last).to(tl.int64)
-        k_tile = load_rows(k_base, at * k_row, HEAD_DIM, BLOCK_D)
-        v_tile = load_rows(v_base, at * v_row, HEAD_DIM, BLOCK_D)
-        acc, top, total = softmax_step(
-            acc, top, total, q_tile, k_tile, v_tile, visible, scale, cap, True, CAPPED, WIDEN
-        )
-    for begin in range(tl.maximum(tl.load(lows + first), sinks), last + 1, BLOCK_N):
-        keys = begin + columns
-        visible = (keys[None, :] >= low[:, None]) & (keys[None, :] <= positions[:, None])
-        at = tl.minimum(keys, last).to(tl.int64)
-        k_tile = load_rows(k_base, at * k_row, HEAD_DIM, BLOCK_D)
-        v_tile = load_rows(v_base, at * v_row, HEAD_DIM, BLOCK_D)
-        acc, top, total = softmax_step(
-            acc, top, total, q_tile, k_tile, v_tile, visible, scale, cap, True, CAPPED, WIDEN
-        )
-    keys_chosen = tl.load(counts + listed) * block_size
-    for begin in range(0, keys_chosen, BLOCK_N):
-        number = begin + columns
-        inside = number < keys_chosen
-        place = listed * width + tl.where(inside, number // block_size, 0)
-        at = tl.load(blocks + place) * block_size + origin + number % block_size
-        at = tl.where(inside, at, 0).to(tl.int64)
-        seen_from = tl.where(inside, tl.load(first_row + place), SHARED)
-        visible = seen_from[None, :] <= slot[:, None]
-        visible = visible & inside[None, :]
-        k_tile = load_rows(k_base, at * k_row, HEAD_DIM, BLOCK_D)
-        v_tile = load_rows(v_base, at * v_row, HEAD_DIM, BLOCK_D)
-        acc, top, total = softmax_step(
-            acc, top, total, q_tile, k_tile, v_tile, visible, scale, cap, True, CAPPED, WIDEN
-        )
     store_result(
         out + batch * out_batch,
         lse,

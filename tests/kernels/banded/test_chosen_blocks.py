@@ -14,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sa_patch.kernels import sparse_attention
+from sa_patch.kernels.banded import choices, union
 from sa_patch.kernels.banded import chosen_blocks as banded_blocks
-from sa_patch.kernels.banded.chosen_blocks import attend_blocks, attend_chosen, choose, chosen_rule
+from sa_patch.kernels.banded.choices import choose, chosen_rule
+from sa_patch.kernels.banded.chosen_blocks import attend_blocks, attend_chosen
 from sa_patch.kernels.local_window import LocalWindow
 from sa_patch.kernels.merge import merge
-from sa_patch.patterns import BlockTopK, MoBA
+from sa_patch.patterns import PSA, SWA, BlockTopK, MoBA, Pattern, Sinks
 from tests.laws.strategies import make_case
 
 TOLERANCE = 1e-5
@@ -237,7 +240,7 @@ def test_a_long_choice_is_ranked_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     pattern = MoBA(4, 4)
     q, k, _ = inputs(150, 120, 8, seed=8)
     whole = choose(pattern, q[0], k[0], 30)
-    monkeypatch.setattr(banded_blocks, "_RANKED_CPU", 1)
+    monkeypatch.setattr(choices, "_RANKED_CPU", 1)
     assert torch.equal(choose(pattern, q[0], k[0], 30), whole)
 
 
@@ -259,7 +262,36 @@ def test_shared_choices_of_many_queries_are_made_part_by_part(
 
     own_choices = BlockTopK.own_choices
     monkeypatch.setattr(BlockTopK, "own_choices", choose_part)
-    monkeypatch.setattr(banded_blocks, "_CHOSEN", 3 * most)
+    monkeypatch.setattr(choices, "CHOSEN", 3 * most)
     parts = attend_chosen(pattern, case.q, case.k, case.v, **inputs)
     assert all(map(torch.equal, whole, parts))
     assert asked == [24] * 6 + [6]
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("beside", [Sinks(4), PSA(6), BlockTopK(3, 2)], ids=str)
+def test_shared_choices_beside_other_parts_are_held_for_some_queries_at_a_time(
+    beside: Pattern, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules that hide keys and soft caps take a list for each query of all that its tile chose."""
+    shared = BlockTopK(4, 2, sinks=4, branch=0, shared=8, segment=16, percent=30)
+    pattern = SWA(20) | beside | shared
+    case = make_case(batch=2, q_heads=HEADS, kv_heads=KV_HEADS, seq_len=150, lengths=[150, 40])
+    inputs: dict[str, Any] = {"lengths": case.lengths, "softcap": softcap}
+    right = sparse_attention(case.q, case.k, case.v, pattern, backend="reference", **inputs)
+    queries: list[int] = []
+
+    def choose_part(
+        part: BlockTopK, q: Tensor, k: Tensor, start: int, choose: Any = choose
+    ) -> Tensor:
+        assert start + q.shape[1] == k.shape[1]
+        queries.append(q.shape[1])
+        return choose(part, q, k, start)
+
+    for module in (banded_blocks, union):
+        monkeypatch.setattr(module, "choose", choose_part)
+    monkeypatch.setattr(choices, "CHOSEN", 4 * 8 * HEADS * 8 * shared.most_picks(150))
+    out = sparse_attention(case.q, case.k, case.v, pattern, backend="banded", **inputs)
+    assert (out - right).abs().max() <= TOLERANCE
+    # The tiles of shared choices alone are served without such lists.
+    assert not queries if beside == Sinks(4) and softcap is None else 150 not in queries

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sa_patch import sparse_attention
-from sa_patch.kernels.triton import chosen_blocks_launch
+from sa_patch.errors import UserError
+from sa_patch.kernels.triton import shared_blocks_launch
 from sa_patch.kernels.triton.backend import BACKEND
 from sa_patch.kernels.triton.launch import Call
-from sa_patch.patterns import BlockTopK, Pattern, Sinks, Tail
+from sa_patch.patterns import PSA, SA, SWA, BlockTopK, MoBA, Pattern, Sinks, Tail, parse_pattern
 from tests.laws.strategies import make_case
 from tests.thorough import unless_thorough
 
@@ -32,8 +34,15 @@ TILES: list[tuple[Pattern, tuple[int, int]]] = [
     (BlockTopK(4, 1, 4, 0, branch=0, shared=144, segment=144), (2, 1)),
     (Sinks(11) | BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=16), (4, 2)),
     (Tail(5) | BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=16), (4, 2)),
+    # Chosen blocks of which other parts show keys: windows, rings, what other parts choose.
+    (SWA(40) | BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=16), (4, 2)),
+    (SWA(9) | SA(6, per_head=True) | BlockTopK(4, 3, 4, 0, shared=8, segment=16), (4, 2)),
+    (PSA(12) | SA(5) | BlockTopK(4, 3, 4, 0, branch=0, grouped=False, shared=72), (4, 2)),
+    (MoBA(16, 3) | BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=16), (4, 2)),
+    (BlockTopK(3, 4) | MoBA(16, 2) | BlockTopK(4, 3, 4, 0, branch=0, shared=144), (4, 1)),
+    (SWA(9) | BlockTopK(3, 4) | BlockTopK(16, 1, 0, 0, branch=0, shared=8, percent=20), (4, 2)),
 ]
-FEW = [TILES[place] for place in (0, 3, 4, 6, 8)]
+FEW = [TILES[place] for place in (0, 3, 4, 6, 8, 10, 13, 14)]
 
 
 @pytest.mark.parametrize(("pattern", "heads"), unless_thorough(FEW, TILES), ids=str)
@@ -63,15 +72,15 @@ def test_choices_that_grow_are_made_for_some_queries_at_a_time(
     case = make_case(batch=2, q_heads=4, kv_heads=2, seq_len=130, head_dim=16, lengths=[110, 50])
     whole = case.run(pattern, "triton")
     launches: list[int] = []
-    launch = chosen_blocks_launch._launch_tiles
+    launch = shared_blocks_launch._launch_tiles
 
     def launch_tiles(call: Call, *rest: Any) -> None:
         launches.append(call.query_len)
         launch(call, *rest)
 
-    monkeypatch.setattr(chosen_blocks_launch, "_launch_tiles", launch_tiles)
+    monkeypatch.setattr(shared_blocks_launch, "_launch_tiles", launch_tiles)
     # Tiles of 8 for two rows and two KV heads.
-    monkeypatch.setattr(chosen_blocks_launch, "CHOICES", 5 * 2 * 2 * 8 * pattern.most_picks(130))
+    monkeypatch.setattr(shared_blocks_launch, "CHOICES", 5 * 2 * 2 * 8 * pattern.most_picks(130))
     assert (case.run(pattern, "triton") - whole).abs().max() <= TOLERANCE
     assert launches == [40, 40, 40]
     # The keys of a packed sequence would be looked for in the wrong columns.
@@ -86,3 +95,59 @@ def test_half_precision_is_as_exact_as_the_other_kernels() -> None:
     difference = (case.run(pattern, "triton").float() - expected).abs()
     # Rounding of the result, and of the weights before they are multiplied.
     assert difference.max() <= 2 * 2**-8 * expected.abs().max()
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made, views not counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for made in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(made, torch.Tensor) and made.is_contiguous():
+                self.bytes = max(self.bytes, made.numel() * made.element_size())
+        return found
+
+
+@pytest.mark.parametrize("beside", ["swa:256+", "swa:256+psa:16+", "moba:256,2+", ""])
+def test_memory_grows_with_the_choices_of_queries_alone(
+    beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with those of their tiles, of which each query would have 32 times as many."""
+    from triton.runtime.interpreter import GridExecutor
+
+    monkeypatch.setattr(GridExecutor, "__call__", lambda *args, **options: None)
+    # Of points that no kernel wrote.
+    monkeypatch.setattr(torch, "_assert_async", lambda *args: None)
+    text = "block_topk:16,4,16,branch=0,shared=32,segment=128,percent=20"
+    chosen = parse_pattern(text)
+    assert isinstance(chosen, BlockTopK)
+    for n in (1024, 4096):
+        q, k = torch.zeros(1, 2, n, 16), torch.zeros(1, 1, n, 16)
+        with Largest() as found:
+            sparse_attention(q, k, k, parse_pattern(beside + text), backend="triton")
+        # As int64, of one KV head, to be sorted; and plans of rings, of all layers together.
+        assert found.bytes / n <= max(8 * chosen.most_picks(n), 2048)
+
+
+def test_keys_that_others_show_are_left_out_of_every_part_of_the_queries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rings are those of the whole sequences, of which a part holds the first queries."""
+    shared = BlockTopK(4, 2, 4, 0, branch=0, shared=8, segment=16, percent=30)
+    pattern = SWA(5) | PSA(6) | SA(4, per_head=True) | BlockTopK(3, 2, 2, 3) | shared
+    case = make_case(batch=2, q_heads=4, kv_heads=2, seq_len=130, head_dim=16, lengths=[130, 50])
+    whole = case.run(pattern, "triton")
+    monkeypatch.setattr(shared_blocks_launch, "CHOICES", 5 * 2 * 2 * 8 * shared.most_picks(130))
+    assert (case.run(pattern, "triton") - whole).abs().max() <= TOLERANCE
+    assert (case.run(pattern, "reference") - whole).abs().max() <= TOLERANCE
+
+
+def test_two_parts_that_share_choices_are_left_to_other_backends() -> None:
+    pattern = BlockTopK(4, 1, 4, shared=8) | BlockTopK(8, 1, shared=4)
+    case = make_case(seq_len=100)
+    with pytest.raises(UserError, match="only one part of a pattern may share its choices"):
+        case.run(pattern, "triton")

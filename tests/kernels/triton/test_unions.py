@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sa_patch.kernels.backend import Spans
 from sa_patch.kernels.triton import backend as triton_backend
+from sa_patch.kernels.triton.launch import Call
 from sa_patch.kernels.triton.launch_table import BandConfig, MobaConfig, SmallBlocksConfig
 from sa_patch.patterns import PSA, SA, SWA, BlockTopK, MoBA, Pattern, Sinks
 from tests.kernels.triton.test_triton import FP32_TOLERANCE, TINY, oracle_lse, sdpa_error
@@ -183,6 +185,31 @@ def test_kv_heads_in_turns_leave_out_the_same_keys(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(triton_chosen_launch, "PARTIAL_BYTES", 1)
     out_in_turns, lse_in_turns = run(case, pattern)
     assert torch.equal(out, out_in_turns) and torch.equal(lse, lse_in_turns)
+
+
+def test_queries_in_turns_leave_out_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the partial results of one KV head are too many, as where choices grow with n."""
+    from sa_patch.kernels.triton import chosen_blocks_launch as triton_chosen_launch
+
+    union = SA(4, per_head=True) | MoBA(5, 2) | BlockTopK(16, 2, sinks=4, local=0)
+    for pattern in (union, BlockTopK(16, 1, 4, 0, branch=0, percent=50)):
+        case = small_case(batch=2, seq_len=70, lengths=[70, 27])
+        out, lse = run(case, pattern)
+        queries = []
+        attend_choices = triton_chosen_launch.attend_choices
+
+        def counted(call: Call, *args: Any, attend: Any = attend_choices) -> object:
+            queries.append(call.q.shape[2])  # noqa: B023
+            return attend(call, *args)
+
+        with monkeypatch.context() as small:
+            small.setattr(triton_chosen_launch, "PARTIAL_BYTES", 1)
+            small.setattr(triton_chosen_launch, "_QUERIES", 32)
+            small.setattr(triton_chosen_launch, "attend_choices", counted)
+            out_in_turns, lse_in_turns = run(case, pattern)
+        assert set(queries) == {32, 6}
+        assert (out - out_in_turns).abs().max() <= FP32_TOLERANCE
+        assert (lse - lse_in_turns)[lse.isfinite()].abs().max() <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("grouped", [False, True])

@@ -16,7 +16,6 @@ from sa_patch.kernels.triton.launch_table import Launch, next_power_of_2, packed
 from sa_patch.kernels.triton.softmax import INTERPRETED
 from sa_patch.patterns import BlockTopK, MoBA
 from sa_patch.patterns.block_selection.block_means import block_means
-from sa_patch.patterns.block_selection.shared_choice import chosen_so_far
 from sa_patch.patterns.block_selection.tree import level_count, level_means
 
 # Picks that one sweep of the flat choice holds in registers.
@@ -43,10 +42,7 @@ def choose(call: Call, pattern: MoBA | BlockTopK, launch: Launch) -> Tensor:
     if isinstance(pattern, MoBA):
         count = min(pattern.topk - 1, call.k.shape[2] // pattern.block_size)
         return _ranked(call, pattern, count, launch)
-    own = own_choices(call, pattern, launch)
-    if pattern.shared > 1:
-        return chosen_so_far(own.flatten(0, 1), pattern.shared).unflatten(0, own.shape[:2])
-    return own
+    return own_choices(call, pattern, launch)
 
 
 def of_query_heads(picks: Tensor, heads: int) -> Tensor:
@@ -64,7 +60,7 @@ def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
     q, k = call.q, call.k
     (picks,) = _no_picks(call, pattern)
     for row in call.rows:
-        end = min(call.query_len, row.length - row.start)
+        end = max(0, min(call.query_len, row.length - row.start))
         picks[row.batch, :, :end] = pattern.own_choices(
             q[row.batch, :, :end],
             k[row.batch, :, : row.length],
@@ -95,7 +91,7 @@ def _searched(call: Call, pattern: BlockTopK) -> Tensor:
     q, k, branch, beam = call.q, call.k, pattern.branch, pattern.beam
     # Picks, and behind them what the search keeps on its way.
     picks, kept = _no_picks(call, pattern, beam)
-    longest = max(row.length for row in call.rows)
+    longest = min(k.shape[2], max(row.length for row in call.rows))
     most = pattern.eligible_at(longest - 1)
     if not most or not pattern.topk:
         return picks
