@@ -12,7 +12,7 @@ from sa_patch.kernels.triton.launch_table import class_of_capability
 KERNELS = {
     *("local_window_kernel", "local_window_kernel chosen", "local_window_kernel chosen join"),
     *("ring_kernel", "ring_kernel join", "ring_kernel join rings"),
-    *("choose_kernel", "choose_kernel grows", "chosen_kernel", "chosen_kernel limited rings"),
+    *("choose_kernel", "choose_many_kernel", "chosen_kernel", "chosen_kernel limited rings"),
     "small_blocks_kernel join rings spans",
     *("shared_blocks_kernel", "shared_blocks_kernel limited", "tree_search_kernel"),
     "shared_blocks_kernel join limited rings spans",

@@ -40,7 +40,7 @@ PATTERNS = (
     "sa:64+block_topk:16,4+shared_topk",
 )
 # Compile-time options that make another kernel of the same source.
-_OPTIONS = ("CHOSEN", "GROWS", "JOIN", "LIMITED", "RINGS", "SPANS")
+_OPTIONS = ("CHOSEN", "JOIN", "LIMITED", "RINGS", "SPANS")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Choosing among all eligible blocks, by the fp32 dot product of a query with their mean keys.
+"""Choosing few of all eligible blocks, by the fp32 dot product of a query with their mean keys.
 
 Serves mixture of block attention and small blocks without a tree (``branch=0``).
 """
@@ -26,7 +26,7 @@ def rank(scores: tl.tensor, blocks: tl.tensor) -> tl.tensor:
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - blocks).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["query_len", "blocks", "count", "percent", "least"])
+@triton.jit(do_not_specialize=["query_len", "blocks", "count"])
 def choose_kernel(
     q: tl.tensor,
     means: tl.tensor,
@@ -36,8 +36,6 @@ def choose_kernel(
     query_len: tl.tensor,
     blocks: tl.tensor,
     count: tl.tensor,
-    percent: tl.tensor,
-    least: tl.tensor,
     q_batch: tl.tensor,
     q_head: tl.tensor,
     q_row: tl.tensor,
@@ -49,12 +47,8 @@ def choose_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PICKS: tl.constexpr,
-    GROWS: tl.constexpr,
 ) -> None:
     """Write the best `count` eligible blocks of each query, in any order, -1 beyond them.
-
-    Where it GROWS, a query's choice is `percent` of its eligible blocks, `least` at least, and
-    `count` what the last one chooses.
 
     Each sweep over the blocks finds PICKS of them, those that come after the picks before.
 
@@ -76,16 +70,9 @@ def choose_kernel(
     listed = tl.arange(0, PICKS)
     columns = tl.arange(0, BLOCK_N)
     limit = tl.full([BLOCK_M], TOP_RANK, tl.int64)
-    sweeps = count
-    if GROWS:
-        own_count = tl.maximum(own * percent // 100, least)
-        sweeps = tl.maximum(tl.load(eligible + last) * percent // 100, least)
-    for done in range(0, sweeps, PICKS):
+    for done in range(0, count, PICKS):
         # Surplus places hold the top rank, which nothing displaces.
-        if GROWS:
-            wanted = listed[None, :] < own_count[:, None] - done
-        else:
-            wanted = (listed < count - done)[None, :]
+        wanted = (listed < count - done)[None, :]
         empty = tl.where(wanted, listed[None, :].to(tl.int64) + NO_RANK, TOP_RANK)
         best = tl.zeros([BLOCK_M, PICKS], tl.int64) + empty
         for begin in range(0, tl.load(eligible + last), BLOCK_N):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sa_patch.kernels.triton import launch_table
 from sa_patch.kernels.triton.block_choice.flat import choose_kernel
+from sa_patch.kernels.triton.block_choice.many import choose_many_kernel
 from sa_patch.kernels.triton.block_choice.tree import tree_search_kernel
 from sa_patch.kernels.triton.launch import Call, shape, strides
 from sa_patch.kernels.triton.launch_table import Launch, next_power_of_2, packed_heads
@@ -18,8 +20,10 @@ from sa_patch.patterns import BlockTopK, MoBA
 from sa_patch.patterns.block_selection.block_means import block_means
 from sa_patch.patterns.block_selection.tree import level_count, level_means
 
-# Picks that one sweep of the flat choice holds in registers.
-_PICKS = 4
+# Picks that one sweep of the flat choice holds in registers, and those for which sweeps are made.
+_PICKS, _SWEPT = 4, 16
+# Scores held at once where more are picked, or what grows with n: 1 GiB.
+SCORES = 1 << 28
 # Candidates of a query on a level of a tree that a program holds in registers.
 MOST_CANDIDATES = 1024
 
@@ -136,30 +140,69 @@ def _ranked(call: Call, pattern: MoBA | BlockTopK, count: int, launch: Launch) -
     means = block_means(k[:, :, origin_of(pattern) :], pattern.block_size).contiguous()
     pack = packed_heads(q.shape[1] // k.shape[1], launch.block_m)
     table = call.table(launch.block_m // pack)
-    if len(table) and count and means.shape[2]:
-        longest = max(row.length for row in call.rows)
+    if not (len(table) and count and means.shape[2]):
+        return picks
+    longest = max(row.length for row in call.rows)
+    eligible = _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream)
+    same = {"PACK": pack, **shape(q, k, launch)}
+    if isinstance(pattern, BlockTopK) and (pattern.percent or count > _SWEPT):
+        _launch_many(pattern, q, means, picks, table, eligible, same)
+    else:
         choose_kernel[(len(table) * (q.shape[1] // pack),)](
             q,
             means,
             picks,
             table,
-            _eligible(pattern, 1 << longest.bit_length(), q.device, call.stream),
+            eligible,
             q.shape[2],
             means.shape[2],
             count,
-            *_growth(pattern),
             *strides(q),
-            PACK=pack,
             PICKS=min(_PICKS, next_power_of_2(count)),
-            GROWS=isinstance(pattern, BlockTopK) and pattern.percent > 0,
-            **shape(q, k, launch),
+            **same,
         )
     return picks
 
 
-def _growth(pattern: MoBA | BlockTopK) -> tuple[int, int]:
-    """Of a choice that grows with what there is to choose from: its percentage and its least."""
-    return (pattern.percent, pattern.topk) if isinstance(pattern, BlockTopK) else (0, 0)
+def _launch_many(
+    pattern: BlockTopK,
+    q: Tensor,
+    means: Tensor,
+    picks: Tensor,
+    table: Tensor,
+    eligible: Tensor,
+    same: dict[str, Any],
+) -> None:
+    """`choose_many_kernel` for as many tiles at a time as scores may be held of.
+
+    Args:
+        same: compile-time parameters of every kernel of a choice.
+    """
+    programs, blocks = q.shape[1] // same["PACK"], means.shape[2]
+    # Rows of scores that begin where memory is read at once.
+    width = -(-blocks // 16) * 16
+    of_a_tile = programs * same["BLOCK_M"] * width
+    # Tables that begin so as well: others would be compiled for anew.
+    at_once = max(4, SCORES // of_a_tile // 4 * 4)
+    scores = means.new_empty(min(at_once, len(table)) * of_a_tile, dtype=torch.int32)
+    for first in range(0, len(table), at_once):
+        part = table[first : first + at_once]
+        choose_many_kernel[(len(part) * programs,)](
+            q,
+            means,
+            scores,
+            picks,
+            part,
+            eligible,
+            q.shape[2],
+            blocks,
+            width,
+            picks.shape[3],
+            pattern.percent,
+            pattern.topk,
+            *strides(q),
+            **same,
+        )
 
 
 @lru_cache(maxsize=64)
