@@ -71,7 +71,8 @@ def automatic(name: str, shape: Shape) -> str:
 
 NOT_FAST = (
     "not fast on a GPU: small blocks that every query chooses for itself (block_topk and moba with "
-    "shared=1): a tile of queries then reads most keys, and few with shared=32, as in shared_topk"
+    "shared=1): a tile of queries then reads most keys; it reads few with shared=32, as in "
+    "shared_topk, whose speed was not measured"
 )
 
 

@@ -239,6 +239,7 @@ def test_methods_lists_patterns_and_backends(
     # What auto takes is said beside each method.
     assert shown.count("reference (cpu)") == len(PATTERNS)
     assert "not fast on a GPU: small blocks that every query chooses for itself" in shown
+    assert "shared_topk, whose speed was not measured" in shown
 
 
 def test_bench_writes_what_it_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
