@@ -22,10 +22,11 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans
+from sa_patch.kernels.plans.chosen import too_long
 from sa_patch.kernels.plans.plan import KINDS, plan_of, whole_pass
 from sa_patch.kernels.plans.rows import attend_by_length
 from sa_patch.kernels.tiling import needs_gradients, take_rows
-from sa_patch.patterns import Pattern, parts_of
+from sa_patch.patterns import BlockTopK, MoBA, Pattern, parts_of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Of FlexAttention's GPU kernels.
@@ -47,6 +48,8 @@ def _refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:
     for part in parts_of(pattern):
         if not isinstance(part, KINDS):
             return f"flex has no rule for the pattern {part.name!r}"
+        if isinstance(part, MoBA | BlockTopK) and (reason := too_long(part, q, k)):
+            return reason
     if q.shape[2] != k.shape[2]:
         return "flex serves prefill only: as many queries as keys"
     if q.dtype not in _DTYPES:

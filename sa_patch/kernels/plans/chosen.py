@@ -12,6 +12,21 @@ from sa_patch.patterns.block_selection.block_means import block_means
 # Scores of MoBA's choice that are held at once: few enough for a core's cache, and on a GPU enough
 # to be worth a launch.
 _SCORES_CPU, _SCORES = 1 << 20, 1 << 24
+# What the lists of one call may take: where tiles share choices, each query lists its tile's.
+MOST_BYTES = 4 << 30
+
+
+def too_long(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> str:
+    """Why `chosen_starts` cannot list the choices of a call; empty where it can."""
+    choosers = k.shape[1] if isinstance(pattern, BlockTopK) and pattern.grouped else q.shape[1]
+    # int64 while they are chosen.
+    size = 8 * q.shape[0] * choosers * q.shape[2] * _width(pattern, k.shape[2])
+    if size <= MOST_BYTES:
+        return ""
+    return (
+        f"lists of what each query sees of {pattern.name} would take {size / 2**30:,.0f} GiB, more "
+        f"than {MOST_BYTES >> 30}"
+    )
 
 
 @torch.no_grad()
@@ -34,16 +49,24 @@ def chosen_starts(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> Tensor:
     queries, keys = q.flatten(0, 1), k.flatten(0, 1)
     positions = range(seq_len - q.shape[2], seq_len)
     if isinstance(pattern, MoBA):
-        first, most = 0, pattern.topk - 1
+        first = 0
         picks = _moba_picks(pattern, queries, keys, positions)
     else:
-        first, most = pattern.sinks, pattern.shared * pattern.most_picks(seq_len)
+        first = pattern.sinks
         picks = pattern.picks(queries, keys, positions)
     starts = (picks * pattern.block_size + first).masked_fill(picks < 0, seq_len)
-    wanted = 4 ** -((most - 1).bit_length() // -2) if most else 0
-    room = (0, wanted - picks.shape[-1])
+    room = (0, _width(pattern, seq_len) - picks.shape[-1])
     ascending = pad(starts.int().sort(dim=-1).values, room, value=seq_len)
     return ascending.transpose(1, 2).unflatten(0, (batch, -1))
+
+
+def _width(pattern: MoBA | BlockTopK, seq_len: int) -> int:
+    """The number of picks of a query, rounded up to a power of four; 0 where nothing is chosen."""
+    if isinstance(pattern, MoBA):
+        most = pattern.topk - 1
+    else:
+        most = pattern.shared * pattern.most_picks(seq_len)
+    return 4 ** -((most - 1).bit_length() // -2) if most else 0
 
 
 def _moba_picks(pattern: MoBA, q: Tensor, k: Tensor, positions: range) -> Tensor:

@@ -20,7 +20,17 @@ from sa_patch.kernels import sparse_attention
 from sa_patch.kernels.flex import backend as flex
 from sa_patch.kernels.flex import kernel as flex_kernel
 from sa_patch.kernels.plans.plan import PLANS
-from sa_patch.patterns import PSA, SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks
+from sa_patch.patterns import (
+    PSA,
+    SA,
+    SWA,
+    BlockTopK,
+    Full,
+    MoBA,
+    Pattern,
+    Sinks,
+    parse_pattern,
+)
 from tests.laws.strategies import Case, make_case
 from tests.thorough import unless_thorough
 
@@ -253,6 +263,11 @@ def test_refusals_give_their_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.zeros(1, 2, 9, 4)
     assert "prefill only" in refusal(SWA(3), q[:, :, :2], q)
     assert "not float64" in refusal(SWA(3), q.double(), q.double())
+    long = torch.empty(1, 8, 1 << 17, 64, device="meta")
+    shared, alone = parse_pattern("shared_topk"), parse_pattern("block_topk:4,50,4,16")
+    # Of 8,183 blocks a tenth, of each of the 32 queries of a tile: 26,176, in lists of 65,536.
+    assert "would take 512 GiB, more than 4" in flex.supports(shared, long, long)[1]
+    assert "GiB" not in flex.supports(alone, long, long)[1]
     assert "no gradients on the CPU" in refusal(SWA(3), q.clone().requires_grad_(), q)
     assert "not on 'meta'" in flex.supports(SWA(3), q.to("meta"), q.to("meta"))[1]
     flex._cpu_refusal.cache_clear()
