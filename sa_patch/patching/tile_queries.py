@@ -7,6 +7,7 @@ once more together with the new ones, and the new ones' results are kept.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,6 +124,20 @@ class TileQueriesLayer(DynamicLayer):
             self.queries = self.queries[rows.to(self.queries.device)]
 
 
+class _Weakly:
+    """A layer of a cache, as a module may hold it: without keeping a whole prompt's keys alive."""
+
+    def __init__(self, layer: TileQueriesLayer | None = None) -> None:
+        self._layer = None if layer is None else weakref.ref(layer)
+
+    def __call__(self) -> TileQueriesLayer | None:
+        return None if self._layer is None else self._layer()
+
+    def __reduce__(self) -> tuple[type[_Weakly], tuple[()]]:
+        # A copy of the module has no such cache.
+        return _Weakly, ()
+
+
 def _columns(x: Tensor, first: Sequence[int], count: int) -> Tensor:
     """So many columns of each row of ``x [batch, heads, m, head_dim]``, from a first one on.
 
@@ -143,8 +158,8 @@ def without_earlier(out: Tensor, earlier: Sequence[int], count: int) -> Tensor:
 
 def tile_queries(module: nn.Module) -> TileQueriesLayer | None:
     """What an attention module's cache keeps of the current tile; None without such a cache."""
-    layer = module.__dict__.get(_LAYER)
-    return layer if isinstance(layer, TileQueriesLayer) else None
+    held = module.__dict__.get(_LAYER)
+    return held() if isinstance(held, _Weakly) else None
 
 
 def keep_queries(module: nn.Module, query: Tensor, mask: SparseMask) -> None:
@@ -197,4 +212,4 @@ class KeepTileQueries:
             layer = TileQueriesLayer.taking_over(layer, self.shared)
             cache.layers[index] = layer
         if isinstance(layer, TileQueriesLayer):
-            module.__dict__[_LAYER] = layer
+            module.__dict__[_LAYER] = _Weakly(layer)

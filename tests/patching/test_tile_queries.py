@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -144,3 +147,16 @@ def test_rows_that_differ_are_told_by_pinned_copies(monkeypatch: pytest.MonkeyPa
     assert copied == [[200 - 170 + layer._kept, layer._kept]] and layer.queries is not None
     for row, length in enumerate((200, 170)):
         assert torch.equal(layer.queries[row], q[row, :, length - layer._kept : length])
+
+
+@torch.no_grad()
+def test_a_model_does_not_keep_a_cache_alive() -> None:
+    model = patched_model()
+    cache = DynamicCache(config=model.config)
+    model(random_tokens(1, 30), past_key_values=cache)
+    (module, *_) = (m for m in model.modules() if tile_queries.tile_queries(m) is not None)
+    assert tile_queries.tile_queries(pickle.loads(pickle.dumps(module))) is None
+    held = weakref.ref(cache.layers[0].keys)
+    del cache
+    gc.collect()
+    assert held() is None
