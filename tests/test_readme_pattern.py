@@ -68,6 +68,20 @@ def test_its_own_check_holds_and_would_find_a_wrong_budget(followed: Path) -> No
     assert "AssertionError" in done.stderr
 
 
+def test_its_keys_in_unions_are_counted(followed: Path) -> None:
+    check = (
+        "import torch\n"
+        "from sa_patch.patterns import parse_pattern\n"
+        "for text in ('sinks:4+swa:8+dilated:8,4', 'dilated:8,4+dilated:5,3'):\n"
+        "    union = parse_pattern(text)\n"
+        "    seen = union.visible(torch.arange(64), 64)\n"
+        "    assert torch.equal(union.count_visible(64), seen.sum(-1))\n"
+        "print('counted')"
+    )
+    done = run(followed, "-c", check)
+    assert "counted" in done.stdout, done.stderr
+
+
 def test_its_command_generates(followed: Path, checkpoint: Path) -> None:
     (command,) = re.findall(r"^    sa-patch (.*)$", section(), re.MULTILINE)
     # Another model than its own, which takes longer to load than all the rest.

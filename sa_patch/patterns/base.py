@@ -200,6 +200,11 @@ class Pattern(ABC):
         return self
 
     @property
+    def has_rule(self) -> bool:
+        """Whether `rule` tells what is seen."""
+        return type(self).rule is not Pattern.rule
+
+    @property
     def bounded_reach(self) -> tuple[int, int] | None:
         """(sinks, window) if no query ever sees more than the first and the nearest keys."""
         return None
@@ -217,10 +222,13 @@ class Pattern(ABC):
     ) -> Rule:
         """Membership of single pairs, for patterns that do not read content.
 
+        A pattern may do without it: unions then count its keys by its mask.
+
         Raises:
-            TypeError: for a pattern that chooses by content.
+            TypeError: for a pattern that chooses by content, or that does without.
         """
-        raise TypeError(f"{self.name} chooses keys by content")
+        why = "chooses keys by content" if self.reads_content else "has no rule of single pairs"
+        raise TypeError(f"{self.name} {why}")
 
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         """Dot products of length head_dim spent per query on choosing keys: float64 ``[seq_len]``.

@@ -174,8 +174,13 @@ class Union(Pattern):
     def rule(
         self, seq_len: int, *, layer: int = 0, heads: int = 1, device: torch.device | None = None
     ) -> Rule:
-        rules = [part.rule(seq_len, layer=layer, heads=heads, device=device) for part in self.parts]
-        return lambda i, j: reduce(torch.logical_or, (rule(i, j) for rule in rules))
+        return _any_of(
+            [part.rule(seq_len, layer=layer, heads=heads, device=device) for part in self.parts]
+        )
+
+    @property
+    def has_rule(self) -> bool:
+        return all(part.has_rule for part in self.parts)
 
     def profile(self, seq_len: int) -> Profile:
         parts = [part.profile(seq_len) for part in self.parts]
@@ -211,12 +216,16 @@ class Union(Pattern):
         """
         if self.reads_content:
             raise UserError(f"what {self} sees can only be counted where its blocks are chosen")
-        counts = []
-        earlier: list[Rule] = []
-        for part in self.parts:
-            unless = _any_of(earlier) if earlier else None
-            counts.append(part.count_visible_except(unless, seq_len, layer=layer, heads=heads))
-            earlier.append(part.rule(seq_len, layer=layer, heads=heads))
+        before_last = self.parts[:-1]
+        if not all(part.has_rule for part in before_last):
+            return self.count_visible_except(None, seq_len, layer=layer, heads=heads)
+        rules = [part.rule(seq_len, layer=layer, heads=heads) for part in before_last]
+        counts = [
+            part.count_visible_except(
+                _any_of(rules[:place]) if place else None, seq_len, layer=layer, heads=heads
+            )
+            for place, part in enumerate(self.parts)
+        ]
         return reduce(torch.add, counts)
 
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
@@ -230,8 +239,7 @@ class Union(Pattern):
 
 
 def _any_of(rules: list[Rule]) -> Rule:
-    kept = tuple(rules)
-    return lambda i, j: reduce(torch.logical_or, (rule(i, j) for rule in kept))
+    return lambda i, j: reduce(torch.logical_or, (rule(i, j) for rule in rules))
 
 
 def with_seed(pattern: Pattern, seed: int) -> Pattern:

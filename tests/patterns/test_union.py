@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,42 @@ def test_the_rule_of_single_pairs_is_the_mask(data: st.DataObject, n: int) -> No
     near = pattern.rule(n, layer=1, heads=3)(i[None, :, None], i[None, None])
     mask = pattern.visible(i, n, layer=1, heads=3)
     assert torch.equal((near & (i <= i[:, None])).expand(3, n, n), mask.expand(3, n, n))
+
+
+@dataclass(frozen=True)
+class Even(Pattern):
+    """Query i sees keys an even number back: with what every pattern must have, and no more."""
+
+    step: int = 2
+
+    name = "even"
+    summary = "keys an even number back"
+
+    def visible(self, query_positions: torch.Tensor, seq_len: int, **_: object) -> torch.Tensor:
+        behind = query_positions[:, None] - torch.arange(seq_len)
+        return ((behind >= 0) & (behind % self.step == 0))[None]
+
+    def keys_per_query(self, seq_len: int) -> torch.Tensor:
+        return torch.arange(seq_len).double() // self.step + 1
+
+    def saturated(self, seq_len: int) -> bool:
+        return seq_len <= 1
+
+    @property
+    def effective_window(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("others", [(Sinks(3), SWA(4)), (SA(3, per_head=True),), (Even(3),)])
+def test_parts_without_a_rule_are_counted(others: tuple[Pattern, ...]) -> None:
+    union = unite(Even(), *others)
+    seen = union.visible(torch.arange(40), 40, heads=2).sum(-1)
+    assert torch.equal(union.count_visible(40, heads=2), seen)
+
+
+def test_a_pattern_without_a_rule_says_so() -> None:
+    with pytest.raises(TypeError, match="even has no rule of single pairs"):
+        (Even() | Sinks(2)).rule(9)
 
 
 def test_equal_unions_are_equal_objects() -> None:
