@@ -22,13 +22,21 @@ from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
 from sa_patch.patterns.tail import Tail
 
+# Of parts that differ in this number alone, the larger shows what the smaller does. Rings of one
+# draw are among them: the same points, and a reach that grows with the window.
+_NESTED: dict[type[Pattern], str] = {
+    **{Sinks: "size", SWA: "window", Tail: "size"},
+    **{SA: "window", PSA: "window"},
+}
+
 
 def unite(*patterns: Pattern) -> Pattern:
     """The pattern of the keys that any of these sees.
 
-    Unions are flattened; of several sinks, windows or tails the largest stays, of equal parts one;
-    full attention swallows the rest. What is left stands in one order, so that equal unions are
-    equal objects. What differs by head is united head by head.
+    Unions are flattened; of several sinks, windows or tails, and of several SA or PSA that share a
+    draw, the largest stays, of equal parts one; full attention swallows the rest. What is left
+    stands in one order, so that equal unions are equal objects. What differs by head is united
+    head by head.
 
     Raises:
         UserError: for no pattern at all.
@@ -45,21 +53,29 @@ def unite(*patterns: Pattern) -> Pattern:
 
 def _merged(parts: Iterable[Pattern]) -> tuple[Pattern, ...]:
     """What is left of the parts of a union, in order."""
-    merged: dict[object, Pattern] = {}
+    merged: dict[Pattern, Pattern] = {}
     for part in parts:
         if isinstance(part, Full):
             return (part,)
-        if isinstance(part, Sinks):
-            size = max(part.size, getattr(merged.get(Sinks), "size", 0))
-            merged[Sinks] = Sinks(size)
-        elif isinstance(part, SWA):
-            window = max(part.window, getattr(merged.get(SWA), "window", 0))
-            merged[SWA] = SWA(window)
-        elif isinstance(part, Tail):
-            merged[Tail] = Tail(max(part.size, getattr(merged.get(Tail), "size", 0)))
-        else:
-            merged[part] = part
-    return tuple(sorted(merged.values(), key=_place))
+        number = _NESTED.get(type(part))
+        alike = part if number is None else dataclasses.replace(part, **{number: 1})
+        largest = merged.get(alike, part)
+        if number is not None and getattr(part, number) > getattr(largest, number):
+            largest = part
+        merged[alike] = largest
+    left = merged.values()
+    return tuple(sorted((part for part in left if not _within_ring(part, left)), key=_place))
+
+
+def _within_ring(part: Pattern, others: Iterable[Pattern]) -> bool:
+    """Whether another shows around the ring of one draw all that this shows along its line."""
+    return isinstance(part, SA) and any(
+        isinstance(other, SA)
+        and other.window >= part.window
+        and (other.circular, part.circular) == (True, False)
+        and (other.seed, other.per_head) == (part.seed, part.per_head)
+        for other in others
+    )
 
 
 def parts_of(pattern: Pattern) -> tuple[Pattern, ...]:

@@ -104,6 +104,25 @@ def test_equal_unions_are_equal_objects() -> None:
     assert isinstance(SA(8) | SA(8, seed=1), Union)
 
 
+@pytest.mark.parametrize("kind", [SA, PSA])
+@pytest.mark.parametrize("options", [{}, {"per_head": True}, {"seed": 7}])
+def test_of_parts_of_one_draw_the_widest_stays(kind: type[Pattern], options: dict) -> None:
+    narrow, wide = kind(3, **options), kind(9, **options)
+    assert Sinks(1) | narrow | wide == Sinks(1) | wide
+    assert narrow | wide == wide | narrow == wide
+    seen = [part.visible(torch.arange(60), 60, layer=1, heads=2) for part in (narrow, wide)]
+    assert not (seen[0] & ~seen[1]).any() and (seen[1] & ~seen[0]).any()
+
+
+def test_a_line_lies_within_the_ring_of_its_draw() -> None:
+    line, ring = SA(6, circular=False), SA(6)
+    assert line | ring == ring | line == ring and isinstance(SA(7, circular=False) | ring, Union)
+    seen = [part.visible(torch.arange(60), 60) for part in (line, ring)]
+    assert not (seen[0] & ~seen[1]).any() and (seen[1] & ~seen[0]).any()
+    for other in (SA(9, seed=1), SA(9, per_head=True), PSA(9)):
+        assert isinstance(line | other, Union)
+
+
 def test_a_union_is_no_union_with_something_else() -> None:
     with pytest.raises(TypeError):
         SWA(3) | 4  # type: ignore[operator]
@@ -111,7 +130,10 @@ def test_a_union_is_no_union_with_something_else() -> None:
 
 @pytest.mark.parametrize(
     "parts",
-    [(), (SWA(3),), (SWA(3), Sinks(2)), (SWA(3), SWA(4)), (Full(), SWA(3)), [SWA(3), SA(2)]],
+    [
+        *((), (SWA(3),), (SWA(3), Sinks(2)), (SWA(3), SWA(4)), (Full(), SWA(3)), [SWA(3), SA(2)]),
+        *((SA(3), SA(4)), (SA(3, circular=False), SA(4))),
+    ],
 )
 def test_only_the_normal_form_can_be_built(parts: tuple[Pattern, ...]) -> None:
     with pytest.raises(UserError, match="make a union with"):
