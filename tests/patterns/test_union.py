@@ -16,9 +16,11 @@ from scipy import stats
 from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
 from sa_patch.errors import UserError
 from sa_patch.patterns import (
+    ByHead,
     Pattern,
     Union,
     parse_pattern,
+    parts_of,
     seed_of,
     split_budget,
     unite,
@@ -198,12 +200,52 @@ def test_what_is_known_of_a_union() -> None:
 
 def test_seeds_are_set_in_every_random_part() -> None:
     assert with_seed(SA(8, seed=2), 5) == SA(8, seed=5)
-    assert with_seed(SA(8) | SA(8, seed=1), 5) == SA(8, seed=5) | SA(8, seed=6)
+    assert with_seed(SA(8) | SA(8, seed=1), 5) == SA(8, seed=5) | SA(8, seed=5 + 2**32)
+    alike = SA(8) | SA(9, circular=False) | SA(8, seed=1)
+    assert with_seed(alike, 5) == SA(8, 5) | SA(9, 5, circular=False) | SA(8, 5 + 2**32)
     pattern = with_seed(Sinks(4) | SA(8) | PSA(9, seed=3), 7)
     assert pattern == Sinks(4) | SA(8, 7) | PSA(9, 10)
     assert seed_of(pattern) == 7 and seed_of(Sinks(4) | SWA(3)) is None
     with pytest.raises(UserError, match="takes no seed"):
         with_seed(Sinks(4) | SWA(3), 1)
+
+
+def test_random_parts_stand_in_the_order_of_their_numbers() -> None:
+    union = SA(8, seed=10) | SA(32, seed=9) | SA(4, seed=-1)
+    assert [part.seed for part in parts_of(union)] == [-1, 9, 10]  # type: ignore[attr-defined]
+    assert seed_of(union) == -1 and seed_of(with_seed(SA(32) | SA(32, seed=1), 9)) == 9
+
+
+def of_kinds(pattern: Pattern) -> set[tuple[type[Pattern], int]]:
+    """What random parts draw with, of all heads."""
+    heads = pattern.patterns if isinstance(pattern, ByHead) else (pattern,)
+    parts = [part for own in heads for part in parts_of(own)]
+    return {(type(part), part.seed) for part in parts if isinstance(part, (SA, PSA))}
+
+
+random_parts = st.one_of(
+    st.builds(SA, st.integers(1, 9), st.integers(-2, 3), circular=st.booleans()),
+    st.builds(PSA, st.integers(1, 9), st.integers(-2, 3)),
+)
+random_unions = st.lists(random_parts, min_size=1, max_size=4).map(lambda parts: unite(*parts))
+several_heads = st.lists(random_unions, min_size=1, max_size=3).map(lambda own: ByHead((*own,)))
+
+
+@given(pattern=st.one_of(random_unions, several_heads), seeds=st.tuples(*[st.integers(0, 40)] * 2))
+def test_draws_of_different_seeds_share_nothing(pattern: Pattern, seeds: tuple[int, int]) -> None:
+    one, other = (with_seed(pattern, seed) for seed in seeds)
+    assert (seed_of(one), seed_of(other)) == seeds
+    assert len(of_kinds(one)) == len(of_kinds(pattern))
+    assert seeds[0] == seeds[1] or not of_kinds(one) & of_kinds(other)
+    assert with_seed(one, seeds[1]) == other and with_seed(one, seeds[0]) == one
+    if len(of_kinds(pattern)) == len({kind for kind, _ in of_kinds(pattern)}):
+        assert with_seed(pattern, seed_of(pattern) or 0) == pattern
+
+
+def test_seeds_apart_by_a_word_draw_different_permutations() -> None:
+    draws = [SA(8, seed).slots(200, 0, 1)[0].tolist() for seed in (5, 5 + 2**32, 5 + 2**33)]
+    points = [PSA(8, seed).points(200, range(1), 1).tolist() for seed in (5, 5 + 2**32)]
+    assert draws[0] != draws[1] != draws[2] != draws[0] and points[0] != points[1]
 
 
 @given(data=st.data())

@@ -83,11 +83,11 @@ def parts_of(pattern: Pattern) -> tuple[Pattern, ...]:
     return pattern.parts if isinstance(pattern, Union) else (pattern,)
 
 
-def _place(pattern: Pattern) -> tuple[bool, int, str]:
-    """Cheap and certain parts first, those that choose by content last."""
+def _place(pattern: Pattern) -> tuple[bool, int, int, str]:
+    """Cheap and certain parts first, those that choose by content last; draws by their seeds."""
     order = (Sinks, SWA, Tail, SA, PSA)
     known = order.index(type(pattern)) if type(pattern) in order else len(order)
-    return pattern.reads_content, known, str(pattern)
+    return pattern.reads_content, known, getattr(pattern, "seed", 0), str(pattern)
 
 
 @dataclass(frozen=True)
@@ -256,37 +256,6 @@ class Union(Pattern):
 
 def _any_of(rules: list[Rule]) -> Rule:
     return lambda i, j: reduce(torch.logical_or, (rule(i, j) for rule in rules))
-
-
-def with_seed(pattern: Pattern, seed: int) -> Pattern:
-    """The same pattern with another seed; of a union, that of its first random part.
-
-    The seeds of other parts keep their distance to it, so that two draws stay two.
-
-    Raises:
-        UserError: if it draws nothing at random.
-    """
-    first = seed_of(pattern)
-    if first is None:
-        raise UserError(f"{pattern} draws nothing at random, so it takes no seed")
-    if isinstance(pattern, ByHead):
-        return pattern.each(lambda own: with_seed(own, seed) if seed_of(own) is not None else own)
-    return unite(
-        *(
-            dataclasses.replace(part, seed=part.seed - first + seed)  # type: ignore[call-arg]
-            if hasattr(part, "seed")
-            else part
-            for part in parts_of(pattern)
-        )
-    )
-
-
-def seed_of(pattern: Pattern) -> int | None:
-    """The seed of a pattern, of a union that of its first random part; None without one."""
-    of_heads = pattern.patterns if isinstance(pattern, ByHead) else (pattern,)
-    parts = [part for own in of_heads for part in parts_of(own)]
-    seeds = [part.seed for part in parts if hasattr(part, "seed")]
-    return seeds[0] if seeds else None
 
 
 # Asked in every call.
