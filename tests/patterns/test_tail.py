@@ -5,7 +5,7 @@ import torch
 
 from sa_patch import SA, SWA, BlockTopK, Full, Sinks, Tail, sparse_attention
 from sa_patch.errors import UserError
-from sa_patch.patterns import Union, flops_share, parse_pattern, split_tail
+from sa_patch.patterns import Union, flops_share, parse_pattern, seed_of, split_tail
 
 
 def test_the_last_queries_see_all_and_the_others_themselves() -> None:
@@ -54,9 +54,30 @@ def test_one_long_tail_is_full_attention(backend: str) -> None:
     lengths = torch.tensor([150, 90])
     full = sparse_attention(q, k, v, Full(), lengths=lengths, backend=backend)
     pattern = BlockTopK(4, 2) | Tail(149)
-    assert pattern.saturated(150) and not (BlockTopK(4, 2) | Tail(148)).saturated(150)
+    assert pattern.saturated(150) and not (BlockTopK(4, 2) | Tail(90)).saturated(150)
     out = sparse_attention(q, k, v, pattern, lengths=lengths, backend=backend)
     torch.testing.assert_close(out, full, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "longest"),
+    [
+        *(("tail:64+swa:100", 164), ("tail:64+psa:100", 164), ("sinks:4+swa:90+tail:64", 158)),
+        *(("tail:64+moba:64,2", 192), ("power:4+tail:9", 14), ("sinks:4+tail:9", 14)),
+        # The slots of SA are those of the whole prompt.
+        *(("tail:64+sa:30", 65), ("sa:40+tail:9", 79)),
+    ],
+)
+def test_saturated_means_that_every_query_sees_all(text: str, longest: int) -> None:
+    pattern = parse_pattern(text)
+    lengths = [n for n in range(1, 220) if pattern.saturated(n)]
+    assert lengths == list(range(1, longest + 1))
+    q, k = (torch.randn(1, 200, 4, generator=torch.Generator().manual_seed(2)) for _ in range(2))
+    for n in (longest, longest + 1):
+        seen = pattern.visible(torch.arange(n), n, q=q[:, :n], k=k[:, :n])
+        dense = bool((seen.sum(-1) == torch.arange(1, n + 1)).all())
+        # One draw may happen to hide nothing.
+        assert dense == (n == longest) or (dense and seed_of(pattern) is not None)
 
 
 @pytest.mark.parametrize("queries", [1, 20, 64, 100])

@@ -268,7 +268,11 @@ def _computed_as(union: Union) -> Pattern:
 @lru_cache(maxsize=1024)
 def _saturated(union: Union, seq_len: int) -> bool:
     sinks, window, _ = union.profile(seq_len)
-    return sinks + window >= seq_len or any(part.saturated(seq_len) for part in union.parts)
+    if sinks + window >= seq_len or any(part.saturated(seq_len) for part in union.parts):
+        return True
+    rest, tail = split_tail(union)
+    # Queries before the tail see what they saw if the prompt ended there.
+    return bool(tail) and rest.prefix_stable and rest.saturated(seq_len - tail)
 
 
 # Asked several times in every call.
