@@ -23,7 +23,7 @@ from sa_patch.analysis.reports.propositions import propositions_report
 from sa_patch.analysis.reports.receptive import receptive_report
 from sa_patch.analysis.reports.report import Report, as_json, short, shown
 from sa_patch.errors import UserError
-from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Sinks, parse_pattern
+from sa_patch.patterns import PSA, SA, SWA, ByHead, Full, MoBA, Sinks, parse_pattern
 from tests.laws.drawn import METHODS, patterns
 
 
@@ -123,6 +123,19 @@ def test_short_names() -> None:
     pattern = Sinks(4) | SWA(60) | SA(64, seed=3)
     assert short(pattern) == "sinks:4+swa:60+sa:64,seed=3"
     assert short(SA(64)) == "sa:64" and short(Full()) == "full"
+    heads = ByHead((Full(), Sinks(4) | SWA(8), Sinks(4) | SWA(8), SA(9)))
+    assert short(heads) == "heads{1*full|2*sinks:4+swa:8|1*sa:9}"
+    assert parse_pattern(short(heads)) == heads
+
+
+def test_patterns_by_head_are_named_in_every_table() -> None:
+    heads = ByHead((Full(), Sinks(2) | SWA(3)))
+    for report in (
+        cost_report([heads], [64], 64, 1),
+        graph_report([heads], 20, 1, 20, 0),
+        receptive_report([heads], 20, 2, 20, 0, 0),
+    ):
+        assert report.rows[0][0] == "heads{1*full|1*sinks:2+swa:3}"
 
 
 def test_as_json() -> None:

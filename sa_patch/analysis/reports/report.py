@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sa_patch.patterns import Pattern
-from sa_patch.patterns.registry import parameters, pattern_class
+from sa_patch.patterns import ByHead, Pattern, parts_of
+from sa_patch.patterns.registry import parameters
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,19 @@ def as_json(value: Any, digits: int = 6) -> Any:
 
 def short(pattern: Pattern) -> str:
     """A pattern's text form with as little as reads back: ``sinks:4+swa:60``, ``sa:64,seed=1``."""
-    parts = []
-    for text in str(pattern).split("+"):
-        name, colon, rest = text.partition(":")
-        first, equals, value = rest.partition("=")
-        # Only the values of the first parameters may stand without their names.
-        if equals and first == parameters(pattern_class(name))[0]:
-            rest = value
-        pieces = [piece for piece in rest.split(",") if piece != "seed=0"]
-        parts.append(name + colon + ",".join(pieces))
-    return "+".join(parts)
+    if isinstance(pattern, ByHead):
+        return pattern.text(short)
+    return "+".join(map(_short_part, parts_of(pattern)))
+
+
+def _short_part(part: Pattern) -> str:
+    name, colon, rest = str(part).partition(":")
+    first, equals, value = rest.partition("=")
+    # Only the values of the first parameters may stand without their names.
+    if equals and first == parameters(type(part))[0]:
+        rest = value
+    pieces = [piece for piece in rest.split(",") if piece != "seed=0"]
+    return name + colon + ",".join(pieces)
 
 
 def shown(value: float | None, digits: int = 3) -> str:

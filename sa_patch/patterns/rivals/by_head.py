@@ -196,9 +196,13 @@ class ByHead(Pattern):
         known = [window for window in windows if window is not None]
         return max(known) if len(known) == len(windows) else None
 
-    def __str__(self) -> str:
-        runs = ((own, len(list(same))) for own, same in groupby(self.patterns))
+    def text(self, of: Callable[[Pattern], str]) -> str:
+        """A text form with those that `of` gives the patterns."""
+        runs = ((of(own), len(list(same))) for own, same in groupby(self.patterns))
         return f"{self.name}{{{'|'.join(f'{count}*{own}' for own, count in runs)}}}"
+
+    def __str__(self) -> str:
+        return self.text(str)
 
 
 def _in_order(told: list[tuple[list[int], Tensor]]) -> Tensor:
