@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, whole_number
 from sa_patch.patterns.registry import make_pattern, parse_pattern
+from sa_patch.patterns.rivals.power import Power
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.union import unite
@@ -30,7 +32,8 @@ def split_budget(
         total: nominal number of keys in view.
         sinks: first tokens among them, at least 0.
         local: share of what is left that goes to the sliding window, from 0 to 1.
-        rest: method that gets what is left then, by its `window`; such as sa, psa or moba.
+        rest: method that gets what is left then, by its `window`; such as sa, psa or moba. One that
+            begins with the nearest tokens itself (swa, power) gets the sliding window's keys too.
         seed: of `rest`, where it is random.
 
     Raises:
@@ -45,12 +48,16 @@ def split_budget(
     local_keys = round((total - sinks) * local)
     left = total - sinks - local_keys
     parts: list[Pattern] = []
+    if left:
+        own = make_pattern(rest, window=left, seed=seed)
+        if isinstance(own, (SWA, Power)):
+            # Two windows would show the same keys.
+            own, local_keys = dataclasses.replace(own, window=left + local_keys), 0
+        parts.append(own)
     if sinks:
         parts.append(Sinks(sinks))
     if local_keys:
         parts.append(SWA(local_keys))
-    if left:
-        parts.append(make_pattern(rest, window=left, seed=seed))
     return unite(*parts)
 
 

@@ -18,6 +18,7 @@ from sa_patch.errors import UserError
 from sa_patch.patterns import (
     ByHead,
     Pattern,
+    Power,
     Union,
     parse_pattern,
     parts_of,
@@ -261,6 +262,10 @@ def test_a_budget_is_split() -> None:
     )
     assert split_budget(64, local=1.0) == Sinks(4) | SWA(60)
     assert split_budget(64, sinks=0, local=0) == SA(64)
+    assert (
+        split_budget(64, rest="swa") == split_budget(64, local=0, rest="swa") == Sinks(4) | SWA(60)
+    )
+    assert split_budget(64, local=0.25, rest="power") == Sinks(4) | Power(60)
     for total in range(5, 200):
         assert split_budget(total, local=0.3).effective_window == total
 
