@@ -82,7 +82,7 @@ def make_pattern(name: str, **params: Any) -> Pattern:
         UserError: for an unknown method or parameter, or a value that is not allowed.
     """
     given = {key: value for key, value in params.items() if value is not None}
-    if name in NAMED:
+    if isinstance(name, str) and name in NAMED:
         name, _, rest = NAMED[name].partition(":")
         given = _parameters(name, rest, rest) | given
     cls = pattern_class(name)
@@ -111,8 +111,8 @@ def make_pattern(name: str, **params: Any) -> Pattern:
 
 def is_text_form(method: str) -> bool:
     """Whether `parse_pattern` reads this, where a method's bare name may stand as well."""
-    named = method.strip() in NAMED
-    return named or bool(set(":+") & set(method)) or method.endswith(PATTERN_FILES)
+    known = method.strip() in NAMED or method.strip().startswith(_BY_HEAD)
+    return known or bool(set(":+") & set(method)) or method.endswith(PATTERN_FILES)
 
 
 def parse_pattern(text: str) -> Pattern:

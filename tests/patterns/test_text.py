@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks
 from sa_patch.errors import UserError
 from sa_patch.patterns import PATTERNS, Pattern, make_pattern, parse_pattern
+from sa_patch.patterns.registry import is_text_form
 
 whole = st.integers(1, 10_000)
 patterns = st.one_of(
@@ -116,6 +117,18 @@ def test_bad_text_is_refused_in_one_sentence(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says.replace("(", r"\(")) as error:
         parse_pattern(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["heads{2*full}", " heads{full} ", "full+swa:3", "shared_topk"])
+def test_what_is_parsed_is_a_text_form(text: str) -> None:
+    assert is_text_form(text) and parse_pattern(text)
+    assert not is_text_form("sa") and not is_text_form("heads")
+
+
+@pytest.mark.parametrize("name", [["sa"], {"sa": 1}, None, 3])
+def test_names_are_text(name: object) -> None:
+    with pytest.raises(UserError, match="unknown method"):
+        make_pattern(name, window=4)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [True, None, "8", 8.0])
