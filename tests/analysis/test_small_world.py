@@ -77,13 +77,19 @@ def test_a_sample_has_an_interval_that_holds_the_whole() -> None:
 def test_small_world_coefficient() -> None:
     """A ring lattice is clustered and far; two pieces have no coefficient."""
     world = measure_small_world(undirected(visibility(SWA(8), 400)), sample=400)
-    assert world.joined == 1 and world.coefficient is not None
+    assert world.joined == world.random_joined == 1 and world.coefficient is not None
     ratio = world.path.mean / world.random_path.mean
     assert ratio > 5 and world.clustering.mean > 0.6
     expected = world.clustering.mean / world.random_clustering.mean / ratio
     assert world.coefficient == pytest.approx(expected)
     torn = measure_small_world(undirected(visibility(Sinks(1), 30))[1:, 1:], sample=29)
     assert torn.edges == 0 and torn.joined == 0 and torn.coefficient is None
+
+
+def test_random_graphs_in_several_pieces_give_no_coefficient() -> None:
+    world = measure_small_world(undirected(visibility(SWA(3), 512)), sample=64)
+    assert world.joined == 1 and 0.9 < world.random_joined < 1
+    assert world.random_clustering.mean and world.coefficient is None
 
 
 @pytest.mark.parametrize("pattern", [SA(3, 2), PSA(3), SWA(4), Sinks(2) | SA(2)])

@@ -28,7 +28,7 @@ class SmallWorld:
         path: mean number of hops between two tokens that are joined by any path.
         joined: share of pairs that are.
         clustering: mean local clustering coefficient.
-        random_path, random_clustering: the same of random graphs.
+        random_path, random_joined, random_clustering: the same of random graphs.
     """
 
     edges: int
@@ -36,14 +36,15 @@ class SmallWorld:
     joined: float
     clustering: Estimate
     random_path: Estimate
+    random_joined: float
     random_clustering: Estimate
 
     @property
     def coefficient(self) -> float | None:
         """``(C / C_random) / (L / L_random)``, above 1 for a small world (Humphries & Gurney
-        2008); None where a random graph has no triangle, or a graph is not in one piece: hops
+        2008); None where a random graph has no triangle, or any graph is not in one piece: hops
         between the pieces are infinite, and a mean over the rest says little."""
-        connected = self.joined == 1
+        connected = self.joined == self.random_joined == 1
         if not (connected and self.random_clustering.mean and self.path.mean):
             return None
         clustering = self.clustering.mean / self.random_clustering.mean
@@ -65,13 +66,21 @@ def measure_small_world(
     random = np.random.default_rng(seed)
     path, joined = mean_path(graph, _tokens(graph, sample, random))
     clustering = mean_clustering(graph, _tokens(graph, sample, random))
-    paths, clusterings = [], []
+    paths, shares, clusterings = [], [], []
     for _ in range(random_graphs):
         rival = random_graph(graph.shape[0], graph.nnz // 2, random)
-        paths.append(mean_path(rival, _tokens(rival, sample, random))[0])
+        hops, share = mean_path(rival, _tokens(rival, sample, random))
+        paths.append(hops)
+        shares.append(share)
         clusterings.append(mean_clustering(rival, _tokens(rival, sample, random)))
     return SmallWorld(
-        graph.nnz // 2, path, joined, clustering, _over_graphs(paths), _over_graphs(clusterings)
+        edges=graph.nnz // 2,
+        path=path,
+        joined=joined,
+        clustering=clustering,
+        random_path=_over_graphs(paths),
+        random_joined=float(np.mean(shares)),
+        random_clustering=_over_graphs(clusterings),
     )
 
 
