@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from sa_patch.errors import UserError
 from sa_patch.patterns import Pattern
@@ -17,6 +16,8 @@ from sa_patch.patterns.budget import require_known_keys
 @dataclass(frozen=True)
 class Cost:
     """Attention FLOPs of one layer with one head against the number of tokens.
+
+    Of a pattern for each head the mean over these.
 
     Args:
         lengths: int ``[k]``, numbers of tokens.
@@ -82,6 +83,6 @@ def measure_cost(
         if length > count_up_to or pattern.reads_content:
             counted.append(np.nan)
         else:
-            seen = int(pattern.count_visible(length)[0].to(torch.int64).sum())
+            seen = float(pattern.count_visible(length).double().sum(-1).mean())
             counted.append(4 * head_dim * seen + choosing)
     return Cost(pattern, head_dim, np.array(lengths), np.array(expected), np.array(counted))

@@ -17,7 +17,7 @@ from itertools import islice
 import numpy as np
 from scipy.special import gammaln
 
-from sa_patch.patterns import SA, Full, Pattern
+from sa_patch.patterns import SA, ByHead, Full, Pattern
 
 # What is still missed of a token that counts as reached: a billionth of a token in a billion.
 _REACHED = 1e-18
@@ -54,7 +54,7 @@ def predict(
 
     Returns:
         None for a pattern without a closed form here: known are windows with sinks, full
-        attention, and stochastic attention on the ring.
+        attention, and stochastic attention on the ring, the same for all heads.
     """
     query = seq_len - 1 if query is None else query
     layers = _layers(pattern, seq_len, query, causal)
@@ -98,6 +98,9 @@ def _layers(
         if causal:
             return _causal_sa(pattern.window, seq_len, query)
         return _two_sided_sa(pattern.window, seq_len)
+    if isinstance(pattern, ByHead):
+        # Its bounded reach is that of no head, but of the widest in each direction.
+        return None
     reach = (0, seq_len) if isinstance(pattern, Full) else pattern.bounded_reach
     return None if reach is None else _window(*reach, seq_len, query, causal)
 

@@ -97,7 +97,7 @@ def measure_receptive_field(
 
     Step d goes through layer ``depth - d``, so that the first steps are those of a model's last
     layers. A token keeps its place in a set (the residual stream carries it), sinks included,
-    which do not see themselves.
+    which do not see themselves. Of a pattern that differs by head, head 0 is followed.
 
     Args:
         pattern: the pattern of every layer, drawn anew in each where it is random.

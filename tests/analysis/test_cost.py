@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sa_patch.analysis.cost import measure_cost
 from sa_patch.errors import UserError
-from sa_patch.patterns import SA, SWA, Full, MoBA, Sinks
+from sa_patch.patterns import SA, SWA, ByHead, Full, MoBA, Pattern, Sinks
 
 
 @given(n=st.integers(1, 200), window=st.integers(1, 40), head_dim=st.integers(1, 128))
@@ -19,6 +19,14 @@ def test_expected_is_counted_where_nothing_is_random(n: int, window: int, head_d
         assert cost.expected[0] == pytest.approx(cost.counted[0])
         assert cost.exponent() is None
     assert measure_cost(Full(), [n], head_dim=head_dim).expected[0] == 2 * head_dim * n * (n + 1)
+
+
+@pytest.mark.parametrize("heads", [(Full(), SWA(2)), (SWA(2), Full()), (SWA(5), SWA(5), Full())])
+def test_of_heads_the_mean_is_expected_and_counted(heads: tuple[Pattern, ...]) -> None:
+    cost = measure_cost(ByHead(heads), [64])
+    alone = [measure_cost(own, [64]).counted[0] for own in heads]
+    assert cost.expected[0] == pytest.approx(cost.counted[0])
+    assert cost.counted[0] == pytest.approx(np.mean(alone))
 
 
 def test_growth() -> None:

@@ -22,7 +22,7 @@ from sa_patch.analysis.coverage import (
     predict,
 )
 from sa_patch.analysis.receptive_field import measure_receptive_field
-from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks
+from sa_patch.patterns import PSA, SA, SWA, ByHead, Full, MoBA, Pattern, Sinks
 
 
 def padded(pattern: Pattern, n: int, depth: int, causal: bool) -> np.ndarray:
@@ -53,7 +53,8 @@ def test_layers_to_all_of_a_window_are_n_over_w(n: int, window: int) -> None:
 def test_what_is_never_covered_or_not_known() -> None:
     assert expected_layers_to_all(SWA(1), 9) is None
     assert expected_layers_to_all(SA(4), 2000, limit=50) is None
-    for pattern in (PSA(4), MoBA(4), SA(4, circular=False), SA(4) | SWA(4)):
+    by_head = ByHead((SWA(2), SWA(9)))
+    for pattern in (PSA(4), MoBA(4), SA(4, circular=False), SA(4) | SWA(4), by_head):
         assert predict(pattern, 20, 3) is None and expected_layers_to_all(pattern, 20) is None
     assert log_coverage(1024, 32) == pytest.approx(2.0) and log_coverage(9, 1) == math.inf
 
