@@ -109,7 +109,7 @@ def test_equal_unions_are_equal_objects() -> None:
 
 @pytest.mark.parametrize("kind", [SA, PSA])
 @pytest.mark.parametrize("options", [{}, {"per_head": True}, {"seed": 7}])
-def test_of_parts_of_one_draw_the_widest_stays(kind: type[Pattern], options: dict) -> None:
+def test_of_parts_of_one_draw_the_widest_stays(kind: type[SA | PSA], options: dict) -> None:
     narrow, wide = kind(3, **options), kind(9, **options)
     assert Sinks(1) | narrow | wide == Sinks(1) | wide
     assert narrow | wide == wide | narrow == wide

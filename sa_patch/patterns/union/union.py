@@ -208,6 +208,7 @@ class Union(Pattern):
     def keys_per_query(self, seq_len: int) -> Tensor:
         """Expected number of visible keys, the parts being drawn independently.
 
+        All are, but SA along a line beside a narrower ring of the same draw, which shows fewer.
         For parts that choose by content: as if they chose at random.
         """
         sinks, window, chance = self.profile(seq_len)
