@@ -7,7 +7,9 @@ import dataclasses
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,27 +115,59 @@ def _chosen_candidates(pattern: MoBA | BlockTopK, q: Tensor, seq_len: int) -> li
 
 
 def compile_beforehand(
-    pattern: Pattern, q: Tensor, k: Tensor, jobs: int, configs: list[Config]
-) -> None:
-    """Compile `configs` in several processes, into Triton's cache on disk.
+    work: Sequence[tuple[Pattern, Config]], q: Tensor, k: Tensor, jobs: int, until: float
+) -> list[bool]:
+    """Compile in several processes, into Triton's cache on disk.
 
-    168 of them took 24 s in 15 processes, and seconds each one after the other.
+    168 configurations took 24 s in 15 processes, and seconds each one after the other. A compiler
+    that aborts, or runs out of memory, takes its process along: what was in work then is given up,
+    and the rest goes on in new processes.
 
     Args:
+        work: each configuration with its pattern, what is wanted most first.
         q, k: of `tune`; their shapes, dtype and device count.
+        until: of `time.monotonic`; what is in work then is given up.
+
+    Returns:
+        Of each whether it is known to compile or to be refused, so that it can be timed.
     """
-    work = [
-        (pattern, configs[first::jobs], q.shape, k.shape, q.dtype, str(q.device))
-        for first in range(min(jobs, len(configs)))
-    ]
+    done = [False] * len(work)
+    waiting = list(range(len(work)))
+    while waiting and (left := until - time.monotonic()) > 0:
+        with _processes(min(jobs, len(waiting))) as pool:
+            futures: dict[Future[None], int] = {}
+            with contextlib.suppress(BrokenProcessPool):
+                for index in waiting:
+                    task = (*work[index], q.shape, k.shape, q.dtype, str(q.device))
+                    futures[pool.submit(_compile, *task)] = index
+            finished, late = wait(futures, timeout=left)
+            for future in finished:
+                done[futures[future]] = future.exception() is None
+        if late:
+            break
+        # Which process died is not told; the oldest of what is left were in work.
+        waiting = [index for index in waiting if not done[index]][jobs:]
+    return done
+
+
+@contextlib.contextmanager
+def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
+    """So many processes, which are gone afterwards whatever they do."""
+    others = set(multiprocessing.active_children())
     # A forked process could not use a GPU that this one has touched.
-    with multiprocessing.get_context("spawn").Pool(len(work)) as pool:
-        pool.starmap(_compile, work)
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        # One that hangs in the compiler never hears that there is nothing left to do.
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        pool.shutdown(cancel_futures=True)
 
 
 def _compile(
     pattern: Pattern,
-    configs: list[Config],
+    config: Config,
     q_shape: torch.Size,
     k_shape: torch.Size,
     dtype: torch.dtype,
@@ -141,10 +175,9 @@ def _compile(
 ) -> None:
     q = torch.randn(q_shape, dtype=dtype, device=device)
     k = torch.randn(k_shape, dtype=dtype, device=device)
-    for config in configs:
-        # What fails does so again when it is timed, and is reported there.
-        with contextlib.suppress(Exception):
-            _call(pattern, q, k, k, config)
+    # What fails does so again when it is timed, and is reported there.
+    with contextlib.suppress(Exception):
+        _call(pattern, q, k, k, config)
 
 
 def _call(pattern: Pattern, q: Tensor, k: Tensor, v: Tensor, config: Config) -> Tensor:

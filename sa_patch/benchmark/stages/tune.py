@@ -85,7 +85,9 @@ def tune_into(folder: Path, visit: Visit, *, anew: bool = False) -> Found:
         until = time.monotonic() + share
         try:
             if not visit.small:
-                compile_beforehand(pattern, q, k, JOBS, configs)
+                work = [(pattern, config) for config in configs]
+                compiled = compile_beforehand(work, q, k, JOBS, until)
+                configs = [config for config, done in zip(configs, compiled, strict=True) if done]
             with quiet_process(None):
                 timings = tune(
                     pattern, q, k, v, configs=configs, until=until, interpreted=visit.small
