@@ -212,3 +212,15 @@ def better(first: Ceilings, second: Ceilings) -> Ceilings:
 def _samples(clock: Clock, call: Call) -> tuple[float, ...]:
     call()
     return tuple(clock.milliseconds(call) for _ in range(CEILING_ROUNDS))
+
+
+def device_lives(device: torch.device) -> bool:
+    """Whether a device still answers: a kernel that reads where it must not takes it along."""
+    if device.type == "cpu":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sa_patch.benchmark.clock import device_lives
 from sa_patch.benchmark.prefill.record import NOISE, Verdict
 from sa_patch.benchmark.prefill.setups import STOCK, Setup, applied
+from sa_patch.errors import one_line
 from sa_patch.kernels.counting import counting_backends
 from sa_patch.patching import attention_layers
 
@@ -18,6 +21,7 @@ from sa_patch.patching import attention_layers
 ROOM = 4.0
 # Where the two agree by chance to the last bit, rounding alone is still allowed.
 LEAST = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+LAST, RUNS = "padding", "runs"
 
 
 @torch.inference_mode()
@@ -28,9 +32,13 @@ def verify(model: PreTrainedModel, name: str, setups: Sequence[Setup], n: int) -
       stock model's own two implementations (sdpa and eager) differ by, with room.
     - "equals reference": a pattern against the dense `reference` backend in the same precision,
       allowed what `banded` differs by from that, with room.
+    - "backend": every layer calls the backend that was asked for, once.
     - "causal": logits before a changed token do not move.
     - "padding": a left-padded row in a batch gives what it gives alone.
-    - "backend": every layer calls the backend that was asked for, once.
+    - "runs": in place of these, of a setup that raised; the next one is checked all the same.
+
+    Raises:
+        Exception: what a setup raised, after its verdict, if the device was lost with it.
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (1, n), generator=generator).to(model.device)
@@ -39,22 +47,41 @@ def verify(model: PreTrainedModel, name: str, setups: Sequence[Setup], n: int) -
     for setup in setups:
         if setup.pattern is None:
             continue
-        with counting_backends() as calls:
-            ours = _logits(model, setup, tokens)
-        if setup.full:
-            allowed = _allowed(noise, model)
-            yield Verdict(name, "equals stock", setup.key, relative_error(ours, stock), allowed)
-        else:
-            dense = _logits(model, Setup(setup.pattern, "reference"), tokens)
-            other = _logits(model, Setup(setup.pattern, "banded"), tokens)
-            allowed = _allowed(relative_error(other, dense), model)
-            error = relative_error(ours, dense)
-            yield Verdict(name, "equals reference", setup.key, error, allowed)
-        yield _backend_verdict(model, name, setup, dict(calls))
-        yield Verdict(name, "causal", setup.key, _leak(model, setup, tokens, ours), allowed)
-        yield Verdict(name, "padding", setup.key, _moved(model, setup, tokens), allowed)
+        raised: Exception | None = None
+        try:
+            found = list(_check(model, name, setup, tokens, stock, noise))
+        except Exception as error:
+            raised = error
+            found = [Verdict(name, RUNS, setup.key, math.inf, 0.0, one_line(error))]
+        yield from found
+        if raised is not None and not device_lives(model.device):
+            raise raised
     # What both are allowed to differ by: all of the logits, for then nothing above meant anything.
     yield Verdict(name, NOISE, f"{STOCK}: eager against sdpa", noise, 1.0)
+
+
+def settled(verdicts: Sequence[Verdict], name: str) -> set[str]:
+    """The setups of a model that were checked to the end, by key."""
+    return {one.label for one in verdicts if one.model == name and one.check in (LAST, RUNS)}
+
+
+def _check(
+    model: PreTrainedModel, name: str, setup: Setup, tokens: Tensor, stock: Tensor, noise: float
+) -> Iterator[Verdict]:
+    with counting_backends() as calls:
+        ours = _logits(model, setup, tokens)
+    if setup.full:
+        allowed = _allowed(noise, model)
+        yield Verdict(name, "equals stock", setup.key, relative_error(ours, stock), allowed)
+    else:
+        dense = _logits(model, Setup(setup.pattern, "reference"), tokens)
+        other = _logits(model, Setup(setup.pattern, "banded"), tokens)
+        allowed = _allowed(relative_error(other, dense), model)
+        error = relative_error(ours, dense)
+        yield Verdict(name, "equals reference", setup.key, error, allowed)
+    yield _backend_verdict(model, name, setup, dict(calls))
+    yield Verdict(name, "causal", setup.key, _leak(model, setup, tokens, ours), allowed)
+    yield Verdict(name, LAST, setup.key, _moved(model, setup, tokens), allowed)
 
 
 def relative_error(found: Tensor, truth: Tensor) -> float:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sa_patch.benchmark.clock import quiet_process
 from sa_patch.benchmark.goals import goal_lines
-from sa_patch.benchmark.prefill.correctness import verify
+from sa_patch.benchmark.prefill.correctness import settled, verify
 from sa_patch.benchmark.prefill.goals import judge_goals
 from sa_patch.benchmark.prefill.measure import PrefillMeasurer
 from sa_patch.benchmark.prefill.models import PUBLISHED, make_model
@@ -96,8 +96,11 @@ def _measure_model(
         model, options.parsed(), options.backends, rehearsal=options.small
     )
     if not bench.checked(name):
-        bench.verdicts = [one for one in bench.verdicts if one.model != name]
-        for verdict in verify(model, name, setups, options.checked):
+        # What an earlier call checked to the end stands; it may have lost the device at one setup.
+        done = settled(bench.verdicts, name)
+        bench.verdicts = [v for v in bench.verdicts if v.model != name or v.label in done]
+        waiting = [setup for setup in setups if setup.key not in done]
+        for verdict in verify(model, name, waiting, options.checked):
             bench.verdicts.append(verdict)
             say(verdict_line(verdict))
     # What computes something else has no time worth printing.

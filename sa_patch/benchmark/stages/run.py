@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sa_patch.benchmark.clock import device_lives
 from sa_patch.benchmark.options import choose_device
 from sa_patch.benchmark.record import provenance, write_results
 from sa_patch.benchmark.stages.stage import Found, Visit
@@ -83,7 +84,7 @@ def run_stages(
         }
         write_results(out / "stages", state)
         rest = [other for other in names[names.index(name) + 1 :] if other != name]
-        if device == "cuda" and rest and not _device_lives():
+        if rest and not device_lives(torch.device(device)):
             # A kernel that reads where it must not takes the whole process's device with it.
             say(f"{name} lost the device; going on in a new process")
             again = [sys.executable, *command, "--stages", ",".join(rest)]
@@ -91,15 +92,6 @@ def run_stages(
     _tell(state["stages"], names, say)
     ended = [state["stages"][name] for name in names]
     return int(any(one["status"] == FAILED or one["wrong"] for one in ended))
-
-
-def _device_lives() -> bool:
-    try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _run(stage: Callable[[Visit], Found], visit: Visit) -> dict[str, Any]:

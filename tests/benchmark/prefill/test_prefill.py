@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sa_patch.benchmark.prefill import measure
+from sa_patch.benchmark.prefill import correctness, measure
 from sa_patch.benchmark.prefill.correctness import verify
 from sa_patch.benchmark.prefill.models import PUBLISHED, make_model, published_config
 from sa_patch.benchmark.prefill.options import PrefillOptions, make_options
@@ -31,7 +31,7 @@ from sa_patch.benchmark.prefill.parts import (
     Stopwatch,
     time_parts,
 )
-from sa_patch.benchmark.prefill.record import Prefill, Verdict
+from sa_patch.benchmark.prefill.record import Prefill, Verdict, read_prefill
 from sa_patch.benchmark.prefill.run import run_prefill
 from sa_patch.benchmark.prefill.setups import Setup, applied, gather
 from sa_patch.benchmark.record import FAILED, SKIPPED, TIMED
@@ -198,6 +198,58 @@ def test_a_run_is_on_disk_and_one_failure_costs_only_itself(
     text = (tmp_path / "prefill.md").read_text()
     assert "no kernel for this" in text and "rehearsal" in text
     assert coloured(tmp_path / "prefill.png") > DRAWN
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, broken: type, checked: list[str]) -> None:
+    banded = BACKENDS["banded"]
+
+    def attend(pattern: Any, *given: Any, **rest: Any) -> Tensor:
+        checked.append(str(pattern))
+        if isinstance(pattern, broken):
+            raise RuntimeError("out of resource: shared memory")
+        return banded.attend(pattern, *given, **rest)
+
+    monkeypatch.setitem(BACKENDS, "banded", dataclasses.replace(banded, attend=attend))
+
+
+def test_a_setup_that_raises_in_its_checks_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, SWA, [])
+    run = options(tmp_path, models=["qwen3-8b"], n=(48,), patterns=("swa:16", "sa:16"))
+    bench = run_prefill(run, lambda line: None)
+    assert bench.wrong() == [
+        "wrong: qwen3-8b: runs, swa:window=16 | banded: off by inf, allowed 0 "
+        "RuntimeError: out of resource: shared memory"
+    ]
+    assert [(c.label, c.status) for c in bench.cells] == [
+        ("stock", TIMED),
+        ("sa:window=16,seed=0", TIMED),
+    ]
+    assert read_prefill(tmp_path / "prefill.json").wrong() == bench.wrong()
+    assert "out of resource" in (tmp_path / "prefill.md").read_text()
+
+
+def test_a_setup_that_loses_the_device_is_not_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+    refusing(monkeypatch, SWA, checked)
+    monkeypatch.setattr(correctness, "device_lives", lambda device: False)
+    patterns = ("moba:16,2", "swa:16", "sa:16")
+    run = options(tmp_path, models=["qwen3-8b"], n=(48,), patterns=patterns)
+    with pytest.raises(RuntimeError, match="out of resource"):
+        run_prefill(run, lambda line: None)
+    assert not any(label.startswith("sa:") for label in checked)
+    checked.clear()
+    resumed = read_prefill(tmp_path / "prefill.json")
+    before = list(resumed.verdicts)
+    bench = run_prefill(run, lambda line: None, resumed=resumed)
+    assert bench.verdicts[: len(before)] == before and bench.checked("qwen3-8b")
+    assert not any(label.startswith("swa:") for label in checked)
+    assert {c.label for c in bench.where(status=TIMED)} == {
+        *("stock", "moba:block_size=16,topk=2", "sa:window=16,seed=0")
+    }
 
 
 def test_what_does_not_fit_into_the_time_is_skipped_and_said(tmp_path: Path) -> None:
