@@ -16,9 +16,10 @@ from sa_patch.benchmark.prefill.record import read_prefill
 from sa_patch.benchmark.record import SKIPPED, TIMED
 from sa_patch.benchmark.stages import run as stages
 from sa_patch.benchmark.stages import speed, tune
-from sa_patch.benchmark.stages.run import SECONDS, run_stages
+from sa_patch.benchmark.stages.run import ARCHIVE, SECONDS, run_stages
 from sa_patch.benchmark.stages.stage import Found, Visit
 from sa_patch.errors import UserError
+from sa_patch.files.archive import unpack_archive
 from sa_patch.kernels.triton.launch_table import USES
 from tests.run_script import refusal
 
@@ -40,12 +41,17 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A folder in which every stage ran, and what was printed."""
     pytest.importorskip("triton")
-    out = tmp_path_factory.mktemp("stages")
+    folder = tmp_path_factory.mktemp("rehearsed")
+    out = folder / "out"
     argv = [str(ROOT / "scripts/gpu_stages"), "--device", "cpu", "--small", "--out", str(out)]
     code = CODE.format(barred=BARRED, argv=argv)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return out, done.stdout
+    unpack_archive(out / ARCHIVE, folder)
+    # No more than eight come back from a machine that is lent, and somebody may keep a log.
+    sent = {path.name for path in out.iterdir()}
+    assert len(sent) <= 7 and {ARCHIVE, "stages.json", "attention.md", "model.md"} <= sent
+    return folder / "stages", done.stdout
 
 
 def read(path: Path) -> Any:

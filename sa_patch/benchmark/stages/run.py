@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +16,9 @@ from sa_patch.benchmark.record import provenance, write_results
 from sa_patch.benchmark.stages.stage import Found, Visit
 from sa_patch.benchmark.tables import Say, say_line
 from sa_patch.errors import UserError, choice, one_line
+from sa_patch.files.archive import write_archive
 from sa_patch.files.artifacts import check_folder
+from sa_patch.files.atomic_write import write_whole
 
 # Seconds of each, with all that it imports and compiles.
 SECONDS = {
@@ -31,6 +31,24 @@ SECONDS = {
 }
 KIND = "sa_patch GPU stages"
 COMPLETE, PARTLY, FAILED = "complete", "partly", "failed"
+INTERRUPTED = "interrupted"
+ARCHIVE = "stages.tar.gz"
+# What a reader opens first, the card's table of launch parameters included: with the archive seven
+# files, where no more than eight come back from a machine that is lent.
+READ_FIRST = ("stages.json", "goals.md", "attention.md", "model.md", "moe.md", "*-*.*.json")
+SEND_SECONDS = 15.0
+
+
+class DeviceLost(Exception):
+    """A stage took the process's device with it.
+
+    Args:
+        rest: the stages that a new process may still run.
+    """
+
+    def __init__(self, rest: Sequence[str]) -> None:
+        super().__init__(f"the device was lost before {', '.join(rest)}")
+        self.rest = list(rest)
 
 
 def run_stages(
@@ -41,21 +59,25 @@ def run_stages(
     small: bool = False,
     command: Sequence[str] = (),
     began: float | None = None,
+    sent: Path | None = None,
     say: Say = say_line,
 ) -> int:
-    """Run these stages in order, and print a short table.
+    """Run these stages in order, and print a short table of all that `out` holds.
 
     Args:
         out: folder; what its files hold is not measured again. ``stages.json`` tells how each
             stage ended.
         began: of `time.monotonic`, if the first stage's time has begun already.
+        sent: folder in which `ARCHIVE`, of all files, and those of `READ_FIRST` are kept up to
+            date.
 
     Returns:
-        1 where something was wrong or a stage failed, else 0.
+        1 where something was wrong or a stage failed, now or in an earlier call, else 0.
 
     Raises:
         UserError: for a stage that is unknown, a device that is not there, a folder that cannot be
             written or that holds a run of another device or size.
+        DeviceLost: where a stage lost the device and others are left.
     """
     if not names:
         raise UserError(f"name at least one stage of {', '.join(SECONDS)}")
@@ -68,8 +90,10 @@ def run_stages(
     state = _state(out / "stages.json")
     setting = {"device": device, "small": small}
     if state and state["setting"] != setting:
-        raise UserError(f"{out} holds a run with {state['setting']}; give another --out")
-    check_folder(out)
+        raise UserError(f"an earlier call ran with {state['setting']}; give another --out")
+    for folder in (out, sent):
+        if folder is not None:
+            check_folder(folder)
     state = state or {"kind": KIND, "schema": 1, "setting": setting, "stages": {}}
     state["provenance"] = provenance(command)
     for name in dict.fromkeys(names):
@@ -78,20 +102,47 @@ def run_stages(
             say(f"{name}: complete from an earlier call")
             continue
         say(f"{name}: {SECONDS[name]:.0f} s")
-        visit = Visit(out, device, small, start + SECONDS[name], say)
-        state["stages"][name] = _run(_stage(name), visit) | {
-            "seconds": round(time.monotonic() - start, 1)
-        }
-        write_results(out / "stages", state)
+        visit = Visit(out, device, small, start + SECONDS[name], _sending(say, out, sent))
+        ended: dict[str, Any] = {"status": PARTLY, "reason": INTERRUPTED, "rows": [], "wrong": []}
+        try:
+            ended = _run(_stage(name), visit)
+        finally:
+            state["stages"][name] = ended | {"seconds": round(time.monotonic() - start, 1)}
+            write_results(out / "stages", state)
+            _send(out, sent)
         rest = [other for other in names[names.index(name) + 1 :] if other != name]
         if rest and not device_lives(torch.device(device)):
             # A kernel that reads where it must not takes the whole process's device with it.
-            say(f"{name} lost the device; going on in a new process")
-            again = [sys.executable, *command, "--stages", ",".join(rest)]
-            os.execv(sys.executable, again)
-    _tell(state["stages"], names, say)
-    ended = [state["stages"][name] for name in names]
-    return int(any(one["status"] == FAILED or one["wrong"] for one in ended))
+            say(f"{name} lost the device")
+            raise DeviceLost(rest)
+    _tell(state["stages"], say)
+    return int(any(one["status"] == FAILED or one["wrong"] for one in state["stages"].values()))
+
+
+def _send(out: Path, sent: Path | None) -> None:
+    if sent is None:
+        return
+    write_archive(sent / ARCHIVE, out, ARCHIVE.partition(".")[0])
+    try:
+        for pattern in READ_FIRST:
+            for path in out.glob(pattern):
+                write_whole(sent / path.name, path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot write into {sent} ({one_line(error)})") from error
+
+
+def _sending(say: Say, out: Path, sent: Path | None) -> Say:
+    """`say`, which now and then sends too, between measurements: a stage may be killed."""
+    last = time.monotonic()
+
+    def say_and_send(line: str) -> None:
+        nonlocal last
+        say(line)
+        if time.monotonic() - last > SEND_SECONDS:
+            _send(out, sent)
+            last = time.monotonic()
+
+    return say_and_send
 
 
 def _run(stage: Callable[[Visit], Found], visit: Visit) -> dict[str, Any]:
@@ -133,9 +184,8 @@ def _state(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _tell(stages: dict[str, Any], names: Sequence[str], say: Say) -> None:
-    for name in dict.fromkeys(names):
-        one = stages[name]
+def _tell(stages: dict[str, Any], say: Say) -> None:
+    for name, one in stages.items():
         say(f"{name}: {one['status']} in {one['seconds']} s {one['reason']}".rstrip())
         width = max((len(what) for what, _ in one["rows"]), default=0)
         for what, value in one["rows"]:
