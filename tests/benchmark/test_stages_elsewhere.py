@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sa_patch.benchmark.prefill.record import read_prefill
 from sa_patch.benchmark.record import TIMED
@@ -135,3 +136,22 @@ def test_a_new_process_runs_the_stages_that_are_left(
     assert script.endswith("scripts/gpu_stages")
     assert options == [*given, "--stages", "model,moe"]
     assert list(read(tmp_path / "stages.json")["stages"]) == ["check"]
+
+
+@pytest.mark.usefixtures("terminated_by_default")
+def test_kernels_are_interpreted_where_no_gpu_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str | None] = []
+
+    def stage(visit: Visit) -> Found:
+        found.append(os.environ.get("TRITON_INTERPRET"))
+        return Found([])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(stages, "_stage", lambda name: stage)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    given = ["--small", "--out", str(tmp_path), "--stages", "tune"]
+    assert run_script("gpu_stages", given, monkeypatch) == 0
+    assert found == ["1"]
