@@ -175,27 +175,33 @@ def write_results(
     """Write ``STEM.json``, ``STEM.md`` and ``STEM.png``, as far as they are given.
 
     Args:
-        draw: makes the PNG; it imports matplotlib, and where that is missing there is no figure.
+        draw: makes the PNG, once the other files are written; it imports matplotlib, and where
+            that is missing there is no figure.
 
     Raises:
         UserError: if the folder cannot be written.
     """
-    files = {".json": (json.dumps(content, indent=1) + "\n").encode()}
+    written = [_write(stem, ".json", (json.dumps(content, indent=1) + "\n").encode())]
     if markdown is not None:
-        files[".md"] = markdown.encode()
+        written.append(_write(stem, ".md", markdown.encode()))
     if draw is not None:
         try:
-            files[".png"] = draw()
+            figure = draw()
         except ImportError as error:
             if (error.name or "").partition(".")[0] != "matplotlib":
                 raise
-    written = {stem.with_name(stem.name + suffix): data for suffix, data in files.items()}
+        else:
+            written.append(_write(stem, ".png", figure))
+    return tuple(written)
+
+
+def _write(stem: Path, suffix: str, data: bytes) -> Path:
+    path = stem.with_name(stem.name + suffix)
     try:
-        for path, data in written.items():
-            write_whole(path, data)
+        write_whole(path, data)
     except OSError as error:
         raise UserError(f"cannot write into {stem.parent}: {error.strerror}") from error
-    return tuple(written)
+    return path
 
 
 def read_content(path: Path, kind: str, schema: int) -> dict[str, Any]:
