@@ -14,8 +14,8 @@ import torch
 from sa_patch.benchmark.attention.record import read_bench
 from sa_patch.benchmark.prefill.record import read_prefill
 from sa_patch.benchmark.record import SKIPPED, TIMED
+from sa_patch.benchmark.stages import flash, speed, tune
 from sa_patch.benchmark.stages import run as stages
-from sa_patch.benchmark.stages import speed, tune
 from sa_patch.benchmark.stages.run import ARCHIVE, SECONDS, run_stages
 from sa_patch.benchmark.stages.stage import Found, Visit
 from sa_patch.errors import UserError
@@ -122,6 +122,31 @@ def test_only_what_found_no_time_is_measured(rehearsed: tuple[Path, str], tmp_pa
 def test_a_stage_without_time_says_what_is_missing(tmp_path: Path) -> None:
     assert tune.tune_kernels(visit(tmp_path, seconds=-1)).missing == 2 * len(USES)
     assert not list(tmp_path.iterdir())
+
+
+def test_checks_of_flash_leave_time_for_timing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[float] = []
+
+    def check(visit: Visit, *_: Any) -> Found:
+        now = time.monotonic()
+        left.append(visit.deadline - now)
+        # They take all that they may.
+        monkeypatch.setattr(time, "monotonic", lambda: now + left[0])
+        return Found([], missing=3)
+
+    def timed(visit: Visit, *_: Any) -> Found:
+        left.append(visit.left)
+        return Found([])
+
+    monkeypatch.setattr(flash, "check_cases", check)
+    monkeypatch.setattr(flash, "time_layer", timed)
+    monkeypatch.setattr(flash, "read_bench", lambda path: None)
+    monkeypatch.setattr(flash, "_missing", lambda bench: [])
+    assert flash.time_flash(visit(tmp_path, seconds=100)).missing == 3
+    checking, timing = left
+    assert 30 < checking < 50 < timing < 70
 
 
 def test_torn_files_are_measured_again(rehearsed: tuple[Path, str], tmp_path: Path) -> None:
