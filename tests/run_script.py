@@ -2,6 +2,7 @@
 
 import logging
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -16,12 +17,14 @@ def run_script(script: str, options: list[str], monkeypatch: pytest.MonkeyPatch)
     path = SCRIPTS / script
     monkeypatch.setattr(sys, "argv", [str(path), *options])
     monkeypatch.setattr(sys, "path", [*sys.path])
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:
         return int(end.code or 0)
     finally:
-        # Scripts silence their own process.
+        # Scripts silence their own process, and say what ends it.
+        signal.signal(signal.SIGTERM, terminated)
         logging.disable(logging.NOTSET)
         transformers_logging.enable_progress_bar()
     return 0

@@ -121,7 +121,6 @@ def test_a_stage_that_lost_the_device_counts_in_the_process_that_goes_on(
     assert "an illegal memory access" in told and said.index(told) > said.index("model: 180 s")
 
 
-@pytest.mark.usefixtures("terminated_by_default")
 def test_a_new_process_runs_the_stages_that_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +137,6 @@ def test_a_new_process_runs_the_stages_that_are_left(
     assert list(read(tmp_path / "stages.json")["stages"]) == ["check"]
 
 
-@pytest.mark.usefixtures("terminated_by_default")
 def test_kernels_are_interpreted_where_no_gpu_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
