@@ -68,6 +68,11 @@ def test_what_is_terminated_goes_on_from_its_archive(
     assert {cell.n for cell in first.where(status=TIMED)} == {64}
     assert whole.complete and whole.lengths(status=TIMED) == [64, 128]
     assert [c.seconds for c in whole.where(n=64)] == [c.seconds for c in first.where(n=64)]
+    # Where nothing is left to do, the archive is there all the same.
+    resumed = ["--resume", str(tmp_path / "two" / ARCHIVE)]
+    assert run_script("gpu_stages", [*given, str(tmp_path / "three"), *resumed], monkeypatch) == 0
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert {path.name for path in (tmp_path / "three").iterdir()} == names
     # The same --out goes on by itself.
     capfd.readouterr()
     assert run_script("gpu_stages", [*given, str(tmp_path / "two")], monkeypatch) == 0

@@ -94,6 +94,8 @@ def run_stages(
     for folder in (out, sent):
         if folder is not None:
             check_folder(folder)
+    # What was gone on from is kept, even where nothing is left to do.
+    _send(out, sent)
     state = state or {"kind": KIND, "schema": 1, "setting": setting, "stages": {}}
     state["provenance"] = provenance(command)
     for name in dict.fromkeys(names):
