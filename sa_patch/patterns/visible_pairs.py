@@ -11,6 +11,7 @@ from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.ring import Ring, RingPattern
+from sa_patch.patterns.rivals.by_head import ByHead
 from sa_patch.patterns.sinks import Sinks
 from sa_patch.patterns.sliding_window import SWA
 from sa_patch.patterns.stochastic import SA
@@ -28,6 +29,21 @@ def has_two_sides(pattern: Pattern) -> bool:
     """Whether a pattern has a form without causality."""
     parts = parts_of(pattern)
     return all(isinstance(part, (Full, SWA, SA)) for part in parts)
+
+
+def check_pairs(pattern: Pattern, causal: bool = True) -> None:
+    """Raise `UserError` for a pattern whose pairs `visible_pairs` cannot list."""
+    if pattern.reads_content:
+        raise UserError(f"{pattern} chooses its keys by content, so its pairs cannot be listed")
+    if isinstance(pattern, ByHead):
+        raise UserError(
+            f"{pattern} differs from head to head, so it has no one list of pairs; give a pattern "
+            "that is the same for all heads, such as one of these"
+        )
+    if not causal and not has_two_sides(pattern):
+        raise UserError(
+            f"{pattern} has no non-causal form; full, swa, sa and unions of them have one"
+        )
 
 
 def expected_pairs(pattern: Pattern, seq_len: int, *, causal: bool = True) -> float:
@@ -59,14 +75,10 @@ def visible_pairs(
         Queries and keys, int64 ``[pairs]`` each.
 
     Raises:
-        UserError: for a pattern that chooses by content, or that has no form without causality.
+        UserError: for a pattern that chooses by content, gives each head a pattern of its own, or
+            has no form without causality.
     """
-    if pattern.reads_content:
-        raise UserError(f"{pattern} chooses its keys by content, so its pairs cannot be listed")
-    if not causal and not has_two_sides(pattern):
-        raise UserError(
-            f"{pattern} has no non-causal form; full, swa, sa and unions of them have one"
-        )
+    check_pairs(pattern, causal)
     parts = parts_of(pattern)
     codes = []
     for part in parts:

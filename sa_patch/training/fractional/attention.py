@@ -10,7 +10,7 @@ from sa_patch.kernels import Spans
 from sa_patch.kernels.inputs import check_tensors
 from sa_patch.patching.mask import Packing
 from sa_patch.patterns import Full, Pattern
-from sa_patch.patterns.visible_pairs import draws_of, has_two_sides
+from sa_patch.patterns.visible_pairs import check_pairs, draws_of
 from sa_patch.training.fractional.distance_kernel import DistanceKernel
 from sa_patch.training.fractional.pairs import attend_pairs
 
@@ -58,8 +58,8 @@ def fractional_attention(
         sees no key (the first one of a causal sequence with `exclude_self`).
 
     Raises:
-        UserError: for values or shapes that do not fit, a pattern that chooses by content, or one
-            without a symmetric form where `causal` is False.
+        UserError: for values or shapes that do not fit, a pattern that chooses by content or gives
+            each head one of its own, or one without a symmetric form where `causal` is False.
     """
     kernel = DistanceKernel(alpha, geometry, bandwidth, density)
     _check(q, k, v, kernel, lengths, padding)
@@ -160,10 +160,7 @@ def check_pattern(pattern: Pattern | None, causal: bool = True) -> None:
             f"{pattern} chooses keys by dot products, which fractional attention does not compute; "
             "take full, swa, sa, psa, sinks, tail or a union of them"
         )
-    if not causal and not has_two_sides(pattern):
-        raise UserError(
-            f"{pattern} has no non-causal form; full, swa, sa and unions of them have one"
-        )
+    check_pairs(pattern, causal)
 
 
 def _dense(kernel: DistanceKernel, q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:

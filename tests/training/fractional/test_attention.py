@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns import PSA, SA, SWA, Full, MoBA, Pattern, Sinks, Tail
+from sa_patch.patterns.rivals.by_head import ByHead
 from sa_patch.training.fractional.attention import fractional_attention
 from tests.laws.test_cost import LargestTensor
 from tests.training.fractional.oracle import one_head
@@ -292,6 +293,7 @@ def test_a_pattern_costs_no_square_of_the_length() -> None:
         ({"density": -1.0}, "density must be"),
         ({"pattern": MoBA(4, 2)}, "chooses keys by dot products"),
         ({"pattern": Sinks(2) | SWA(3), "causal": False}, "no non-causal form"),
+        ({"pattern": ByHead((Full(), SWA(2)))}, "differs from head to head"),
         ({"lengths": torch.tensor([1])}, "lengths must hold 2"),
         ({"padding": torch.ones(2, 3)}, "padding must be"),
     ],
