@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.kernels import Spans
-from sa_patch.kernels.inputs import check_tensors
+from sa_patch.kernels.inputs import autocasts, check_tensors
 from sa_patch.patching.mask import Packing
 from sa_patch.patterns import Full, Pattern
 from sa_patch.patterns.visible_pairs import check_pairs, draws_of
@@ -33,8 +35,9 @@ def fractional_attention(
 ) -> Tensor:
     """Attention by distance of queries and keys (Qu, Ly & Gong, arXiv 2511.10208).
 
-    See `DistanceKernel` for the weights. Computed in float32 at least. Without a pattern all pairs
-    are computed, O(n^2); with one only the visible pairs, in O(n w) time and memory.
+    See `DistanceKernel` for the weights. Computed in float32 at least, under `torch.autocast`
+    too. Without a pattern all pairs are computed, O(n^2); with one only the visible pairs, in
+    O(n w) time and memory.
 
     Under a causal mask `density` and ``bandwidth="median"`` still let later tokens change earlier
     outputs, through the columns' sums and the median: they are for encoders.
@@ -104,10 +107,29 @@ def attend_fractional(
             "a model with fractional attention takes one sequence per row; give no position_ids "
             "that start anew, and no cu_seq_lens_q"
         )
-    wide = torch.promote_types(q.dtype, torch.float32)
-    dtype, (batch, heads, queries, _) = q.dtype, q.shape
-    if not batch or not queries:
+    if not q.shape[0] or not q.shape[2]:
         return q.new_zeros(*q.shape[:3], v.shape[-1])
+    dtype, wide = q.dtype, torch.promote_types(q.dtype, torch.float32)
+    q, k, v = (x.to(wide) for x in (q, k, v))
+    # Autocast would compute matrix products in half precision again.
+    with torch.autocast(q.device.type, enabled=False) if autocasts(q.device) else nullcontext():
+        out = _attend_rows(kernel, q, k, v, spans, exclude_self, causal, pattern, layer)
+    return out.to(dtype)
+
+
+def _attend_rows(
+    kernel: DistanceKernel,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Spans,
+    exclude_self: bool,
+    causal: bool,
+    pattern: Pattern | None,
+    layer: int,
+) -> Tensor:
+    """`attend_fractional` in the inputs' own precision."""
+    batch, heads, queries, _ = q.shape
     hidden_q = spans.padded_queries(queries, q.device)
     hidden_k = spans.padded_keys(k.shape[2], k.device)
     # Padding may hold anything, even NaN, and 0 * NaN would reach real rows.
@@ -115,12 +137,11 @@ def attend_fractional(
         q = q.masked_fill(hidden_q[:, None, :, None], 0)
     if hidden_k is not None:
         k, v = (x.masked_fill(hidden_k[:, None, :, None], 0) for x in (k, v))
-    q, k, v = (x.to(wide) for x in (q, k, v))
     if pattern is None or isinstance(pattern, Full):
         seen = _visible(spans, queries, k.shape[2], causal, exclude_self, q.device)
         grouped = q.unflatten(1, (k.shape[1], -1))
         out = _dense(kernel, grouped, k[:, :, None], v[:, :, None], seen[:, None, None])
-        return out.flatten(1, 2).to(dtype)
+        return out.flatten(1, 2)
     rows: list[Tensor] = [q] * batch
     for (length, start), members in spans.groups().items():
         real = max(0, min(length - start, queries))
@@ -148,7 +169,7 @@ def attend_fractional(
         joined = torch.nn.functional.pad(joined, (0, 0, 0, queries - real))
         for row, one in zip(members, joined, strict=True):
             rows[row] = one
-    return torch.stack(rows).to(dtype)
+    return torch.stack(rows)
 
 
 def check_pattern(pattern: Pattern | None, causal: bool = True) -> None:
