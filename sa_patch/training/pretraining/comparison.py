@@ -13,7 +13,7 @@ from sa_patch.files.artifacts import write_artifacts
 from sa_patch.files.atomic_write import write_whole
 from sa_patch.training.cores import train_each
 from sa_patch.training.pretraining.corpus import prepare
-from sa_patch.training.pretraining.figures import draw_comparison
+from sa_patch.training.pretraining.figures import diverged, draw_comparison
 from sa_patch.training.pretraining.loop import pretrain
 from sa_patch.training.pretraining.methods import Method
 from sa_patch.training.pretraining.recall import VALUES
@@ -106,7 +106,10 @@ def load_results(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
 
 
 def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Means and deviations over seeds, one entry per method, and what all runs share."""
+    """Means and deviations over seeds, one entry per method, and what all runs share.
+
+    Runs that diverged, to a held-out perplexity that is no finite number, are named and left out.
+    """
     first = next(iter(results.values()))[0]
     return {
         "settings": first["settings"],
@@ -117,13 +120,18 @@ def summarize(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, A
 
 
 def _method(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    recalls = [run["recall"] for run in runs if run["recall"]]
-    gates = [run["gates"] for run in runs if run["gates"]]
+    sound = [run for run in runs if run["validation_perplexity"] is not None]
+    recalls = [run["recall"] for run in sound if run["recall"]]
+    gates = [run["gates"] for run in sound if run["gates"]]
+    shown: list[dict[str, Any]] = next(
+        (run["recall"]["by_distance"] for run in runs if run["recall"]), []
+    )
     return {
         "seeds": [run["seed"] for run in runs],
+        "diverged": [run["seed"] for run in runs if run["validation_perplexity"] is None],
         "parameters": runs[0]["parameters"],
-        "validation_perplexity": _spread([run["validation_perplexity"] for run in runs]),
-        "validation_loss": _spread([run["validation_loss"] for run in runs]),
+        "validation_perplexity": _spread([run["validation_perplexity"] for run in sound]),
+        "validation_loss": _spread([run["validation_loss"] for run in sound]),
         "recall": _spread([each["accuracy"] for each in recalls]),
         "recall_by_distance": [
             {
@@ -132,7 +140,7 @@ def _method(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 "questions": bucket["questions"],
                 "accuracy": _spread([each["by_distance"][i]["accuracy"] for each in recalls]),
             }
-            for i, bucket in enumerate(recalls[0]["by_distance"] if recalls else [])
+            for i, bucket in enumerate(shown)
         ],
         "gates": [
             {branch: _spread([run[layer][branch]["mean"] for run in gates])
@@ -186,6 +194,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         ]
         cells += [spread_text(each["accuracy"], 1, 100.0) for each in entry["recall_by_distance"]]
         lines.append("| " + " | ".join(cells) + " |")
+    if said := diverged(methods):
+        lines += ["", said]
     for name, entry in methods.items():
         if entry["gates"]:
             lines += ["", f"Gates of `{name}`, mean over held-out tokens and heads:", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,6 +43,14 @@ def validation_loss(model: Any, rows: Tensor, batch: int, device: torch.device) 
             loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
             total += torch.tensor([float(loss), tokens[:, 1:].numel()], dtype=torch.float64)
     return total
+
+
+def perplexity(loss: float) -> float:
+    """Of a loss in nats per token; infinite where it is beyond float64."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def recall_hits(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,17 +22,20 @@ def draw_loss(name: str, method: str, seed: int, entries: Sequence[Mapping[str, 
 
     Args:
         name: of the settings.
-        entries: of the log: "tokens", with "loss" or "validation_loss" in nats per token.
+        entries: of the log: "tokens", with "loss" or "validation_loss" in nats per token, None
+            where it was no finite number.
     """
     shown: Looks = {"training": (COLOURS["sa"], ""), "held out": ("black", "o")}
-    caption = Caption(
-        f"Pre-training '{name}': {method}, seed {seed}",
-        ["Training: a step's weighted mean over text and recall answers. Held out: text."],
-    )
+    notes = ["Training: a step's weighted mean over text and recall answers. Held out: text."]
+    if any(
+        each[key] is None for key in ("loss", "validation_loss") for each in entries if key in each
+    ):
+        notes.append("Diverged: the loss is no finite number where a line has gaps or ends.")
+    caption = Caption(f"Pre-training '{name}': {method}, seed {seed}", notes)
     layout = Layout(caption, legend(shown), (1, 1), (4.8, 2.8), panel_titles=False)
     axes = layout.panel(0)
     for key, (colour, marker) in zip(("loss", "validation_loss"), shown.values(), strict=True):
-        points = [(each["tokens"] / 1000, each[key]) for each in entries if key in each]
+        points = [(each["tokens"] / 1000, _drawn(each[key])) for each in entries if key in each]
         axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linewidth=1.2)
     axes.grid(alpha=0.25, linewidth=0.6)
     label_axes(axes, "", "thousand tokens", "nats per token")
@@ -60,6 +64,8 @@ def draw_comparison(summary: Mapping[str, Any]) -> Figure:
     ]
     if gated:
         notes.append("Gates: mean over held-out tokens and heads; a new model's stand near 0.5.")
+    if said := diverged(methods):
+        notes.append(said)
     caption = Caption(f"Pre-training '{settings['name']}' at equal steps and data", notes)
     handles = legend(shown, linewidth=1.6)
     layout = Layout(caption, handles, ((len(panels) + 1) // 2, 2), (3.4, 2.4), panel_titles=True)
@@ -70,13 +76,25 @@ def draw_comparison(summary: Mapping[str, Any]) -> Figure:
     return layout.figure
 
 
+def diverged(methods: Mapping[str, Any]) -> str:
+    """Which runs of a summary's methods have no finite perplexity, in a sentence; else empty."""
+    runs = [f"{name} seed {seed}" for name, entry in methods.items() for seed in entry["diverged"]]
+    if not runs:
+        return ""
+    return f"Diverged, to no finite perplexity, and left out of all means: {', '.join(runs)}."
+
+
+def _drawn(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def _loss_curves(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
     for name, entry in methods.items():
         for curve in entry["curves"]:
             points = curve["validation_loss"]
             axes.plot(
                 [tokens / 1000 for tokens, _ in points],
-                [loss for _, loss in points],
+                [_drawn(loss) for _, loss in points],
                 color=looks[name][0],
                 linewidth=1.2,
                 alpha=0.8,
@@ -86,7 +104,8 @@ def _loss_curves(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
 
 def _perplexity(axes: Axes, methods: Mapping[str, Any], looks: Looks) -> None:
     for place, (name, entry) in enumerate(methods.items()):
-        draw_spread(axes, [place], [entry["validation_perplexity"]], looks[name])
+        if entry["validation_perplexity"]:
+            draw_spread(axes, [place], [entry["validation_perplexity"]], looks[name])
     axes.set_xticks(range(len(methods)), [name.partition(":")[0] for name in methods])
     axes.set_xlim(-0.5, len(methods) - 0.5)
     label_axes(axes, "held-out perplexity", "", "perplexity")

@@ -25,6 +25,7 @@ from sa_patch.training.pretraining.batches import Batches
 from sa_patch.training.pretraining.corpus import Corpus, prepare
 from sa_patch.training.pretraining.evaluate import (
     gate_statistics,
+    perplexity,
     recall_hits,
     recall_summary,
     validation_loss,
@@ -252,7 +253,7 @@ class _Trainer:
                 "tokens_per_second": per_step / self.seconds if self.seconds else None,
                 "processes": self.accelerator.num_processes,
                 "validation_loss": loss,
-                "validation_perplexity": math.exp(loss),
+                "validation_perplexity": perplexity(loss),
                 "recall": recall,
                 "gates": gates,
                 "log": self.run.entries(),

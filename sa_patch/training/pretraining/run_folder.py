@@ -10,7 +10,6 @@ result.json       written last: a run that has it is complete
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 from sa_patch.errors import UserError
 from sa_patch.files.atomic_write import write_whole
+from sa_patch.training.finite_json import from_json, to_json
 
 KEPT_CHECKPOINTS = 2
 
@@ -88,7 +88,7 @@ class RunFolder:
     def log(self, entry: dict[str, Any]) -> None:
         """Append one entry, which has its "step"."""
         with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(to_json(entry) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:
         """The log; a last line that was torn by a kill is left out."""
@@ -97,14 +97,14 @@ class RunFolder:
         found = []
         for line in self._log.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                found.append(from_json(line))
             except ValueError:
                 break
         return found
 
     def cut_log(self, step: int) -> None:
         """Drop entries of later steps, which training will write again."""
-        kept = [json.dumps(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
+        kept = [to_json(entry) + "\n" for entry in self.entries() if entry["step"] <= step]
         write_whole(self._log, "".join(kept).encode())
 
     @property
@@ -115,7 +115,7 @@ class RunFolder:
         _write(self._result, result)
 
     def result(self) -> dict[str, Any]:
-        """What `write_result` wrote.
+        """What `write_result` wrote; None where a number was not finite.
 
         Raises:
             UserError: if the run is not complete, or the file is damaged.
@@ -127,13 +127,15 @@ class RunFolder:
     def headline(self) -> str:
         """What a complete run has come to, in a line."""
         result = self.result()
-        line = f"{self.path}: validation perplexity {result['validation_perplexity']:.2f}"
+        perplexity = result["validation_perplexity"]
+        found = "without a finite value (diverged)" if perplexity is None else f"{perplexity:.2f}"
+        line = f"{self.path}: validation perplexity {found}"
         recall = result["recall"]
         return f"{line}, recall {recall['accuracy']:.1%}" if recall else line
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = from_json(path.read_text(encoding="utf-8"))
             return found
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is damaged; delete the run's folder to redo it") from error
@@ -155,7 +157,7 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(path, (to_json(content, indent=1) + "\n").encode())
 
 
 def _where(found: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> str:
