@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sa_patch.analysis.graphs.classifier_graph import LENGTHS, TEXTS
 from sa_patch.figures.layout import FONT, Caption, Layout
 from sa_patch.training.spread import Look, draw_spread, label_axes, legend, looks
 
@@ -103,17 +104,26 @@ def _draw_curves(entries: Sequence[Row]) -> Figure:
         for axes in (gaps, paths):
             axes.set_xscale("log", base=2)
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        paths.set_yscale("log", base=2)
-        medians = [
-            one["median_path"]["median"]
-            for row in entries
-            if _place(row) == place
-            for one in row["graph"]["lengths"]
+        lengths = [
+            one for row in entries if _place(row) == place for one in row["graph"]["lengths"]
         ]
+        if not lengths:
+            for axes in (gaps, paths):
+                _say(axes, f"fewer than {TEXTS} test texts\nof {LENGTHS[0]} words")
+            continue
+        paths.set_yscale("log", base=2)
+        medians = [one["median_path"]["median"] for one in lengths]
         # One trial's graph may fall apart into parts that are as far apart as numbers go.
         paths.set_ylim(min(medians) / 1.5, max(medians) * 1.5)
         paths.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     return layout.figure
+
+
+def _say(axes: Axes, text: str) -> None:
+    """Why a panel is empty, in place of its ticks."""
+    axes.set(xticks=[], yticks=[])
+    axes.minorticks_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=FONT, transform=axes.transAxes)
 
 
 def _draw_paths(axes: Axes, places: Sequence[int], spreads: Sequence[Row], look: Look) -> None:

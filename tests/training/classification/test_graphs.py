@@ -18,6 +18,8 @@ from sa_patch.training.classification.figures import draw_graphs
 from sa_patch.training.classification.model import TextClassifier
 from sa_patch.training.classification.settings import Classifier
 from sa_patch.training.classification.training import ABLATED, thinned
+from tests.pictures import DRAWN as DRAWN_PIXELS
+from tests.pictures import coloured
 
 CPU = torch.device("cpu")
 
@@ -93,7 +95,9 @@ def test_ablation_is_random_over_places() -> None:
     assert kept.float().mean(0).numpy() == pytest.approx(np.full(10, 0.7), abs=0.05)
 
 
-def row(alpha: float | None, *measured: dict[str, Any]) -> dict[str, Any]:
+def row(
+    alpha: float | None, *measured: dict[str, Any], source: str = "some/texts"
+) -> dict[str, Any]:
     """A row of the table, of trials with these measures and accuracies of 0.5, 0.6, ..."""
     results = [
         {
@@ -108,7 +112,7 @@ def row(alpha: float | None, *measured: dict[str, Any]) -> dict[str, Any]:
         for trial, one in enumerate(measured)
     ]
     chosen = {"learning_rate": 0.01, "epochs": 1, "held_out_accuracy": 0.5}
-    return entry("some/texts", Classifier(alpha=alpha, head_dim=8), chosen, results)
+    return entry(source, Classifier(alpha=alpha, head_dim=8), chosen, results)
 
 
 @torch.no_grad()
@@ -135,3 +139,15 @@ def test_a_trial_whose_graph_falls_apart_leaves_the_figure_readable(texts: Numbe
     assert middle == measured["lengths"][0]["median_path"]
     low, high = draw_graphs({"entries": [found]})["graphs"].axes[1].get_ylim()
     assert low < middle < high < 1e4
+
+
+@torch.no_grad()
+def test_a_data_set_of_few_or_short_texts_has_empty_panels(texts: Numbered, tmp_path: Path) -> None:
+    measured = measure_classifier(classifier(1.2), texts, CPU)
+    short: dict[str, Any] = {"lengths": [], "drawn": None}
+    rows = [row(1.2, measured), row(1.2, short, source="some/few")]
+    figure = draw_graphs({"entries": rows})["graphs"]
+    told = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert told == [[]] * 3 + [["fewer than 32 test texts\nof 16 words"]] * 2 + [[]]
+    write_comparison(tmp_path, rows, ["A note."], {"versions": {}})
+    assert coloured(tmp_path / "graphs.png") > DRAWN_PIXELS
