@@ -127,6 +127,7 @@ def entry(
         "train_texts": results[0]["train_texts"],
         "test_texts": results[0]["measured_texts"],
         "seconds": statistics.fmean(result["seconds"] for result in results),
+        "diverged": sum("diverged" in result for result in results),
         "accuracy": _spread([result["accuracy"] for result in results]),
         "ablated": {
             share: _spread([result["ablated"][share] for result in results])
@@ -136,13 +137,20 @@ def entry(
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    found = spread(values)
-    return {"mean": found["mean"], "median": statistics.median(values), **found}
+def _spread(values: Sequence[float | None]) -> dict[str, Any] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    found = spread(known)
+    return {"mean": found["mean"], "median": statistics.median(known), **found}
 
 
 def _graph(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Over trials: gaps and paths by length; the drawn text of the first one."""
+    """Over trials: gaps and paths by length; the drawn text of the first one.
+
+    "without_path" trials, in a text of which weights join no two words, do not count in
+    "median_path".
+    """
     if not measured:
         return None
     lengths = [
@@ -151,6 +159,7 @@ def _graph(measured: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             "texts": rows[0]["texts"],
             "gap": _spread([row["gap"] for row in rows]),
             "median_path": _spread([row["median_path"] for row in rows]),
+            "without_path": sum(row["median_path"] is None for row in rows),
         }
         for rows in zip(*(one["lengths"] for one in measured), strict=True)
     ]
@@ -167,9 +176,12 @@ def markdown(content: Mapping[str, Any]) -> str:
     ]
     for row in content["entries"]:
         one, chosen = row["classifier"], row["chosen"]
+        accuracy = spread_text(row["accuracy"], 1, 100)
+        if row["diverged"]:
+            accuracy += f" ({row['diverged']} diverged)"
         lines.append(
             f"| {row['source']} | {one['layers']} x {one['heads']} x {one['head_dim']} | "
-            f"{row['attention']} | {spread_text(row['accuracy'], 1, 100)} | "
+            f"{row['attention']} | {accuracy} | "
             f"{100 * chosen['held_out_accuracy']:.1f} | {chosen['learning_rate']:g} | "
             f"{chosen['epochs']} | {row['seconds']:.0f} |"
         )

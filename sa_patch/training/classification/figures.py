@@ -77,8 +77,13 @@ def _draw_curves(entries: Sequence[Row]) -> Figure:
     """A row for each data set and size: gap and path against length, accuracy against ablation."""
     shown = looks(_attentions(entries))
     places = list(dict.fromkeys(map(_place, entries)))
+    notes = [_GRAPH_NOTE]
+    if any(one.get("without_path") for row in entries for one in row["graph"]["lengths"]):
+        notes.append("Trials with a text whose weights join no two words are left out of paths.")
+    if any(row.get("diverged") for row in entries):
+        notes.append("Trials that diverged, to weights that are no finite numbers, have no graph.")
     layout = Layout(
-        Caption("Attention graphs of text classifiers", [_GRAPH_NOTE]),
+        Caption("Attention graphs of text classifiers", notes),
         legend(shown),
         (len(places), 3),
         (2.7, 2.0),
@@ -91,7 +96,7 @@ def _draw_curves(entries: Sequence[Row]) -> Figure:
             look, lengths = shown[row["attention"]], row["graph"]["lengths"]
             ns = [one["n"] for one in lengths]
             draw_spread(gaps, ns, [one["gap"] for one in lengths], look, **_JOINED)
-            _draw_paths(paths, ns, [one["median_path"] for one in lengths], look)
+            _draw_paths(paths, [one for one in lengths if one["median_path"]], look)
             shares = [0.0, *(100 * float(share) for share in row["ablated"])]
             scores = [row["accuracy"], *row["ablated"].values()]
             draw_spread(ablation, shares, scores, look, 100.0, **_JOINED)
@@ -111,8 +116,11 @@ def _draw_curves(entries: Sequence[Row]) -> Figure:
             for axes in (gaps, paths):
                 _say(axes, f"fewer than {TEXTS} test texts\nof {LENGTHS[0]} words")
             continue
+        medians = [one["median_path"]["median"] for one in lengths if one["median_path"]]
+        if not medians:
+            _say(paths, "weights join no two words")
+            continue
         paths.set_yscale("log", base=2)
-        medians = [one["median_path"]["median"] for one in lengths]
         # One trial's graph may fall apart into parts that are as far apart as numbers go.
         paths.set_ylim(min(medians) / 1.5, max(medians) * 1.5)
         paths.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -126,8 +134,9 @@ def _say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=FONT, transform=axes.transAxes)
 
 
-def _draw_paths(axes: Axes, places: Sequence[int], spreads: Sequence[Row], look: Look) -> None:
+def _draw_paths(axes: Axes, lengths: Sequence[Row], look: Look) -> None:
     """Medians, with whiskers from the least to the greatest value."""
+    places, spreads = [one["n"] for one in lengths], [one["median_path"] for one in lengths]
     medians = [one["median"] for one in spreads]
     below = [one["median"] - min(one["values"]) for one in spreads]
     above = [max(one["values"]) - one["median"] for one in spreads]

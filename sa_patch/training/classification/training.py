@@ -28,6 +28,7 @@ from sa_patch.training.classification.data import (
 )
 from sa_patch.training.classification.model import TextClassifier
 from sa_patch.training.classification.settings import Trial
+from sa_patch.training.finite_json import from_json, to_json
 from sa_patch.training.pretraining.evaluate import evaluating
 
 WARMUP = 50
@@ -49,9 +50,9 @@ def run_trial(trial: Trial, data: LabelledTexts, measure: Measure | None = None)
     Returns:
         "accuracy" on the test texts, "ablated", the accuracies without shares of their tokens (a
         token that is taken away is no key and no query, and the mean leaves it out), and what
-        `measure` found; or, where a part is held out, "held_out_accuracy" after every epoch;
-        "training_loss" of every epoch in nats, "parameters" and "seconds" (of training and
-        accuracy).
+        `measure` found or, where weights are no finite numbers, "diverged"; or, where a part is
+        held out, "held_out_accuracy" after every epoch; "training_loss" of every epoch in nats,
+        "parameters" and "seconds" (of training and accuracy).
     """
     accelerator = Accelerator()
     started = time.perf_counter()
@@ -103,7 +104,9 @@ def run_trial(trial: Trial, data: LabelledTexts, measure: Measure | None = None)
         f"{share:g}": accuracy(model, others, accelerator.device, share, trial.seed)
         for share in ABLATED
     }
-    if measure is not None:
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        result["diverged"] = True
+    elif measure is not None:
         with evaluating(model):
             result["measured"] = measure(model, others, accelerator.device)
     return result
@@ -160,15 +163,16 @@ def ensure_trial(
         record["result"] = run_trial(trial, data, measure)
         record["session"] = describe_session(sys.argv)
         record["finished"] = now()
-        write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(path, (to_json(record, indent=1) + "\n").encode())
     return path
 
 
 def read_trial(trial: Trial, folder: Path) -> dict[str, Any] | None:
-    """The result of a trial, or None if it is still to be trained."""
+    """The result of a trial, None in it where a number was not finite, or None if it is still to be
+    trained."""
     path = folder / trial.file_name
     try:
-        record = json.loads(stored_text(path))
+        record = from_json(stored_text(path))
         if record["identity"] == json.loads(json.dumps(trial.identity())):
             found: dict[str, Any] = record["result"]
             return found

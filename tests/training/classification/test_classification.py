@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sa_patch.errors import UserError
-from sa_patch.training.classification.comparison import choose
+from sa_patch.training.classification.comparison import choose, entry, markdown
 from sa_patch.training.classification.data import (
     LabelledTexts,
     Numbered,
@@ -169,6 +169,25 @@ def test_a_trial_is_done_once_and_a_torn_file_again(
     names = {trial(folder, data, seed=s, epochs=e).file_name for s in (0, 1) for e in (1, 2)}
     assert len(names) == 4
     assert trial(folder, data, classifier={"dropout": 0.2}).file_name not in names
+
+
+def test_a_trial_that_diverges_has_a_file_and_no_graph(
+    folder: Path, data: LabelledTexts, tmp_path: Path
+) -> None:
+    def measure(*_: Any) -> dict[str, Any]:
+        raise AssertionError("there is nothing to measure")
+
+    one = trial(folder, data, learning_rate=1e30, epochs=2)
+    path = ensure_trial(one, tmp_path, COLUMNS, measure)
+    assert "NaN" not in path.read_text()
+    found = read_trial(one, tmp_path)
+    assert found is not None and found["diverged"] and found["training_loss"][-1] is None
+    chosen = {"learning_rate": 1e30, "epochs": 2, "held_out_accuracy": 0.5}
+    row = entry("some/texts", one.classifier, chosen, [found, found])
+    assert row["graph"] is None and "(2 diverged)" in markdown({"notes": [], "entries": [row]})
+    # As earlier versions wrote it.
+    path.write_text(path.read_text().replace("null", "NaN"))
+    assert read_trial(one, tmp_path) == found
 
 
 OPTIONS = ("--attention", "dot,1.2", "--head-dim", "4", "--trials", "2", "--epochs", "2",

@@ -151,3 +151,20 @@ def test_a_data_set_of_few_or_short_texts_has_empty_panels(texts: Numbered, tmp_
     assert told == [[]] * 3 + [["fewer than 32 test texts\nof 16 words"]] * 2 + [[]]
     write_comparison(tmp_path, rows, ["A note."], {"versions": {}})
     assert coloured(tmp_path / "graphs.png") > DRAWN_PIXELS
+
+
+@torch.no_grad()
+def test_trials_whose_words_nothing_joins_are_left_out_of_paths(
+    texts: Numbered, tmp_path: Path
+) -> None:
+    measured = measure_classifier(classifier(1.2), texts, CPU)
+    alone = {**measured, "lengths": [one | {"median_path": None} for one in measured["lengths"]]}
+    rows = [row(1.2, measured, alone), row(None, alone), row(1.6, alone, source="some/others")]
+    first = rows[0]["graph"]["lengths"][0]
+    assert first["median_path"]["values"] == [measured["lengths"][0]["median_path"]]
+    assert [one["graph"]["lengths"][0]["without_path"] for one in rows] == [1, 1, 1]
+    figure = draw_graphs({"entries": rows})["graphs"]
+    assert [len(axes.texts) for axes in figure.axes] == [0, 0, 0, 0, 1, 0]
+    notes = " ".join(" ".join(text.get_text().split()) for text in figure.texts)
+    assert "whose weights join no two words are left out of paths." in notes
+    write_comparison(tmp_path, rows, ["A note."], {"versions": {}})
