@@ -29,7 +29,8 @@ for script, *options in json.loads(sys.argv[1]):
 
 
 def test_two_processes_learn_what_one_does_and_share_trials(tmp_path: Path) -> None:
-    config = write_config(tmp_path, steps=4)
+    # Of one recall document the second process has no share.
+    config = write_config(tmp_path, steps=4, recall={"share": 0.5, "documents": 1, "weight": 3})
     script = tmp_path / "launched.py"
     script.write_text(LAUNCHED)
     commands = [

@@ -33,16 +33,22 @@ def validation_loss(model: Any, rows: Tensor, batch: int, device: torch.device) 
     """Summed negative log-likelihood in nats, and how many tokens it is of: float64 ``[2]``.
 
     Args:
-        rows: ``[sequences, n]``; the first token of each is not scored.
+        rows: ``[sequences, n]``, none at all where a process has no share; the first token of each
+            is not scored.
     """
     total = torch.zeros(2, dtype=torch.float64)
     with evaluating(model):
-        for part in rows.split(batch):
+        for part in _parts(rows, batch):
             tokens = part.to(device)
             logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
             loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
             total += torch.tensor([float(loss), tokens[:, 1:].numel()], dtype=torch.float64)
     return total
+
+
+def _parts(rows: Tensor, batch: int) -> tuple[Tensor, ...]:
+    # Of no rows `split` makes one part, which models do not take.
+    return rows.split(batch) if len(rows) else ()
 
 
 def perplexity(loss: float) -> float:
@@ -61,12 +67,13 @@ def recall_hits(
     An answer is right if the most likely token of the whole vocabulary is the value.
 
     Args:
-        rows, distance: ``[documents, n]``, see `recall_document`.
+        rows, distance: ``[documents, n]``, see `recall_document`; none at all where a process
+            has no share.
     """
     starts = torch.tensor(_bucket_starts(window))
     total = torch.zeros(len(starts), 2, dtype=torch.float64)
     with evaluating(model):
-        for tokens, far in zip(rows.split(batch), distance.split(batch), strict=True):
+        for tokens, far in zip(_parts(rows, batch), _parts(distance, batch), strict=True):
             logits = model(input_ids=tokens.to(device), use_cache=False).logits[:, :-1]
             right = logits.argmax(-1).cpu() == tokens[:, 1:]
             # Tokens that answer nothing, of distance 0, fall below the first bucket.

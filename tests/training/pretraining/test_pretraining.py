@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sa_patch import SA, SWA, Full
 from sa_patch.errors import UserError
 from sa_patch.patching import layer_patterns
-from sa_patch.training.gated.models import gate_layers
 from sa_patch.training.pretraining.batches import Batches
 from sa_patch.training.pretraining.corpus import Corpus, prepare
 from sa_patch.training.pretraining.evaluate import gate_statistics, recall_hits, recall_summary
@@ -156,25 +155,6 @@ def test_patterns_are_redrawn_in_every_step_and_fixed_in_evaluation(
         set_attention(model, method, settings, 4, step)
         drawn.append(layer_patterns(model)[0])
     assert drawn[0] == drawn[2] != drawn[1] and drawn[3] == SA(8, seed=4)
-
-
-def test_gates_are_told_apart_by_branch_head_and_layer(settings: PretrainingSettings) -> None:
-    model: Any = build_model(Method.read("gated", 8), settings, 600, seed=0)
-    # SA's head 0 and 1, then SWA's: constant over tokens.
-    opened = torch.tensor([0.1, 0.2, 0.7, 0.9])
-    for index, layer in enumerate(gate_layers(model)):
-        torch.nn.init.zeros_(layer.gate_proj.weight)
-        layer.gate_proj.bias.data = torch.logit(opened / (index + 1))
-    rows = torch.randint(600, (3, 64))
-    found = gate_statistics(model, rows, torch.device("cpu"))
-    for index, row in enumerate(found):
-        for branch, heads in (("sa", [0.1, 0.2]), ("swa", [0.7, 0.9])):
-            expected = [head / (index + 1) for head in heads]
-            assert row[branch]["heads"] == pytest.approx(expected)
-            assert row[branch]["mean"] == pytest.approx(sum(expected) / 2)
-            assert row[branch]["deviation_over_tokens"] == pytest.approx(0, abs=1e-6)
-    assert gate_statistics(build_model(Method.read("swa", 8), settings, 600, 0), rows,
-                           torch.device("cpu")) == []  # fmt: skip
 
 
 def test_learning_rate_rises_and_falls(settings: PretrainingSettings) -> None:
