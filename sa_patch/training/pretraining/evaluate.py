@@ -101,38 +101,44 @@ def _bucket_starts(window: int) -> list[int]:
     return [1, window, 2 * window, 4 * window]
 
 
-def gate_statistics(model: Any, rows: Tensor, device: torch.device) -> list[dict[str, Any]]:
+def gate_statistics(
+    model: Any, rows: Tensor, batch: int, device: torch.device
+) -> list[dict[str, Any]]:
     """Of every layer's gates over held-out text: mean, deviation over tokens, and mean by head.
 
     Args:
-        rows: ``[sequences, n]``, of which the first few are read.
+        rows: ``[sequences, n]``, of which the first few are read, `batch` at a time.
 
     Returns:
         One mapping per layer, "sa" and "swa" in it; nothing for a model without gates.
     """
-    found: list[dict[str, Any]] = []
+    layers = gate_layers(model)
+    found: dict[Any, list[Tensor]] = {layer: [] for layer in layers}
 
     def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        gates = module.gates(args[0] if args else kwargs["hidden_states"]).double()
-        row = {}
-        for name, gate in zip(("sa", "swa"), gates, strict=True):
-            by_head = gate.transpose(0, 1).flatten(1)
-            row[name] = {
-                "mean": float(by_head.mean()),
-                "deviation_over_tokens": float(by_head.std(1).mean()),
-                "heads": by_head.mean(1).tolist(),
-            }
-        found.append(row)
+        found[module].append(module.gates(args[0] if args else kwargs["hidden_states"]).cpu())
 
-    hooks = [
-        layer.register_forward_pre_hook(record, with_kwargs=True) for layer in gate_layers(model)
-    ]
+    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     if not hooks:
         return []
     try:
         with evaluating(model):
-            model(input_ids=rows[:_GATE_SEQUENCES].to(device), use_cache=False)
+            for part in rows[:_GATE_SEQUENCES].split(batch):
+                model(input_ids=part.to(device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return [_of_gates(torch.cat(found[layer], dim=1).double()) for layer in layers]
+
+
+def _of_gates(gates: Tensor) -> dict[str, Any]:
+    """Of one layer's gates, ``[2, sequences, q_heads, n]``."""
+    row = {}
+    for name, gate in zip(("sa", "swa"), gates, strict=True):
+        by_head = gate.transpose(0, 1).flatten(1)
+        row[name] = {
+            "mean": float(by_head.mean()),
+            "deviation_over_tokens": float(by_head.std(1).mean()),
+            "heads": by_head.mean(1).tolist(),
+        }
+    return row

@@ -234,7 +234,9 @@ class _Trainer:
             recall = recall_summary(self._sum(hits), settings.window)
         if not self._is_main:
             return
-        gates = gate_statistics(model, self.batches.validation(), self.accelerator.device)
+        gates = gate_statistics(
+            model, self.batches.validation(), settings.micro_batch, self.accelerator.device
+        )
         unpatch_model(model)
         temporary = self.run.path / ".model.tmp"
         with silenced():

@@ -189,7 +189,7 @@ def test_a_run_learns_and_its_model_loads(
     with torch.no_grad():
         loss = model(rows, labels=rows).loss
     assert float(loss) == pytest.approx(result["validation_loss"], rel=1e-5)
-    gates = gate_statistics(model, rows, torch.device("cpu"))
+    gates = gate_statistics(model, rows, 2, torch.device("cpu"))
     assert [len(row["sa"]["heads"]) for row in gates] == [2, 2]
     assert gates[1]["swa"]["mean"] == pytest.approx(result["gates"][1]["swa"]["mean"])
     tokenizer = AutoTokenizer.from_pretrained(folder.model)
