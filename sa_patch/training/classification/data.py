@@ -59,9 +59,18 @@ class LabelledTexts:
     fingerprint: str
 
     def split(self, share: float, seed: int) -> tuple[Texts, Texts]:
-        """The training texts without a random share, and that share; no test text in either."""
+        """The training texts without a random share, and that share; no test text in either.
+
+        Raises:
+            UserError: if none would be left to train on.
+        """
         order = np.random.default_rng([seed, len(self.train)]).permutation(len(self.train))
         held_out = max(1, round(share * len(self.train)))
+        if held_out >= len(self.train):
+            raise UserError(
+                f"holding {share:g} of {len(self.train)} training texts out leaves none to train "
+                "on; give more texts, or a smaller --held-out"
+            )
         return self.train.take(order[held_out:].tolist()), self.train.take(
             order[:held_out].tolist()
         )

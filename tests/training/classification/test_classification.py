@@ -1,5 +1,6 @@
 """Text classifiers: what is read, batched, chosen and measured, and that runs go on."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,16 @@ def test_a_folder_is_read_and_split_without_its_test_texts(data: LabelledTexts) 
     assert (len(kept), len(held_out)) == (120, 40)
     assert sorted(kept.texts + held_out.texts) == sorted(data.train.texts)
     assert data.split(0.25, 2)[1] != held_out
+
+
+@pytest.mark.parametrize(("texts", "share"), [(1, 0.2), (2, 0.99)])
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(
+    data: LabelledTexts, texts: int, share: float
+) -> None:
+    few = dataclasses.replace(data, train=data.train.take(range(texts)))
+    with pytest.raises(UserError, match=f"of {texts} training texts out leaves none"):
+        few.split(share, 0)
+    assert [len(part) for part in data.split(0.99, 0)] == [2, 158]
 
 
 def test_words_are_those_of_the_training_texts() -> None:
