@@ -88,7 +88,7 @@ class PretrainingSettings(Settings):
 
     Args:
         name: of the run's folder and figures; the file's name by default.
-        sequence: tokens of a sequence, n.
+        sequence: tokens of a sequence, n; at least 2, since the first is not scored.
         batch: sequences of an optimizer step, over all processes.
         micro_batch: largest number of sequences in one forward pass of a process.
         steps: optimizer steps.
@@ -105,7 +105,7 @@ class PretrainingSettings(Settings):
     name: Text
     model: ModelSettings
     text: TextSettings
-    sequence: Positive
+    sequence: int = Field(ge=2)
     batch: Positive
     micro_batch: Positive
     steps: Positive
@@ -126,7 +126,7 @@ class PretrainingSettings(Settings):
     @field_validator("recall")
     @classmethod
     def _check_sequence(cls, recall: RecallSettings, info: ValidationInfo) -> RecallSettings:
-        if recall.share and info.data.get("sequence", 64) < 64:
+        if (recall.share or recall.documents) and info.data.get("sequence", 64) < 64:
             raise UserError("recall documents need a sequence of at least 64 tokens")
         return recall
 

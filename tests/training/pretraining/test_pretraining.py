@@ -241,6 +241,8 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["unknown key 'vocab'", "'text'", "vocabulary"],
     ),
     "recall": ({"sequence": 32}, ["at least 64 tokens"]),
+    "held-out recall": ({"sequence": 32, "recall": {"documents": 1}}, ["at least 64 tokens"]),
+    "sequence": ({"sequence": 1, "recall": {}}, ["sequence must be at least 2, got 1"]),
 }
 
 
