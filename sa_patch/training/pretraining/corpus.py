@@ -57,13 +57,18 @@ def prepare(folder: Path, settings: TextSettings) -> Corpus:
     It appears whole or not at all. Processes that start at once may each make it, all alike.
 
     Raises:
-        UserError: if the folder holds a corpus of other settings, or the text is too short.
+        UserError: if the folder holds something else or cannot be made, or the text is too short.
     """
     if not (folder / "corpus.json").is_file():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is no corpus; name another folder for it")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        except OSError as error:
+            raise UserError(
+                f"the corpus {folder} cannot be written ({error.strerror}); name another folder"
+            ) from error
         try:
             _make(temporary, settings)
             _move(temporary, folder)
