@@ -21,6 +21,12 @@ from sa_patch.files.atomic_write import write_whole
 from sa_patch.training.finite_json import from_json, to_json
 
 KEPT_CHECKPOINTS = 2
+_IDENTITY_KEYS = {"identity", "sessions"}
+# What is read again, by `headline` and by comparisons.
+_RESULT_KEYS = {
+    *("settings", "method", "seed", "text_fingerprint", "parameters", "tokens", "log", "gates"),
+    *("validation_loss", "validation_perplexity", "recall"),
+}
 
 
 def run_name(method: str, seed: int) -> str:
@@ -40,7 +46,7 @@ class RunFolder:
     def check(self, identity: dict[str, Any]) -> None:
         """Raise `UserError` if the folder holds another run, or something that is no run."""
         if self._identity.is_file():
-            found = self._read(self._identity)["identity"]
+            found = self._read(self._identity, _IDENTITY_KEYS)["identity"]
             for key, value in identity.items():
                 if found.get(key) != value:
                     raise UserError(
@@ -60,7 +66,11 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            before = self._read(self._identity)["sessions"] if self._identity.is_file() else []
+            before = (
+                self._read(self._identity, _IDENTITY_KEYS)["sessions"]
+                if self._identity.is_file()
+                else []
+            )
             _write(self._identity, {"identity": identity, "sessions": [*before, session]})
         except OSError as error:
             raise UserError(f"{self.path} cannot be written: {error.strerror}") from error
@@ -122,7 +132,7 @@ class RunFolder:
         """
         if not self.complete:
             raise UserError(f"the run in {self.path} is not complete")
-        return self._read(self._result)
+        return self._read(self._result, _RESULT_KEYS)
 
     def headline(self) -> str:
         """What a complete run has come to, in a line."""
@@ -133,12 +143,15 @@ class RunFolder:
         recall = result["recall"]
         return f"{line}, recall {recall['accuracy']:.1%}" if recall else line
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path, keys: set[str]) -> dict[str, Any]:
+        """The mapping in a file, with these keys at least."""
         try:
             found: dict[str, Any] = from_json(path.read_text(encoding="utf-8"))
-            return found
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged; delete the run's folder to redo it") from error
+            if isinstance(found, dict) and keys <= found.keys():
+                return found
+        except (OSError, ValueError):
+            pass
+        raise UserError(f"{path} is damaged; delete the run's folder to redo it")
 
 
 def step_of(checkpoint: Path) -> int:
