@@ -24,9 +24,11 @@ def whole_numbers(text: str, option: str) -> list[int]:
         UserError: for anything else.
     """
     parts = text.split(",")
-    if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+    # `isdigit` holds for ² too, which `int` does not read.
+    numbers = [int(part) for part in parts if part.isdecimal()]
+    if len(set(numbers)) < len(parts):
         raise UserError(f"{option} must be different whole numbers such as 0,1,2, got {text!r}")
-    return [int(part) for part in parts]
+    return numbers
 
 
 def read_cores(text: str | None) -> list[int] | None:

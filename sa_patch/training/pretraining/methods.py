@@ -59,7 +59,7 @@ class Method:
         """
         head, colon, rest = name.partition(":")
         if head == GATED:
-            if colon and not rest.removeprefix("window=").isdigit():
+            if colon and not rest.removeprefix("window=").isdecimal():
                 raise UserError(f"{name!r} is no method; write gated, or gated:64 for a window")
             own = int(rest.removeprefix("window=")) if colon else window
             return cls(Full(), gated_window=whole_number(own, "window", 1))

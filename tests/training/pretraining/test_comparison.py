@@ -78,6 +78,8 @@ def test_runs_that_were_not_trained_alike_are_not_compared(tmp_path: Path) -> No
     "options, says",
     [
         (["--seeds", "0,0"], "--seeds must be different"),
+        (["--cores", "0,00"], "--cores must be different"),
+        (["--seeds", "²"], "--seeds must be different"),
         (["--out", "mini.yaml/out"], "cannot be written"),
     ],
 )

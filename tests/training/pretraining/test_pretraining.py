@@ -169,7 +169,7 @@ def test_methods_read_their_text_forms() -> None:
     assert Method.read("swa", 8) == Method(SWA(8)) == Method.read("swa:8", 32)
     assert str(Method.read("gated:window=16", 8)) == "gated:window=16"
     assert str(Method.read("sa", 8)) == "sa:window=8" == str(Method.read("sa:8,seed=0", 32))
-    for name in ("gated:", "gated:x", "gated:0", "saw", "swa:0", "sa:8,seed=3"):
+    for name in ("gated:", "gated:x", "gated:²", "gated:0", "saw", "swa:0", "sa:8,seed=3"):
         with pytest.raises(UserError):
             Method.read(name, 8)
 
