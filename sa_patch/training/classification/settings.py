@@ -59,7 +59,7 @@ class Classifier(Settings):
     @property
     def attention(self) -> str:
         """ "dot", or "fna" with its alpha."""
-        return DOT if self.alpha is None else f"fna {self.alpha:g}"
+        return DOT if self.alpha is None else f"fna {DistanceKernel(self.alpha).alpha_text}"
 
 
 class Trial(Settings):

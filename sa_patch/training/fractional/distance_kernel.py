@@ -67,6 +67,11 @@ class DistanceKernel:
         if not _number(self.density) or self.density < 0:
             raise UserError(f"density must be a number of at least 0, got {self.density!r}")
 
+    @property
+    def alpha_text(self) -> str:
+        """Alpha in as few digits as tell it from all others: 1.2, and 2 for 2.0."""
+        return repr(float(self.alpha)).removesuffix(".0")
+
     def check_head_dim(self, head_dim: int) -> None:
         """Raise `UserError` for vectors with too few dimensions for an angle."""
         if self.geometry == "geodesic" and head_dim < 2:

@@ -102,7 +102,7 @@ class Method:
         pattern = re.sub(r",seed=0\b", "", str(self.pattern))
         if self.kernel is None:
             return pattern
-        text = f"{FRACTIONAL}:alpha={self.kernel.alpha:g}"
+        text = f"{FRACTIONAL}:alpha={self.kernel.alpha_text}"
         if self.kernel.geometry != "euclidean":
             text += f",geometry={self.kernel.geometry}"
         return text if isinstance(self.pattern, Full) else f"{text},pattern={pattern}"

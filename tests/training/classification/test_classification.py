@@ -182,6 +182,12 @@ def test_a_trial_is_done_once_and_a_torn_file_again(
     assert trial(folder, data, classifier={"dropout": 0.2}).file_name not in names
 
 
+def test_near_alphas_have_names_of_their_own() -> None:
+    alphas = (1, 1.2, 1.2000001, 2.0)
+    names = [Classifier(alpha=alpha, head_dim=4).attention for alpha in alphas]
+    assert names == ["fna 1", "fna 1.2", "fna 1.2000001", "fna 2"]
+
+
 def test_a_trial_that_diverges_has_a_file_and_no_graph(
     folder: Path, data: LabelledTexts, tmp_path: Path
 ) -> None:

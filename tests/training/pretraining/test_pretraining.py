@@ -169,6 +169,10 @@ def test_methods_read_their_text_forms() -> None:
     assert Method.read("swa", 8) == Method(SWA(8)) == Method.read("swa:8", 32)
     assert str(Method.read("gated:window=16", 8)) == "gated:window=16"
     assert str(Method.read("sa", 8)) == "sa:window=8" == str(Method.read("sa:8,seed=0", 32))
+    for alpha, text in (("1.2", "1.2"), ("2.0", "2"), ("1", "1"), ("1.23456789", "1.23456789")):
+        method = Method.read(f"fna:alpha={alpha},pattern=swa:8", 32)
+        assert str(method) == f"fna:alpha={text},pattern=swa:window=8"
+        assert Method.read(str(method), 32) == method
     for name in ("gated:", "gated:x", "gated:²", "gated:0", "saw", "swa:0", "sa:8,seed=3"):
         with pytest.raises(UserError):
             Method.read(name, 8)
