@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,12 +127,17 @@ def _refuse_other(one: Cell, other: Cell, names: Iterable[str]) -> None:
             )
 
 
+def scores_of(items: Mapping[str, Sequence[float]]) -> NDArray[np.float64]:
+    """The scores of a cell's items, by sub-task in the order of their names: ``[items]``."""
+    return np.concatenate([np.asarray(items[name], float) for name in sorted(items)])
+
+
 def items_of(cells: Sequence[tuple[Cell, Any]]) -> Items:
     """The seeds of one pattern on one task, one row each, in order: they pair over tasks."""
     rows = []
     cells = sorted(cells, key=lambda found: found[0].setting["seed"] or 0)
     for _, items in cells:
-        rows.append(np.concatenate([np.asarray(items[name], float) for name in sorted(items)]))
+        rows.append(scores_of(items))
     if len({len(row) for row in rows}) > 1:
         task = cells[0][0].task
         raise UserError(
