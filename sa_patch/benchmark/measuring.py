@@ -40,6 +40,7 @@ class Measurer(ABC, Generic[K, C]):
         say: told one line at a time how far the run is.
         least: timed calls from which on a cell counts.
         seed: of the order of calls.
+        number: of this pass over the contestants.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Measurer(ABC, Generic[K, C]):
         *,
         least: int = MIN_REPEATS,
         seed: int = 0,
+        number: int = 0,
     ) -> None:
+        self.number = number
         self.clock, self.deadline, self.say = clock, deadline, say
         self.most, self.least = most, min(least, most)
         self.history = History()
@@ -163,6 +166,7 @@ class Measurer(ABC, Generic[K, C]):
             return False
         cell.samples_ms.append(ms)
         cell.started_s.append(round(began, 4))
+        cell.passes.append(self.number)
         if len(cell.samples_ms) >= self.least:
             cell.status, cell.reason = TIMED, ""
         return True

@@ -40,7 +40,8 @@ class Cell:
         reason: why it was not timed.
         extra_bytes: peak of memory beside what was there before the call; None if not measured.
         samples_ms: every timed call.
-        started_s: when each of them began, in seconds since the run did.
+        started_s: when each of them began, in seconds since its pass did.
+        passes: number of the pass that each was made in; a run that goes on makes another.
     """
 
     n: int
@@ -51,6 +52,7 @@ class Cell:
     extra_bytes: int | None = None
     samples_ms: list[float] = field(default_factory=list)
     started_s: list[float] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
 
     @property
     def median_ms(self) -> float | None:
@@ -69,6 +71,14 @@ class Cell:
         self.reason = one_line(error)
         self.samples_ms.clear()
         self.started_s.clear()
+        self.passes.clear()
+
+    def extend(self, later: Cell) -> None:
+        """Add the calls of a later pass, if that came to a time."""
+        if later.status == TIMED:
+            self.samples_ms += later.samples_ms
+            self.started_s += later.started_s
+            self.passes += later.passes
 
 
 C = TypeVar("C", bound=Cell)

@@ -106,9 +106,13 @@ def test_only_what_found_no_time_is_measured(rehearsed: tuple[Path, str], tmp_pa
     found = speed.time_attention(visit(tmp_path))
     now = read_bench(tmp_path / "attention.json")
     assert found.missing == 0 and len(now.cells) == len(then.cells)
-    assert [cell.samples_ms for cell in now.cells[:-1]] == [
-        cell.samples_ms for index, cell in enumerate(then.cells) if index != 1
+    assert [cell.samples_ms for cell in now.cells[1:-1]] == [
+        cell.samples_ms for index, cell in enumerate(then.cells) if index > 1
     ]
+    # The baseline's earlier calls stay; what is measured now is paired with new ones.
+    assert len(then.cells[0].samples_ms) == 2 * 3 and then.cells[0].passes == [0] * 3 + [1] * 3
+    assert now.cells[0].samples_ms[: 2 * 3] == then.cells[0].samples_ms
+    assert now.cells[-1].passes == [2] * 3 == now.cells[0].passes[2 * 3 :]
     assert now.cells[-1].label == then.cells[1].label and now.cells[-1].status == TIMED
     earlier = read_prefill(rehearsed[0] / "model.json")
     assert speed.time_model(visit(tmp_path)).missing == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
@@ -19,12 +19,18 @@ from sa_patch.benchmark.measuring import Measurer
 from sa_patch.benchmark.record import WRONG
 from sa_patch.benchmark.tables import Say
 from sa_patch.benchmark.time_plan import Seen
-from sa_patch.kernels import choose_backend
+from sa_patch.kernels import choose_backend, expect_layers, forget_plans
 from sa_patch.patterns import Pattern
+from sa_patch.patterns.permutation import forget_permutations
 
 PROBE = 1024  # tokens of the calls from which a first long length is predicted
 PROBED_FROM = 4096
 CHECK_LAYER = 0
+# Of the model whose layer is measured, for what is planned for all of them at once: Qwen3-8B's.
+LAYERS = 36
+PLANS_TOGETHER = ("triton",)
+# Of the time left, what a cell's planning may take to be timed.
+PLANNING_SHARE = 0.05
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
@@ -39,19 +45,26 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
         deadline: float,
         say: Say,
     ) -> None:
-        super().__init__(clock, deadline, options.repeats, say, seed=options.seed)
+        earlier = [number for cell in bench.cells for number in cell.passes]
+        number = max(earlier, default=-1) + 1
+        super().__init__(clock, deadline, options.repeats, say, seed=options.seed, number=number)
         self.options, self.bench = options, bench
         self._layers: dict[str, Iterator[int]] = {}
 
     def measure(self, n: int, share: float) -> None:
         """Check and time everything at length n within `share` of the time left.
 
-        What the record holds at this length already is not measured again.
+        What the record holds at this length already is not measured again, save for the baseline,
+        whose calls are paired with those of the same pass.
         """
         settled = {(cell.label, cell.backend) for cell in self.bench.where(n=n)}
-        waiting = {one.key for one, c in self._begin(n) if (c.label, c.backend) not in settled}
+        begun = self._begin(n)
+        waiting = {one.key for one, c in begun if (c.label, c.backend) not in settled}
         if not waiting:
             return
+        baseline = self.bench.baseline(n)
+        if baseline is not None:
+            waiting.add(begun[0][0].key)
         if n >= PROBED_FROM:
             # Learn what each takes on a short sequence, before a long one is risked.
             known = self.history.seen
@@ -63,8 +76,13 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
             if unknown:
                 self.check_and_time(PROBE, unknown, share=0, within_share=False)
         pairs = [pair for pair in self._begin(n) if pair[0].key in waiting]
-        self.bench.cells += [cell for _, cell in pairs]
-        self.check_and_time(n, pairs, share, free_bytes=self.clock.free_bytes())
+        cells = [cell for _, cell in pairs]
+        self.bench.cells += cells if baseline is None else cells[1:]
+        try:
+            self.check_and_time(n, pairs, share, free_bytes=self.clock.free_bytes())
+        finally:
+            if baseline is not None:
+                baseline.extend(cells[0])
 
     def _begin(self, n: int) -> list[tuple[Candidate, AttentionCell]]:
         """Draw the inputs of a length; who takes part, with a cell for each."""
@@ -76,7 +94,11 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
         return [(one, self._cell(one, n)) for one in contestants]
 
     def _call(self, one: Candidate, layer: int | None = None) -> Call:
-        """A call to be measured, in a layer that no call had before unless one is given."""
+        """A call to be measured, in a layer that no call had before unless one is given.
+
+        Permutations that another backend drew for this layer are forgotten.
+        """
+        forget_permutations()
         if layer is None:
             layer = next(self._layers.setdefault(one.key, itertools.count(CHECK_LAYER + 1)))
         return partial(one.call, *self._inputs, layer)
@@ -129,7 +151,25 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
         if not verdict.passed:
             cell.status, cell.reason = WRONG, verdict.reason
             return None
+        if one.backend in PLANS_TOGETHER and 2 * LAYERS * ms < PLANNING_SHARE * 1e3 * self.left():
+            cell.plan_ms = self._plan_ms(one)
         return Seen(cell.n, ms, extra)
+
+    def _plan_ms(self, one: Candidate) -> float:
+        """What the first pass through all layers of a model takes more than as many calls in one
+        layer, for each of them."""
+
+        def calls(layers: Iterable[int]) -> Tensor:
+            for layer in layers:
+                out = self._call(one, layer)()
+            return out
+
+        expect_layers(LAYERS)
+        forget_plans()
+        first = self.clock.milliseconds(partial(calls, range(LAYERS)))
+        self._call(one, CHECK_LAYER)()
+        kept = self.clock.milliseconds(partial(calls, itertools.repeat(CHECK_LAYER, LAYERS)))
+        return max(0.0, first - kept) / LAYERS
 
     def _expected(self, shown: Pattern) -> list[Expected]:
         """The oracle's rows for the first and the last sequence of the batch."""

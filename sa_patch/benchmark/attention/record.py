@@ -29,6 +29,8 @@ class AttentionCell(Cell):
         flops: that the pattern really needs for the whole batch: 4 head_dim for each visible
             pair and query head, 2 head_dim for each dot product spent on choosing keys.
         io_bytes: q, k, v read once and the result written once; `extra_bytes` is beside them.
+        plan_ms: a layer's share of what is drawn and planned for several layers at once, beside
+            `samples_ms`; None where each call does so for its own layer.
     """
 
     method: str
@@ -39,6 +41,20 @@ class AttentionCell(Cell):
     mean_keys: float = 0.0
     flops: float = 0.0
     io_bytes: int = 0
+    plan_ms: float | None = None
+
+    @property
+    def layer_ms(self) -> list[float]:
+        """Every timed call, with its layer's share of planning."""
+        return [ms + (self.plan_ms or 0.0) for ms in self.samples_ms]
+
+    @property
+    def median_ms(self) -> float | None:
+        return statistics.median(self.layer_ms) if self.status == TIMED else None
+
+    @property
+    def quartiles_ms(self) -> tuple[float, float] | None:
+        return quartiles(self.layer_ms) if self.status == TIMED else None
 
     @property
     def memory_ratio(self) -> float | None:
@@ -54,7 +70,7 @@ class Rates:
 
     Args:
         speedup: time of SDPA full at the same n over this one, call by call (`paired_ratios`);
-            the median. None where SDPA full was not timed.
+            the median. None where SDPA full was not timed in the same pass.
         speedup_quartiles: the first and third quartile of these ratios.
         tflop_per_s, matmul_share: needed FLOPs over the time, and its share of the ceiling.
         gb_per_s, copy_share: fewest bytes over the time, and its share of the ceiling.
@@ -75,12 +91,20 @@ class Rates:
 def paired_ratios(base: AttentionCell, cell: AttentionCell) -> list[float]:
     """For each call of `cell`, the time of the call of `base` nearest to it in time over its own.
 
-    A machine that slows down for a while slows both, so that the ratio stays.
+    A machine that slows down for a while slows both, so that the ratio stays. Calls of a pass in
+    which `base` was not timed have none.
     """
+    calls: dict[int, list[tuple[float, float]]] = {}
+    for number, at, ms in zip(base.passes, base.started_s, base.layer_ms, strict=True):
+        calls.setdefault(number, []).append((at, ms))
+
+    def nearest(number: int, at: float) -> float:
+        return min(calls[number], key=lambda call: abs(call[0] - at))[1]
+
     return [
-        base.samples_ms[min(range(len(base.started_s)), key=lambda i: abs(base.started_s[i] - at))]
-        / ms
-        for at, ms in zip(cell.started_s, cell.samples_ms, strict=True)
+        nearest(number, at) / ms
+        for number, at, ms in zip(cell.passes, cell.started_s, cell.layer_ms, strict=True)
+        if number in calls
     ]
 
 
@@ -107,15 +131,15 @@ class AttentionBench(Bench[AttentionCell]):
         median, ceilings, baseline = cell.median_ms, self.ceilings, self.baseline(cell.n)
         if median is None or ceilings is None:
             return None
-        ratios = None if baseline is None else paired_ratios(baseline, cell)
+        ratios = [] if baseline is None else paired_ratios(baseline, cell)
         tflops, gigabytes = cell.flops / median / 1e9, cell.io_bytes / median / 1e6
         floor = max(
             cell.flops / ceilings.matmul_tflop_per_s / 1e9,
             cell.io_bytes / ceilings.copy_gb_per_s / 1e6,
         )
         return Rates(
-            speedup=None if ratios is None else statistics.median(ratios),
-            speedup_quartiles=None if ratios is None else quartiles(ratios),
+            speedup=statistics.median(ratios) if ratios else None,
+            speedup_quartiles=quartiles(ratios) if ratios else None,
             tflop_per_s=tflops,
             matmul_share=tflops / ceilings.matmul_tflop_per_s,
             gb_per_s=gigabytes,
@@ -143,6 +167,10 @@ class AttentionBench(Bench[AttentionCell]):
     def _cell_content(self, cell: AttentionCell) -> dict[str, Any]:
         values, found, rates = dataclasses.asdict(cell), cell.correctness, self.rates(cell)
         del values["correctness"]
+        if not any(cell.passes):
+            del values["passes"]
+        if cell.plan_ms is None:
+            del values["plan_ms"]
         return values | {
             "gate_error": found.error if found and math.isfinite(found.error) else None,
             "gate_tolerance": found.tolerance if found else None,
@@ -176,8 +204,11 @@ def read_bench(path: Path) -> AttentionBench:
 
 
 def _read_cell(found: dict[str, Any]) -> AttentionCell:
-    names = {entry.name for entry in dataclasses.fields(AttentionCell)} - {"correctness"}
-    cell = AttentionCell(**{name: found[name] for name in names})
+    names = {entry.name for entry in dataclasses.fields(AttentionCell)}
+    names -= {"correctness", "passes", "plan_ms"}
+    cell = AttentionCell(**{name: found[name] for name in names}, plan_ms=found.get("plan_ms"))
+    # Written where there was more than one.
+    cell.passes = found.get("passes") or [0] * len(cell.samples_ms)
     if found["gate_tolerance"] is not None:
         cell.correctness = Verdict(
             error=math.nan if found["gate_error"] is None else found["gate_error"],

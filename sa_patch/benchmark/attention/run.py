@@ -2,7 +2,7 @@
 
 No time is given before the same call has passed its check against a float64 oracle. Every call gets
 a fresh layer: stochastic attention's permutation and plan are part of its time, as they are in a
-model.
+model. Where a backend plans several layers at once, a layer's share is timed apart and added.
 """
 
 from __future__ import annotations

@@ -19,10 +19,12 @@ COLUMNS = (
 NOTES = f"""\
 - **ms**: median of single calls, and their quartiles. The cells of a length are called in turn, in
   a new random order each round. Every call has a fresh `layer`: drawing stochastic attention's
-  permutation and planning its work are in the time.
+  permutation and planning its work are in the time. `triton` plans several layers at once: a
+  layer's share is timed apart and added, but for earlier runs and where time was short.
 - **x SDPA full**: time of `scaled_dot_product_attention(is_causal=True)` at this length over the
   cell's; above 1 is faster. Each call is compared with the call of SDPA nearest to it in time, so
-  that a drift of the machine cancels; median and quartiles of these ratios.
+  that a drift of the machine cancels; median and quartiles of these ratios. A run that goes on
+  times SDPA anew.
 - **TFLOP/s**, **GB/s**: FLOPs that the pattern needs (visible pairs, and MoBA's choosing of blocks)
   and fewest bytes (q, k, v read once, result written once) over the time; in brackets the share of
   the machine's measured ceiling (the best of many, before and after).
@@ -101,19 +103,18 @@ def summary_rows(bench: AttentionBench) -> list[list[str]]:
 def ratio_table(bench: AttentionBench, base: str = "reference") -> str:
     """Each backend's time over that of `base` for the same pattern, call by call, as Markdown.
 
-    Medians of `paired_ratios`; a dash where either was not timed; rivals are left out.
+    Medians of `paired_ratios`; a dash where they were not timed in one pass; rivals are left out.
     """
     own = [cell for cell in bench.cells if not cell.rival]
     names = [name for name in dict.fromkeys(cell.backend for cell in own) if name != base]
     rows = []
     for n, label in sorted(dict.fromkeys((c.n, c.label) for c in own), key=lambda key: key[0]):
         timed = {c.backend: c for c in own if (c.n, c.label, c.status) == (n, label, TIMED)}
-        texts = [
-            number(statistics.median(paired_ratios(timed[name], timed[base])))
-            if name in timed and base in timed
-            else "-"
+        ratios = [
+            paired_ratios(timed[name], timed[base]) if {name, base} <= set(timed) else []
             for name in names
         ]
+        texts = [number(statistics.median(found)) if found else "-" for found in ratios]
         rows.append([f"{n:,}", label, *texts])
     return table(" | ".join([">n", "pattern", *(f">{name} / {base}" for name in names)]), rows)
 

@@ -54,7 +54,7 @@ class Prefill(Cell):
     def content(self) -> dict[str, Any]:
         """The cell as JSON values."""
         values = dataclasses.asdict(self)
-        for name in ("samples_ms", "started_s"):
+        for name in ("samples_ms", "started_s", "passes"):
             del values[name]
         return values | {"seconds": self.seconds, "peak_bytes": values.pop("extra_bytes")}
 

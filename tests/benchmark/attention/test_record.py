@@ -23,7 +23,7 @@ from sa_patch.benchmark.attention.record import (
 )
 from sa_patch.benchmark.attention.tables import markdown, ratio_table, summary_rows
 from sa_patch.benchmark.clock import Ceilings, better
-from sa_patch.benchmark.record import SKIPPED, TIMED, WRONG
+from sa_patch.benchmark.record import SKIPPED, TIMED, WRONG, write_results
 from sa_patch.benchmark.tables import number, ordered
 from sa_patch.errors import UserError
 
@@ -64,6 +64,7 @@ def made(
     )
     cell.samples_ms, cell.flops, cell.io_bytes = list(ms), 2e9, 10**6
     cell.started_s = [float(index) for index in range(len(ms))]
+    cell.passes = [0] * len(ms)
     return dataclasses.replace(cell, **rest)
 
 
@@ -107,6 +108,40 @@ def test_ratios_pair_calls_that_were_near_in_time() -> None:
     cell = made(64, "full", "banded", [2, 2, 2, 4], started_s=[0.5, 2.0, 3.0, 12.2])
     assert paired_ratios(base, cell) == [4, 4, 4, 4]
     assert statistics.median(base.samples_ms) / statistics.median(cell.samples_ms) == 8
+
+
+def test_ratios_are_of_calls_of_one_pass() -> None:
+    """The machine is twice as slow when the run goes on, and the clock of a pass begins at 0."""
+    both: dict[str, Any] = {"started_s": [0, 1, 2, 0, 1, 2], "passes": [0, 0, 0, 1, 1, 1]}
+    base = made(64, "SDPA full", "torch", [8, 8, 8, 16, 16, 16], rival=True, **both)
+    later = made(64, "full", "flex", [4, 4, 4], started_s=[0.9, 1, 1.1], passes=[1, 1, 1])
+    alone = dataclasses.replace(later, passes=[2, 2, 2])
+    bench = bench_of(base, later, alone)
+    assert paired_ratios(base, later) == [4, 4, 4] and paired_ratios(base, alone) == []
+    base.extend(made(64, "SDPA full", "torch", [1], status=SKIPPED, passes=[2]))
+    rates = bench.rates(alone)
+    assert rates is not None and rates.speedup is None and rates.speedup_quartiles is None
+    assert "| full | flex | 4.00 |" in markdown(bench)
+    own = [made(64, "full", "reference", [8]), made(64, "full", "flex", [4], passes=[1])]
+    assert ratio_table(bench_of(*own)).splitlines()[-1] == "| 64 | full | - |"
+
+
+def test_a_layers_share_of_planning_is_in_every_figure() -> None:
+    base = made(64, "SDPA full", "torch", [12] * 4, rival=True)
+    cell = made(64, "sa:window=8,seed=0", "triton", [2, 2, 2, 3], plan_ms=1.0)
+    assert cell.median_ms == 3 and cell.quartiles_ms == (3, 3.25)
+    found = bench_of(base, cell).rates(cell)
+    assert found is not None and found.speedup == 4 and found.tflop_per_s == pytest.approx(2 / 3)
+
+
+def test_passes_and_planning_survive_writing_and_reading(tmp_path: Path) -> None:
+    cells = [
+        made(64, "full", "banded", [4, 4], passes=[0, 1]),
+        made(64, "full", "triton", [1], plan_ms=0.5),
+        made(64, "full", "flex", [2]),
+    ]
+    write_results(tmp_path / "bench", bench_of(*cells).content())
+    assert read_bench(tmp_path / "bench.json").cells == cells
 
 
 def test_the_better_of_two_looks_at_the_ceilings() -> None:
