@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from sa_patch.benchmark.clock import Clock
+from sa_patch.benchmark.clock import Call, Clock
 from sa_patch.benchmark.measuring import Measurer
 from sa_patch.benchmark.prefill.parts import CORE, time_parts
 from sa_patch.benchmark.prefill.record import Prefill
@@ -113,10 +113,10 @@ class PrefillMeasurer(Measurer[Contestant, Prefill]):
 
     def check(self, one: Contestant, cell: Prefill) -> Seen:
         """One pass for parts, counts and memory, after one that warms up if that costs little."""
-        with applied(self.model, one.setup):
-            if self.history.quick(one, cell.n):
+        if self.history.quick(one, cell.n):
+            with applied(self.model, one.setup):
                 self._pass()
-            cell.extra_bytes = self._look(cell)
+        cell.extra_bytes = self._look(one.setup, cell)
         if isinstance(one.setup.pattern, SA):
             cell.draw_seconds = self._draw_seconds(one.setup.pattern, cell.n)
         whole = sum(cell.parts.values())
@@ -127,19 +127,29 @@ class PrefillMeasurer(Measurer[Contestant, Prefill]):
         with applied(self.model, one.setup):
             return self.clock.milliseconds(self._pass)
 
-    def _look(self, cell: Prefill) -> int:
+    def _look(self, setup: Setup, cell: Prefill) -> int:
         def look() -> Tensor:
             with counting_backends() as calls:
                 cell.parts = time_parts(self.model, self._pass)
             cell.calls = dict(calls)
             return torch.empty(0)
 
-        if self.model.device.type == "cuda":
-            return self.clock.memory(look)[1]
+        if self.clock.device.type == "cuda":
+            return self._memory(setup, look)
         # The profiler that counts bytes on a CPU slows small operations: no time is taken then.
-        look()
-        forget_plans()  # what is given back inside would be counted against it
-        return self.clock.memory(self._pass)[1]
+        with applied(self.model, setup):
+            look()
+        return self._memory(setup, self._pass)
+
+    def _memory(self, setup: Setup, call: Call) -> int:
+        """The peak of a pass of a model that keeps nothing of an earlier one.
+
+        Plans, or a cache that a patched model still holds, would be given back inside, and what is
+        given back counts against the peak.
+        """
+        forget_plans()
+        with applied(self.model, setup):
+            return self.clock.memory(call)[1]
 
     def _decode(self, chosen: Sequence[tuple[Setup, Prefill]], n: int) -> None:
         """Write after the prompt."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sa_patch.benchmark.clock import Call, Clock
 from sa_patch.benchmark.prefill import correctness, measure
 from sa_patch.benchmark.prefill.correctness import verify
 from sa_patch.benchmark.prefill.models import PUBLISHED, make_model, published_config
@@ -39,7 +40,9 @@ from sa_patch.benchmark.time_plan import SPENT, Seen, length_share
 from sa_patch.errors import UserError
 from sa_patch.kernels import BACKENDS
 from sa_patch.kernels.counting import counting_backends
-from sa_patch.patterns import SA, SWA, Full, MoBA, permutation
+from sa_patch.kernels.triton import tiles as triton_plans
+from sa_patch.patching.tile_queries import tile_queries
+from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, permutation
 from tests.pictures import DRAWN, coloured
 from tests.run_script import refusal
 
@@ -63,6 +66,37 @@ def test_models_have_the_published_number_of_parameters(name: str, parameters: i
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(published_config(name))
     assert sum(each.numel() for each in built.parameters()) == parameters
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_that_of_a_model_which_keeps_nothing_of_the_pass_before(
+    dense_model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    setup = Setup(BlockTopK(4, 2, 4, branch=0, shared=16, segment=16), "banded")
+    asked: list[str] = []
+
+    def memory(clock: Clock, call: Call) -> tuple[Tensor, int]:
+        asked.append(device)
+        assert not len(triton_plans.PLANS)
+        assert not any(map(tile_queries, dense_model.modules()))
+        return call(), 1
+
+    monkeypatch.setattr(Clock, "memory", memory)
+    deadline = time.monotonic() + 60
+    measurer = measure.PrefillMeasurer(
+        dense_model, "it", [setup], deadline, decoded=0, longest=None, say=lambda line: None
+    )
+    measurer._tokens = torch.randint(500, (1, 64))
+    measurer.clock.device = torch.device(device)
+    cell = measurer._cell(setup, 64)
+
+    def leave_a_plan(*_: Any) -> None:
+        triton_plans.PLANS.get("of a pass", lambda: (torch.zeros(1),))
+
+    dense_model.register_forward_hook(leave_a_plan)
+    with torch.inference_mode():
+        measurer.check(measurer.contestants[0], cell)
+    assert (asked, cell.extra_bytes) == ([device], 1) and cell.parts[CORE] > 0
 
 
 def wrong_ones(model: PreTrainedModel, setups: list[Setup]) -> set[str]:
