@@ -79,6 +79,14 @@ def choose_device(device: str | None) -> str:
     return device
 
 
+def check_heads(heads: int, kv_heads: int, head_dim: int) -> None:
+    """Raise `UserError` unless a layer can have so many query and KV heads of this width."""
+    for field, value in (("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim)):
+        at_least_one(value, field)
+    if heads % kv_heads:
+        raise UserError(f"heads must be a multiple of kv_heads, got {heads} and {kv_heads}")
+
+
 def at_least_one(given: Any, field: str) -> None:
     """Raise `UserError` unless `given` is a whole number from 1 on, or several of them."""
     values = given if isinstance(given, tuple) else (given,)

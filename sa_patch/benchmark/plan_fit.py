@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sa_patch.benchmark.options import at_least_one, check_heads
 from sa_patch.benchmark.tables import number, table
 from sa_patch.errors import UserError
 from sa_patch.kernels.flash.attention4 import blocks_for
@@ -45,11 +46,18 @@ _CHOICE_WIDTH = 16
 
 @dataclass(frozen=True)
 class Model:
-    """Heads of the layer that is asked about; Qwen3-8B's."""
+    """Heads of the layer that is asked about; Qwen3-8B's.
+
+    Raises:
+        UserError: if no layer can have such heads.
+    """
 
     heads: int = 32
     kv_heads: int = 8
     head_dim: int = 128
+
+    def __post_init__(self) -> None:
+        check_heads(self.heads, self.kv_heads, self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -91,8 +99,9 @@ def plan_fit(pattern: Pattern, n: int, model: Model, *, layer: int = 0) -> PlanF
     text.
 
     Raises:
-        UserError: for a pattern without a plan.
+        UserError: for a pattern without a plan, or no tokens.
     """
+    at_least_one(n, "n")
     if unknown := [part.name for part in parts_of(pattern) if not isinstance(part, KINDS)]:
         raise UserError(f"{unknown[0]} has no block plan; name patterns without it")
     blocks = blocks_for(HOPPER, model.head_dim)

@@ -43,8 +43,11 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 def _methods(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from sa_patch.benchmark.options import at_least_one, check_heads
     from sa_patch.kernels.availability import Shape, print_methods
 
+    at_least_one(options.n, "n")
+    check_heads(options.heads, options.kv_heads, options.head_dim)
     shape = Shape(options.n, options.heads, options.kv_heads, options.head_dim, options.window)
     print_methods(shape, Console())
     return 0

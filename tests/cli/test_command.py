@@ -242,6 +242,22 @@ def test_methods_lists_patterns_and_backends(
     assert "shared_topk, whose speed was not measured" in shown
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--n", "0"], "n must be a whole number of at least 1"),
+        (["--kv-heads", "0"], "kv_heads must be a whole number of at least 1"),
+        (["--heads", "3", "--kv-heads", "2"], "heads must be a multiple of kv_heads"),
+    ],
+)
+def test_methods_of_no_layer_are_refused(
+    options: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["methods", *options]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert says in line
+
+
 def test_bench_writes_what_it_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = ["--n", "64,96", "--window", "8", "--methods", "sa,swa", "--backends", "banded"]
     sizes = ["--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--repeats", "3"]
@@ -259,6 +275,11 @@ def test_bench_writes_what_it_measured(tmp_path: Path, capfd: pytest.CaptureFixt
         (["--methods", "saa"], "did you mean 'sa'"),
         (["--backends", "bandit"], "did you mean 'banded'"),
         (["--heads", "3", "--kv-heads", "2"], "multiple"),
+        (["--plan", "--n", "0"], "n must be a whole number of at least 1"),
+        (["--plan", "--heads", "0"], "heads must be a whole number of at least 1"),
+        (["--plan", "--kv-heads", "0"], "kv_heads must be a whole number of at least 1"),
+        (["--plan", "--head-dim", "0"], "head_dim must be a whole number of at least 1"),
+        (["--plan", "--heads", "3", "--kv-heads", "2"], "multiple"),
     ],
 )
 def test_bad_benchmarks_are_refused(

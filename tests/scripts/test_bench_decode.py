@@ -33,10 +33,17 @@ def test_memory_is_flat_for_a_bounded_pattern(
     assert result["provenance"]["versions"]["torch"]
 
 
+# What is not refused ends at once.
+NO_MODEL = ["--model", "nowhere-to-be-found/at-all"]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--model", "nowhere-to-be-found/at-all", "--patterns", "saa"], "unknown method 'saa'"),
+        ([*NO_MODEL, "--patterns", "saa"], "unknown method 'saa'"),
+        (["--prompt", "768", *NO_MODEL], "--prompt must be from 1 to 767, got 768"),
+        (["--rounds", "0", *NO_MODEL], "--rounds must be a whole number of at least 1"),
+        (["--threads", "-1", *NO_MODEL], "--threads must be a whole number of at least 1"),
         (["--out", f"{__file__}/decode.json"], "decode.json cannot be written"),
     ],
 )

@@ -1,5 +1,6 @@
 """scripts/estimate_grid: hours from what a run measured, or from a speed that is assumed."""
 
+import json
 import re
 import runpy
 import sys
@@ -87,8 +88,39 @@ def test_saturated_prompts_are_left_out_of_a_run_that_ran_them(script: Script) -
         (["--tokens-per-second", "0", "--seconds-per-step", "1"], "go together, and are above 0"),
         (["--measured", "nowhere"], "nowhere holds no finished cells"),
         (["qwen3"], "no sweep file 'qwen3'"),
+        (["--group", "0"], "--group must be a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_one_sentence(script: Script, arguments: list[str], sentence: str) -> None:
     status, said = script(*arguments)
     assert status == 2 and sentence in said and said.count("\n") == 1
+
+
+def cell(task: str, method: str, seconds: float) -> dict[str, object]:
+    return {
+        "status": "done",
+        "cell": {"task": task, "method": method},
+        "measured": {"tokens": 100},
+        "seconds": seconds,
+    }
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ([cell("boolq", "full", 2.0), cell("boolq", "sa", 1.0)], "1 cells: 2 s estimated, 1 s"),
+        ([cell("boolq", "full", 2.0)], "the run has cells of full attention alone"),
+        ([cell("humaneval", "sa", 2.0)], "no cells of full attention on humaneval"),
+        (["{"], "is torn"),
+    ],
+)
+def test_a_run_need_not_hold_every_kind_of_cell(
+    script: Script, tmp_path: Path, cells: list[object], says: str
+) -> None:
+    (tmp_path / "cells").mkdir()
+    for number, one in enumerate(cells):
+        text = one if isinstance(one, str) else json.dumps(one)
+        (tmp_path / "cells" / f"{number}.json").write_text(text)
+    status, said = script("--measured", str(tmp_path), "--check")
+    assert says in said and (status == 0) == ("estimated, 1 s" in said)
+    assert status == 0 or said.count("\n") == 1

@@ -15,6 +15,7 @@ from sa_patch.benchmark.options import (
     DTYPES,
     Options,
     at_least_one,
+    check_heads,
     choose_device,
 )
 from sa_patch.errors import UserError
@@ -71,10 +72,7 @@ class AttentionOptions(Options):
         super().__post_init__()
         for field in (*NUMBERS, "window"):
             at_least_one(getattr(self, field), field)
-        if self.heads % self.kv_heads:
-            raise UserError(
-                f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}"
-            )
+        check_heads(self.heads, self.kv_heads, self.head_dim)
         if not self.methods:
             raise UserError("name at least one method")
         # FLOPs per second are told of known FLOPs alone.
