@@ -56,8 +56,13 @@ def pack(folder: Path) -> Path:
     """Move the JSON files of a folder into its packed file; the folder goes if it is then empty.
 
     Raises:
-        UserError: if there is nothing to pack, or a file holds no JSON.
+        UserError: if there is nothing to pack, or a file or a packed line holds no JSON.
     """
+    if torn := torn_lines(folder):
+        raise UserError(
+            f"{packed_path(folder)} has torn lines ({', '.join(map(str, torn))}), of which packing "
+            "again would leave no trace; finish the run, and delete them before packing it"
+        )
     files = stored_files(folder)
     if not files:
         raise UserError(f"{folder} holds no JSON files to pack")

@@ -54,5 +54,8 @@ def test_what_is_torn_is_not_packed_and_not_trusted(tmp_path: Path) -> None:
     assert torn_lines(folder) == (2,)
     with pytest.raises(FileNotFoundError):
         stored_text(folder / "c.json")
+    with pytest.raises(UserError, match=r"has torn lines \(2\)"):
+        pack(folder)
+    assert torn_lines(folder) == (2,)
     with pytest.raises(UserError, match="no JSON files"):
         pack(tmp_path / "nothing")
