@@ -6,7 +6,6 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Self, Union, get_args, get_origin
@@ -41,9 +40,10 @@ LISTED = BeforeValidator(as_tuple)
 
 def read_fraction(text: str) -> float:
     """The number that is written ``1/8`` or ``0.125``; NaN where it is neither."""
+    top, _, bottom = text.replace(" ", "").partition("/")
     try:
-        return float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError, OverflowError):
+        return float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
         return math.nan
 
 

@@ -38,7 +38,7 @@ def check_pairs(pattern: Pattern, causal: bool = True) -> None:
     if isinstance(pattern, ByHead):
         raise UserError(
             f"{pattern} differs from head to head, so it has no one list of pairs; give a pattern "
-            "that is the same for all heads, such as one of these"
+            "that is the same for all heads"
         )
     if not causal and not has_two_sides(pattern):
         raise UserError(

@@ -119,7 +119,7 @@ def hold_folder(folder: Path, work: str) -> Iterator[None]:
             holder = lock.read().strip() or "unknown"
             raise UserError(
                 f"another {work} (process {holder}) is writing {folder}; wait for it, or "
-                "choose another folder with --out"
+                "choose another folder"
             )
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -79,14 +79,18 @@ class _Card:
         self.compiles = compiles
         self.calls: list[int] = []  # candidates of each call to compile
         self.timed: dict[str, list[Config]] = {}
+        self.now = 0.0  # seconds
+
+    def monotonic(self) -> float:
+        return self.now
 
     def compile(self, work: Any, q: Any, k: Any, jobs: int, until: float) -> list[bool]:
         self.calls.append(len(work))
-        time.sleep(max(0.0, until - time.monotonic()))
+        self.now = max(self.now, until)
         return [index < self.compiles for index in range(len(work))]
 
     def tune(self, pattern: Any, *_: Any, configs: list[Config], until: float, **__: Any) -> Any:
-        assert until > time.monotonic()
+        assert until > self.now
         self.timed[pattern.name] = configs
         return sorted(
             (Timing(config, len(str(config)) + 0.5, 1.0, 2.0) for config in configs),
@@ -102,18 +106,19 @@ def card(monkeypatch: pytest.MonkeyPatch) -> _Card:
     monkeypatch.setattr(stage, "_inputs", lambda visit: inputs)
     monkeypatch.setattr(stage, "compile_beforehand", fake.compile)
     monkeypatch.setattr(stage, "tune", fake.tune)
+    monkeypatch.setattr(stage, "time", fake)
     monkeypatch.setattr(stage, "START_SECONDS", 0.1)
     monkeypatch.setattr(stage, "COMPILE_SECONDS", 1e-4)
     monkeypatch.setattr(stage, "TIME_SECONDS", 1e-4)
     return fake
 
 
-def tuned(out: Path) -> Found:
-    return stage.tune_kernels(Visit(out, "cpu", False, time.monotonic() + 1.0, lambda line: None))
+def tuned(card: _Card, out: Path) -> Found:
+    return stage.tune_kernels(Visit(out, "cpu", False, card.now + 1.0, lambda line: None))
 
 
 def test_slow_compiling_leaves_time_for_what_is_compiled(card: _Card, tmp_path: Path) -> None:
-    found = tuned(tmp_path)
+    found = tuned(card, tmp_path)
     (wanted,) = card.calls
     assert wanted > card.compiles and not found.wrong
     assert found.missing == wanted - card.compiles
@@ -123,15 +128,15 @@ def test_slow_compiling_leaves_time_for_what_is_compiled(card: _Card, tmp_path: 
 
 
 def test_a_later_call_goes_on_with_what_found_no_time(card: _Card, tmp_path: Path) -> None:
-    first = tuned(tmp_path)
+    first = tuned(card, tmp_path)
     before = dict(card.timed)
     (table,) = tmp_path.glob("interpreter-*.json")
     assert len(read_table(table)) == len(USES)
     card.compiles = 10_000
-    second = tuned(tmp_path)
+    second = tuned(card, tmp_path)
     assert second.missing == 0 and first.missing == card.calls[1] - len(USES)
     for name, configs in card.timed.items():
         best = min(before[name], key=lambda config: len(str(config)))
         assert configs[0] == best and not set(configs[1:]) & set(before[name])
-    assert all(told == "kept from an earlier call" for _, told in tuned(tmp_path).rows)
+    assert all(told == "kept from an earlier call" for _, told in tuned(card, tmp_path).rows)
     assert len(card.calls) == 3 and card.calls[2] == 0

@@ -20,7 +20,7 @@ from sa_patch.benchmark.record import WRONG
 from sa_patch.benchmark.tables import Say
 from sa_patch.benchmark.time_plan import Seen
 from sa_patch.kernels import choose_backend, expect_layers, forget_plans
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import Pattern, seed_of
 from sa_patch.patterns.permutation import forget_permutations
 
 PROBE = 1024  # tokens of the calls from which a first long length is predicted
@@ -50,6 +50,9 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
         super().__init__(clock, deadline, options.repeats, say, seed=options.seed, number=number)
         self.options, self.bench = options, bench
         self._layers: dict[str, Iterator[int]] = {}
+        # Contestants whose planning is timed apart.
+        self._planned: set[str] = set()
+        expect_layers(LAYERS)
 
     def measure(self, n: int, share: float) -> None:
         """Check and time everything at length n within `share` of the time left.
@@ -104,7 +107,11 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
         return partial(one.call, *self._inputs, layer)
 
     def milliseconds(self, one: Candidate) -> float:
-        return self.clock.milliseconds(self._call(one))
+        if one.key not in self._planned:
+            return self.clock.milliseconds(self._call(one))
+        # Its plan may have made room for those of others.
+        self._call(one, CHECK_LAYER)()
+        return self.clock.milliseconds(self._call(one, CHECK_LAYER))
 
     def _draw(self, n: int) -> Inputs:
         options = self.options
@@ -148,11 +155,14 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
         if self.history.quick(one, cell.n):
             ms = self.milliseconds(one)
         cell.extra_bytes, cell.correctness = extra, verdict
+        self._planned.discard(one.key)
         if not verdict.passed:
             cell.status, cell.reason = WRONG, verdict.reason
             return None
-        if one.backend in PLANS_TOGETHER and 2 * LAYERS * ms < PLANNING_SHARE * 1e3 * self.left():
+        plans = one.backend in PLANS_TOGETHER and seed_of(one.shown) is not None
+        if plans and 2 * LAYERS * ms < PLANNING_SHARE * 1e3 * self.left():
             cell.plan_ms = self._plan_ms(one)
+            self._planned.add(one.key)
         return Seen(cell.n, ms, extra)
 
     def _plan_ms(self, one: Candidate) -> float:
@@ -164,7 +174,6 @@ class AttentionMeasurer(Measurer[Candidate, AttentionCell]):
                 out = self._call(one, layer)()
             return out
 
-        expect_layers(LAYERS)
         forget_plans()
         first = self.clock.milliseconds(partial(calls, range(LAYERS)))
         self._call(one, CHECK_LAYER)()

@@ -117,10 +117,13 @@ def tune_into(folder: Path, visit: Visit, *, anew: bool = False) -> Found:
         timed[key] = timed.get(key, {}) | {str(one.config): _told(one) for one in timings}
         if not anew:
             write_results(folder / "tune", {"kind": KIND, "schema": 1, "timed": timed})
-        write_table(folder, name, capability, entry_of(use, q, best_timing.config))
+        best = _best(timed[key])
+        config = next((one for one in every[use] if str(one) == best), best_timing.config)
+        write_table(folder, name, capability, entry_of(use, q, config))
         tried = f"fastest of {len(timed[key])} of {len(every[use])}"
-        rows.append((f"{use} ({pattern})", f"{number(best_timing.median_ms)} ms, {tried}"))
-        visit.say(f"{use}: {number(best_timing.median_ms)} ms with {best_timing.config}")
+        told = f"{number(timed[key][str(config)]['median_ms'])} ms"
+        rows.append((f"{use} ({pattern})", f"{told}, {tried}"))
+        visit.say(f"{use}: {told} with {config}")
     return Found(rows, wrong, missing)
 
 

@@ -177,7 +177,7 @@ def markdown(content: Mapping[str, Any]) -> str:
     for row in content["entries"]:
         one, chosen = row["classifier"], row["chosen"]
         accuracy = spread_text(row["accuracy"], 1, 100)
-        if row["diverged"]:
+        if row.get("diverged"):
             accuracy += f" ({row['diverged']} diverged)"
         lines.append(
             f"| {row['source']} | {one['layers']} x {one['heads']} x {one['head_dim']} | "

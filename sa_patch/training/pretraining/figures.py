@@ -78,7 +78,11 @@ def draw_comparison(summary: Mapping[str, Any]) -> Figure:
 
 def diverged(methods: Mapping[str, Any]) -> str:
     """Which runs of a summary's methods have no finite perplexity, in a sentence; else empty."""
-    runs = [f"{name} seed {seed}" for name, entry in methods.items() for seed in entry["diverged"]]
+    runs = [
+        f"{name} seed {seed}"
+        for name, entry in methods.items()
+        for seed in entry.get("diverged", ())
+    ]
     if not runs:
         return ""
     return f"Diverged, to no finite perplexity, and left out of all means: {', '.join(runs)}."

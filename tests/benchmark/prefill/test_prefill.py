@@ -93,9 +93,10 @@ def test_memory_is_that_of_a_model_which_keeps_nothing_of_the_pass_before(
     def leave_a_plan(*_: Any) -> None:
         triton_plans.PLANS.get("of a pass", lambda: (torch.zeros(1),))
 
-    dense_model.register_forward_hook(leave_a_plan)
+    hook = dense_model.register_forward_hook(leave_a_plan)
     with torch.inference_mode():
         measurer.check(measurer.contestants[0], cell)
+    hook.remove()
     assert (asked, cell.extra_bytes) == ([device], 1) and cell.parts[CORE] > 0
 
 
