@@ -66,21 +66,26 @@ def draw_graphs(content: Mapping[str, Any]) -> dict[str, Figure]:
     entries = [row for row in content["entries"] if row["graph"] is not None]
     figures: dict[str, Figure] = {}
     if any(row["graph"]["lengths"] for row in entries):
-        figures["graphs"] = _draw_curves(entries)
+        diverged = any(row.get("diverged") for row in content["entries"])
+        figures["graphs"] = _draw_curves(entries, diverged)
     drawn = [row for row in entries if row["graph"]["drawn"] is not None]
     if drawn:
         figures["diffusion"] = _draw_maps(drawn)
     return figures
 
 
-def _draw_curves(entries: Sequence[Row]) -> Figure:
-    """A row for each data set and size: gap and path against length, accuracy against ablation."""
+def _draw_curves(entries: Sequence[Row], diverged: bool) -> Figure:
+    """A row for each data set and size: gap and path against length, accuracy against ablation.
+
+    Args:
+        diverged: whether there were trials that did, of entries without a graph too.
+    """
     shown = looks(_attentions(entries))
     places = list(dict.fromkeys(map(_place, entries)))
     notes = [_GRAPH_NOTE]
     if any(one.get("without_path") for row in entries for one in row["graph"]["lengths"]):
         notes.append("Trials with a text whose weights join no two words are left out of paths.")
-    if any(row.get("diverged") for row in entries):
+    if diverged:
         notes.append("Trials that diverged, to weights that are no finite numbers, have no graph.")
     layout = Layout(
         Caption("Attention graphs of text classifiers", notes),
@@ -94,8 +99,9 @@ def _draw_curves(entries: Sequence[Row]) -> Figure:
         gaps, paths, ablation = (layout.panel(3 * index + column) for column in range(3))
         for row in (row for row in entries if _place(row) == place):
             look, lengths = shown[row["attention"]], row["graph"]["lengths"]
-            ns = [one["n"] for one in lengths]
-            draw_spread(gaps, ns, [one["gap"] for one in lengths], look, **_JOINED)
+            known = [one for one in lengths if one["gap"]]
+            ns, spreads = [one["n"] for one in known], [one["gap"] for one in known]
+            draw_spread(gaps, ns, spreads, look, **_JOINED)
             _draw_paths(paths, [one for one in lengths if one["median_path"]], look)
             shares = [0.0, *(100 * float(share) for share in row["ablated"])]
             scores = [row["accuracy"], *row["ablated"].values()]
