@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import index
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from sa_patch.errors import UserError
 from sa_patch.kernels.inputs import check_factor
 from sa_patch.patterns import Pattern
 from sa_patch.patterns.rivals.by_head import take_heads
+
+
+def _whole(number: Any) -> int:
+    """A whole number, as a sum of a mask of floats gives it too."""
+    return int(number) if isinstance(number, float) and number.is_integer() else index(number)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Spans:
         batch, queries, keys = q.shape[0], q.shape[2], k.shape[2]
         given = lengths.tolist() if isinstance(lengths, Tensor) else lengths
         try:
-            real = (keys,) * batch if given is None else tuple(map(index, given))
+            real = (keys,) * batch if given is None else tuple(map(_whole, given))
         except TypeError:
             real = ()
         if len(real) != batch or any(not 0 <= n <= keys for n in real):

@@ -17,12 +17,14 @@ _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _LEAST_FACTOR, _GREATEST_FACTOR = 1e-30, 1e30
 
 
-def check_factor(name: str, value: float) -> float:
+def check_factor(name: str, value: float | Tensor) -> float:
     """Return `value`, of `name`, as a float if scores can be scaled or capped by it.
 
     Raises:
         UserError: for what is no number above 0.
     """
+    if isinstance(value, Tensor) and value.ndim == 0:
+        value = value.item()
     if not isinstance(value, Real) or not _LEAST_FACTOR <= value <= _GREATEST_FACTOR:
         raise UserError(
             f"{name} must be a number above 0 (from {_LEAST_FACTOR} to {_GREATEST_FACTOR}), "

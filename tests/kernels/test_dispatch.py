@@ -165,9 +165,15 @@ def test_scores_are_scaled_and_capped_by_numbers_above_zero(name: str, value: ob
             sparse_attention(q, k, v, MoBA(4, 2), backend=backend, **own)
 
 
+def test_a_scale_may_be_a_tensor_of_one_number() -> None:
+    q, k, v = inputs()
+    expected = sparse_attention(q, k, v, SA(4), scale=0.5)
+    assert torch.equal(sparse_attention(q, k, v, SA(4), scale=torch.tensor(0.5)), expected)  # type: ignore[arg-type]
+
+
 def test_lengths_may_be_any_whole_numbers() -> None:
     q, k, v = inputs()
     expected = sparse_attention(q, k, v, SA(4), lengths=torch.tensor([3, 9]))
-    for lengths in ([3, 9], (3, 9), np.array([3, 9]), [torch.tensor(3), np.int32(9)]):
+    for lengths in ([3, 9], (3, 9), np.array([3, 9]), [torch.tensor(3), np.int32(9)], [3.0, 9.0]):
         found = sparse_attention(q, k, v, SA(4), lengths=lengths, layer=np.int64(0))  # type: ignore[arg-type]
         assert torch.equal(found, expected)

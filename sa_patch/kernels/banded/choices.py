@@ -19,6 +19,8 @@ _RANKED_CPU = 1 << 18
 _RANKED = 1 << 22
 # Choices of queries that are held at once where they grow with the position.
 CHOSEN = 1 << 21
+# Of so many queries at least: each part reads all keys before it once more.
+_LEAST_QUERIES = 512
 
 
 def parts_of_queries(
@@ -41,7 +43,9 @@ def parts_of_queries(
         if isinstance(part, BlockTopK) and (part.shared > 1 or part.percent)
     )
     tile = math.lcm(*(part.shared_queries for part in patterns))
-    step = queries_at_once(of_a_query, CHOSEN, tile) if of_a_query else max(1, queries)
+    step = max(1, queries)
+    if of_a_query:
+        step = max(queries_at_once(of_a_query, CHOSEN, tile), -(-_LEAST_QUERIES // tile) * tile)
     for low in range(0, max(1, queries), step):
         high = min(low + step, queries)
         yield slice(low, high), start + low, start + high

@@ -17,8 +17,13 @@ MOST_BYTES = 4 << 30
 
 
 def too_long(pattern: MoBA | BlockTopK, q: Tensor, k: Tensor) -> str:
-    """Why `chosen_starts` cannot list the choices of a call; empty where it can."""
-    choosers = k.shape[1] if isinstance(pattern, BlockTopK) and pattern.grouped else q.shape[1]
+    """Why `chosen_starts` cannot list the choices of a call; empty where it can.
+
+    Asked where lists grow with n: each query lists its tile's choices, or a share of all blocks.
+    """
+    if not isinstance(pattern, BlockTopK) or (pattern.shared == 1 and not pattern.percent):
+        return ""
+    choosers = k.shape[1] if pattern.grouped else q.shape[1]
     # int64 while they are chosen.
     size = 8 * q.shape[0] * choosers * q.shape[2] * _width(pattern, k.shape[2])
     if size <= MOST_BYTES:

@@ -93,6 +93,7 @@ class Call(NamedTuple):
 
         No row may be a packed sequence. All rows stay, with the lengths that rings are drawn for.
         """
+        assert all(row.start >= 0 for row in self.rows)
         end = min(own.stop, self.query_len)
         rows = tuple(row._replace(start=row.start + own.start) for row in self.rows)
         keys = slice(max(min(row.length, row.start + end) for row in self.rows))

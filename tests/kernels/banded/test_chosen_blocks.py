@@ -290,6 +290,7 @@ def test_shared_choices_beside_other_parts_are_held_for_some_queries_at_a_time(
 
     for module in (banded_blocks, union):
         monkeypatch.setattr(module, "choose", choose_part)
+    monkeypatch.setattr(choices, "_LEAST_QUERIES", 1)
     monkeypatch.setattr(choices, "CHOSEN", 4 * 8 * HEADS * 8 * shared.most_picks(150))
     out = sparse_attention(case.q, case.k, case.v, pattern, backend="banded", **inputs)
     assert (out - right).abs().max() <= TOLERANCE

@@ -129,7 +129,7 @@ def test_scores_are_held_for_some_tiles_at_a_time(monkeypatch: pytest.MonkeyPatc
         assert (of_programs[:, :, 0] != 7).all()
 
     monkeypatch.setattr(GridExecutor, "__call__", run)
-    monkeypatch.setattr(launch, "SCORES", 1)
+    monkeypatch.setattr(launch, "SCORES", 4 * 2 * 16 * 80)
     assert kernel_choices(MANY[0], q, k, rows) == whole
     # 15 tiles of 16 queries for two KV heads.
     assert grids == [8, 8, 8, 6]

@@ -22,8 +22,8 @@ from sa_patch.patterns.block_selection.tree import level_count, level_means
 
 # Picks that one sweep of the flat choice holds in registers, and those for which sweeps are made.
 _PICKS, _SWEPT = 4, 16
-# Scores held at once where more are picked, or what grows with n: 1 GiB.
-SCORES = 1 << 28
+# Scores held at once where more are picked, or what grows with n: 256 MiB, or those of a tile.
+SCORES = 1 << 26
 # Candidates of a query on a level of a tree that a program holds in registers.
 MOST_CANDIDATES = 1024
 
@@ -183,7 +183,8 @@ def _launch_many(
     width = -(-blocks // 16) * 16
     of_a_tile = programs * same["BLOCK_M"] * width
     # Tables that begin so as well: others would be compiled for anew.
-    at_once = max(4, SCORES // of_a_tile // 4 * 4)
+    at_once = SCORES // of_a_tile
+    at_once = at_once // 4 * 4 or max(1, at_once)
     scores = means.new_empty(min(at_once, len(table)) * of_a_tile, dtype=torch.int32)
     for first in range(0, len(table), at_once):
         part = table[first : first + at_once]
