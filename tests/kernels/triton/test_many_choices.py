@@ -10,7 +10,11 @@ from torch import Tensor
 
 from sa_patch.kernels.triton.tiles import Row
 from sa_patch.patterns import BlockTopK
-from tests.kernels.triton.test_tree_choice import torch_choices, whole_numbers
+from tests.kernels.triton.test_tree_choice import (
+    torch_choices,
+    whole_numbers,
+    with_scores_that_are_no_numbers,
+)
 from tests.kernels.triton.test_triton import TINY
 from tests.laws.strategies import make_case
 
@@ -70,12 +74,7 @@ def test_choices_equal_those_of_torch(head_dim: int, heads: tuple[int, int]) -> 
 
 
 def test_scores_that_are_no_numbers_rank_as_in_torch() -> None:
-    q, k = whole_numbers(1, 2, 90, 4, seed=3), whole_numbers(1, 1, 90, 4, seed=4)
-    k[0, 0, 11] = torch.tensor([torch.inf, -torch.inf, 0.0, 0.0])
-    k[0, 0, 30] = torch.tensor([torch.inf, 0.0, 0.0, 0.0])
-    k[0, 0, 52] = torch.nan
-    k[0, 0, 60:64] = -0.0
-    rows = (Row(0, 0, 90),)
+    q, k, rows = with_scores_that_are_no_numbers()
     for pattern in (MANY[0], MANY[3]):
         assert kernel_choices(pattern, q, k, rows) == torch_choices(pattern, q, k, rows)
 

@@ -150,13 +150,19 @@ def test_tiles_may_be_small(block_m: int, monkeypatch: pytest.MonkeyPatch) -> No
         assert kernel_choices(pattern, case.q, case.k, rows) == wanted
 
 
-def test_scores_that_are_no_numbers_rank_as_in_torch() -> None:
+def with_scores_that_are_no_numbers() -> tuple[Tensor, Tensor, tuple[Row, ...]]:
+    """Queries, keys and their row; some scores are NaN, infinite, or zeros of either sign."""
     q, k = whole_numbers(1, 2, 90, 4, seed=3), whole_numbers(1, 1, 90, 4, seed=4)
     k[0, 0, 11] = torch.tensor([torch.inf, -torch.inf, 0.0, 0.0])
     k[0, 0, 30] = torch.tensor([torch.inf, 0.0, 0.0, 0.0])
     k[0, 0, 52] = torch.nan
     k[0, 0, 60:64] = -0.0
     rows = (Row(0, 0, 90),)
+    return q, k, rows
+
+
+def test_scores_that_are_no_numbers_rank_as_in_torch() -> None:
+    q, k, rows = with_scores_that_are_no_numbers()
     for pattern in TREES[:2]:
         assert kernel_choices(pattern, q, k, rows) == torch_choices(pattern, q, k, rows)
 
