@@ -15,7 +15,7 @@ from sa_patch.benchmark.clock import Call, Clock
 from sa_patch.benchmark.record import TIMED
 from sa_patch.kernels import reference
 from sa_patch.kernels.triton import tiles
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import Pattern, seed_of
 from sa_patch.patterns.permutation import permutation_slots
 from tests.benchmark.attention.builder import cells_of, register, run, tiny
 
@@ -100,7 +100,8 @@ def test_a_layers_share_of_plans_made_together_is_in_its_time(
         return (torch.zeros(1),)
 
     def attend(pattern: Pattern, *args: Any, layer: int, **rest: Any) -> Tensor:
-        tiles.PLANS.get(("made up", layer // together), plan)
+        if seed_of(pattern) is not None:
+            tiles.PLANS.get((pattern.name, layer // together), plan)
         now[0] += 3
         return reference.attend(pattern, *args, layer=layer, **rest)
 
@@ -110,12 +111,17 @@ def test_a_layers_share_of_plans_made_together_is_in_its_time(
         return now[0] - before or 1.0
 
     register(monkeypatch, attend, "triton")
+    # Each plan makes room for the next.
+    monkeypatch.setattr(tiles.PLANS, "limit", 4)
+    monkeypatch.setattr(measure, "LAYERS", together)
     monkeypatch.setattr(candidates, "refusal", lambda *args, **rest: "")
     monkeypatch.setattr(Clock, "milliseconds", milliseconds)
-    outcome = run(tmp_path, n=(32,), methods="sa", backends=("triton", "reference"))
-    (cell,) = cells_of(outcome, "triton")
-    assert (cell.plan_ms, cell.median_ms) == (24 / together, 3 + 24 / together)
-    assert set(cell.samples_ms) == {3.0}
+    outcome = run(tmp_path, n=(32,), methods="sa,psa,swa", backends=("triton", "reference"))
+    *drawn, window = cells_of(outcome, "triton")
+    for cell in drawn:
+        assert (cell.plan_ms, cell.median_ms) == (24 / together, 3 + 24 / together)
+        assert set(cell.samples_ms) == {3.0}
+    assert (window.method, window.plan_ms, window.median_ms) == ("swa", None, 3.0)
     assert cells_of(outcome, "reference")[0].plan_ms is None
     monkeypatch.setattr(measure, "PLANNING_SHARE", 0.0)
     late = run(tmp_path, n=(32,), methods="sa", backends="triton")
