@@ -24,6 +24,7 @@ from sa_patch.kernels import Spans, check_backend
 from sa_patch.kernels.counting import counting_backends, served_by
 from sa_patch.models.embedded import resolve_model
 from sa_patch.models.gguf import reading_gguf_once
+from sa_patch.models.half_products import widen_products
 from sa_patch.models.layer_check import check_layers
 from sa_patch.models.loading import quickest_source, tokenizer_folder
 from sa_patch.patching import (
@@ -144,6 +145,8 @@ class SAPatchLM(CutPromptsLM):
         # Under the same name lm-eval has an option of its own: which of its code paths to take.
         with reading_gguf_once():
             super().__init__(pretrained=pretrained, backend="causal", **hf_arguments)
+        if isinstance(pretrained, str):  # a model of the caller's stays as it is
+            widen_products(self.model)
         if not self._weights:
             self._weights = fingerprint(base_model(self.model))
         self._share_work()
