@@ -96,8 +96,7 @@ asked for, and all others take the pattern (DuoAttention's idea, without its tra
 the number in the place of {} is sought that spends most within the share on these texts, in about a
 dozen passes over all of them.
 
-Beside the schedule (YAML) lies all that was measured (JSON). On a CPU without bfloat16 instructions
---dtype bfloat16 is several times slower than float32.
+Beside the schedule (YAML) lies all that was measured (JSON).
 """
 SEARCH_EXAMPLES = """\
 examples:

@@ -98,13 +98,14 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine: CPU, cores that may be used, memory in GiB, and GPUs."""
+    """The machine: CPU, its instructions ("AVX2"), usable cores, memory in GiB, and GPUs."""
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "platform": platform.platform(),
         "cpu": _cpu_model(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": _cores(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),

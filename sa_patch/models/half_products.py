@@ -1,8 +1,9 @@
-"""Linear layers in bfloat16 and float16 on CPUs that have no instructions for them.
+"""Linear layers in bfloat16 and float16 on CPUs for which torch has no such products.
 
-There torch multiplies such matrices an element at a time, at an eighth of float32's speed and less.
-Here the numbers are widened to float32, which changes none of them, multiplied by float32's own
-routines, and the sums rounded once. As before, only the order of the sums is torch's own affair.
+On an x86 CPU without AVX-512 (float16: without instructions of its own) torch multiplies these
+matrices dot product by dot product, at a sixth of float32's speed and less. Here the numbers are
+widened to float32, which changes none of them, multiplied by float32's own routines, and the sums
+rounded once. As before, only the order of the sums is torch's own affair.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class WidenedLinear(nn.Linear):
 def widen_products(model: nn.Module) -> int:
     """Give a model's half-precision linear layers on the CPU `WidenedLinear`'s products.
 
-    Weights, names and state dicts stay. Where the CPU has instructions for the type, on other
+    Weights, names and state dicts stay. Where torch has products of the type, on other
     devices and for layers of other classes (a mixture's experts among them) nothing changes.
 
     Returns:
@@ -73,7 +74,7 @@ def widen_products(model: nn.Module) -> int:
 
 
 def multiplies_slowly(dtype: torch.dtype) -> bool:
-    """Whether this machine's CPU is an x86 one without instructions for a half-precision type."""
+    """Whether this machine's CPU is an x86 one for which torch has no products of the type."""
     name = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype)
     supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
     if name is None or supported is None or platform.machine() not in ("x86_64", "AMD64"):
