@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -256,3 +257,43 @@ class Pattern(ABC):
 def _text(value: Any) -> str:
     # A plus joins the parts of a union.
     return str(value).lower() if isinstance(value, bool) else str(value).replace("e+", "e")
+
+
+class Composed(Pattern):
+    """A pattern made of others, with what follows from what these are."""
+
+    @property
+    def members(self) -> tuple[Pattern, ...]:
+        """The others."""
+        raise NotImplementedError
+
+    @property
+    def prefix_stable(self) -> bool:  # type: ignore[override]
+        """Whether all members are."""
+        return all(own.prefix_stable for own in self.members)
+
+    @property
+    def reads_content(self) -> bool:  # type: ignore[override]
+        """Whether a member does."""
+        return any(own.reads_content for own in self.members)
+
+    @property
+    def looks_ahead(self) -> bool:  # type: ignore[override]
+        """Whether a member does."""
+        return any(own.looks_ahead for own in self.members)
+
+    @property
+    def keys_are_bounds(self) -> bool:
+        return any(own.keys_are_bounds for own in self.members)
+
+    @property
+    def shared_queries(self) -> int:
+        return math.lcm(*(own.shared_queries for own in self.members))
+
+    @property
+    def bounded_reach(self) -> tuple[int, int] | None:
+        reaches = [own.bounded_reach for own in self.members]
+        known = [reach for reach in reaches if reach is not None]
+        if len(known) < len(reaches):
+            return None
+        return max(sinks for sinks, _ in known), max(window for _, window in known)

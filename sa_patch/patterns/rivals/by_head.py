@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.patterns.base import Pattern, Rule, View
+from sa_patch.patterns.base import Composed, Pattern, Rule, View
 
 
 @dataclass(frozen=True)
-class ByHead(Pattern):
+class ByHead(Composed):
     """The query heads of each KV head see what that head's own pattern shows.
 
     DuoAttention leaves heads that retrieve at full attention, and gives all others sinks and a
@@ -50,19 +49,8 @@ class ByHead(Pattern):
                 raise UserError(f"a head's own pattern must be the same for all heads, not {own}")
 
     @property
-    def prefix_stable(self) -> bool:  # type: ignore[override]
-        """Whether all are."""
-        return all(own.prefix_stable for own in self.patterns)
-
-    @property
-    def reads_content(self) -> bool:  # type: ignore[override]
-        """Whether one does."""
-        return any(own.reads_content for own in self.patterns)
-
-    @property
-    def looks_ahead(self) -> bool:  # type: ignore[override]
-        """Whether one does."""
-        return any(own.looks_ahead for own in self.patterns)
+    def members(self) -> tuple[Pattern, ...]:
+        return self.patterns
 
     @property
     def scores_all(self) -> bool:  # type: ignore[override]
@@ -70,24 +58,8 @@ class ByHead(Pattern):
         return all(own.scores_all for own in self.patterns)
 
     @property
-    def keys_are_bounds(self) -> bool:
-        return any(own.keys_are_bounds for own in self.patterns)
-
-    @property
     def counts_need_content(self) -> bool:
         return any(own.counts_need_content for own in self.patterns)
-
-    @property
-    def shared_queries(self) -> int:
-        return math.lcm(*(own.shared_queries for own in self.patterns))
-
-    @property
-    def bounded_reach(self) -> tuple[int, int] | None:
-        reaches = [own.bounded_reach for own in self.patterns]
-        known = [reach for reach in reaches if reach is not None]
-        if len(known) < len(reaches):
-            return None
-        return max(sinks for sinks, _ in known), max(window for _, window in known)
 
     def joined(self, other: Pattern) -> ByHead:
         """What either shows each head."""

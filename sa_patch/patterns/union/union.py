@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sa_patch.errors import UserError
-from sa_patch.patterns.base import Pattern, Profile, Rule, View
+from sa_patch.patterns.base import Composed, Pattern, Profile, Rule, View
 from sa_patch.patterns.full import Full
 from sa_patch.patterns.prefix_stable import PSA
 from sa_patch.patterns.rivals.by_head import ByHead
@@ -91,7 +90,7 @@ def _place(pattern: Pattern) -> tuple[bool, int, int, str]:
 
 
 @dataclass(frozen=True)
-class Union(Pattern):
+class Union(Composed):
     """Query i sees the keys that any of the parts shows it. Made by ``A | B`` or by `unite`.
 
     Args:
@@ -116,19 +115,8 @@ class Union(Pattern):
             raise UserError("make a union with |, for example Sinks(4) | SWA(60) | SA(64)")
 
     @property
-    def prefix_stable(self) -> bool:  # type: ignore[override]
-        """Whether all parts are."""
-        return all(part.prefix_stable for part in self.parts)
-
-    @property
-    def reads_content(self) -> bool:  # type: ignore[override]
-        """Whether a part does."""
-        return any(part.reads_content for part in self.parts)
-
-    @property
-    def looks_ahead(self) -> bool:  # type: ignore[override]
-        """Whether a part does."""
-        return any(part.looks_ahead for part in self.parts)
+    def members(self) -> tuple[Pattern, ...]:
+        return self.parts
 
     @property
     def scores_all(self) -> bool:  # type: ignore[override]
@@ -140,24 +128,8 @@ class Union(Pattern):
         return self.reads_content
 
     @property
-    def keys_are_bounds(self) -> bool:
-        return any(part.keys_are_bounds for part in self.parts)
-
-    @property
-    def shared_queries(self) -> int:
-        return math.lcm(*(part.shared_queries for part in self.parts))
-
-    @property
     def computed_as(self) -> Pattern:
         return _computed_as(self)
-
-    @property
-    def bounded_reach(self) -> tuple[int, int] | None:
-        reaches = [part.bounded_reach for part in self.parts]
-        if any(reach is None for reach in reaches):
-            return None
-        known = [reach for reach in reaches if reach is not None]
-        return max(sinks for sinks, _ in known), max(window for _, window in known)
 
     def visible(
         self,
