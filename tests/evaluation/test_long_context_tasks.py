@@ -12,12 +12,12 @@ import pytest
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
-from transformers import AutoTokenizer
 
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
 from sa_patch.evaluation.tasks.catalogue import Catalogue
 from sa_patch.files.packaged import tasks_dir
 from sa_patch.models.embedded import DEFAULT_MODEL, resolve_model
+from sa_patch.models.loading import load_tokenizer
 from sa_patch.report.recovery_items import RETRIEVAL, group_of, length_of
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -37,8 +37,7 @@ MODEL_ARGUMENTS = {"pretrained": "x", "seed": 7, "window": 3, "topk": 1, "layers
 @pytest.fixture(scope="module")
 def tokens() -> Callable[[str], list[int]]:
     """The embedded model's tokenizer."""
-    source = resolve_model(DEFAULT_MODEL)
-    tokenizer = AutoTokenizer.from_pretrained(source.pretrained, gguf_file=source.gguf_file)
+    tokenizer = load_tokenizer(DEFAULT_MODEL, resolve_model(DEFAULT_MODEL))
     return lambda text: list(tokenizer.encode(text))
 
 
