@@ -16,8 +16,9 @@ from torch import Tensor, nn
 DTYPES = (torch.bfloat16, torch.float16)
 # From how many rows on widening the weights pays (`scripts/bench_half_products`).
 LEAST_ROWS = 8
-# Most weights that are widened at once: 64 MiB, where a vocabulary's take ten times that.
-WEIGHTS_AT_ONCE = 2**24
+# Most weights, and most results, that stand in float32 at once: 64 MiB of each, where those of a
+# vocabulary take ten times that and more.
+NUMBERS_AT_ONCE = 2**24
 
 
 class WidenedLinear(nn.Linear):
@@ -33,7 +34,8 @@ class WidenedLinear(nn.Linear):
             return super().forward(input)
         wide = input.float()
         result = input.new_empty(*input.shape[:-1], self.out_features)
-        step = max(1, WEIGHTS_AT_ONCE // self.in_features)
+        rows = input.numel() // self.in_features
+        step = max(1, NUMBERS_AT_ONCE // max(self.in_features, rows))
         for start in range(0, self.out_features, step):
             part = slice(start, start + step)
             bias = None if self.bias is None else self.bias[part].float()

@@ -263,9 +263,9 @@ class Composed(Pattern):
     """A pattern made of others, with what follows from what these are."""
 
     @property
+    @abstractmethod
     def members(self) -> tuple[Pattern, ...]:
         """The others."""
-        raise NotImplementedError
 
     @property
     def prefix_stable(self) -> bool:  # type: ignore[override]

@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from sa_patch.files.provenance import code_digest, describe_session, git_state
 
@@ -47,6 +48,7 @@ def test_a_session_says_where_it_ran() -> None:
     for name in ("python", "sa_patch", "torch", "transformers", "lm_eval", "datasets"):
         assert session["versions"][name]
     assert session["hardware"]["cpu"] and session["hardware"]["cores"] >= 1
+    assert session["hardware"]["instructions"] == torch.backends.cpu.get_cpu_capability()
     assert session["started"].endswith("Z") and session["ended"] is None
 
 

@@ -36,7 +36,7 @@ def layers(dtype: torch.dtype, bias: bool = True) -> tuple[nn.Linear, nn.Linear]
 def test_sums_are_rounded_once(
     dtype: torch.dtype, bias: bool, rows: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(half_products, "WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(half_products, "NUMBERS_AT_ONCE", at_once)
     own, ours = layers(dtype, bias)
     x = torch.randn(2, rows, 96).to(dtype)
     exact = nn.functional.linear(
@@ -48,6 +48,32 @@ def test_sums_are_rounded_once(
     allowed = exact.abs() * torch.finfo(dtype).eps / 2 + 1e-4
     assert (found.double() - exact).abs().le(allowed).all()
     torch.testing.assert_close(found, own(x), rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+def test_a_row_does_not_depend_on_others() -> None:
+    """Law 1 in the last bit: what comes later in a prompt changes nothing before it."""
+    _, ours = layers(torch.bfloat16)
+    x = torch.randn(1, MANY, 96).bfloat16()
+    changed = x.clone()
+    changed[:, -1] = 7.0
+    assert torch.equal(ours(changed)[:, :-1], ours(x)[:, :-1])
+
+
+def test_float32_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    most, sizes = 96 * 5, []
+    linear = nn.functional.linear
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        result = linear(x, weight, bias)
+        sizes.extend([weight.numel(), result.numel()])
+        return result
+
+    _, ours = layers(torch.bfloat16)
+    monkeypatch.setattr(half_products, "NUMBERS_AT_ONCE", most)
+    monkeypatch.setattr(nn.functional, "linear", noted)
+    for rows in (MANY, 20 * MANY):
+        ours(torch.randn(rows, 96).bfloat16())
+    assert len(sizes) > 4 and max(sizes) <= most
 
 
 def test_few_rows_autocast_and_other_types_are_torchs_own() -> None:
