@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 DTYPES = (torch.bfloat16, torch.float16)
 # From how many rows on widening the weights pays (`scripts/bench_half_products`).
-LEAST_ROWS = 8
+LEAST_ROWS = 4
 # Most weights, and most results, that stand in float32 at once: 64 MiB of each, where those of a
-# vocabulary take ten times that and more.
+# vocabulary take ten times that and more. For few rows, whose time is that of reading weights, so
+# many that they stay in a cache.
 NUMBERS_AT_ONCE = 2**24
+FEW_ROWS = 32
+NUMBERS_IN_CACHE = 2**20
 
 
 class WidenedLinear(nn.Linear):
@@ -35,7 +38,8 @@ class WidenedLinear(nn.Linear):
         wide = input.float()
         result = input.new_empty(*input.shape[:-1], self.out_features)
         rows = input.numel() // self.in_features
-        step = max(1, NUMBERS_AT_ONCE // max(self.in_features, rows))
+        at_once = NUMBERS_IN_CACHE if rows <= FEW_ROWS else NUMBERS_AT_ONCE
+        step = max(1, at_once // max(self.in_features, rows))
         for start in range(0, self.out_features, step):
             part = slice(start, start + step)
             bias = None if self.bias is None else self.bias[part].float()

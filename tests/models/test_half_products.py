@@ -9,7 +9,13 @@ from torch import nn
 
 from sa_patch.evaluation.lm_eval_model import SAPatchLM
 from sa_patch.models import half_products
-from sa_patch.models.half_products import DTYPES, LEAST_ROWS, WidenedLinear, widen_products
+from sa_patch.models.half_products import (
+    DTYPES,
+    FEW_ROWS,
+    LEAST_ROWS,
+    WidenedLinear,
+    widen_products,
+)
 from sa_patch.models.loading import load_pretrained
 
 MANY = LEAST_ROWS + 3
@@ -37,6 +43,7 @@ def test_sums_are_rounded_once(
     dtype: torch.dtype, bias: bool, rows: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(half_products, "NUMBERS_AT_ONCE", at_once)
+    monkeypatch.setattr(half_products, "NUMBERS_IN_CACHE", at_once)
     own, ours = layers(dtype, bias)
     x = torch.randn(2, rows, 96).to(dtype)
     exact = nn.functional.linear(
@@ -60,7 +67,7 @@ def test_a_row_does_not_depend_on_others() -> None:
 
 
 def test_float32_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    most, sizes = 96 * 5, []
+    sizes: list[int] = []
     linear = nn.functional.linear
 
     def noted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -69,11 +76,13 @@ def test_float32_takes_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     _, ours = layers(torch.bfloat16)
-    monkeypatch.setattr(half_products, "NUMBERS_AT_ONCE", most)
+    monkeypatch.setattr(half_products, "NUMBERS_IN_CACHE", 96 * 5)
+    monkeypatch.setattr(half_products, "NUMBERS_AT_ONCE", 96 * 20)
     monkeypatch.setattr(nn.functional, "linear", noted)
-    for rows in (MANY, 20 * MANY):
+    for rows, most in ((FEW_ROWS, 96 * 5), (FEW_ROWS + 1, 96 * 20), (20 * MANY, 96 * 20)):
+        sizes.clear()
         ours(torch.randn(rows, 96).bfloat16())
-    assert len(sizes) > 4 and max(sizes) <= most
+        assert len(sizes) >= 4 and most / 2 < max(sizes) <= most
 
 
 def test_few_rows_gradients_autocast_and_other_types_are_torchs_own(
