@@ -27,9 +27,9 @@ class Sparge(Thresholded):
     own blocks are added, so that every query sees itself. Each query head chooses for itself.
 
     The paper's second stage, which leaves out values where softmax weights are near zero and keeps
-    these in the sum, is no choice of visible keys, and not part of this. Two options of the
-    authors' code are not in the paper's algorithm, nor here: to show the first block always (write
-    ``sinks:4+sparge:0.9,64``), and to take the mean key off before keys are compared.
+    these in the sum, is no choice of visible keys, and not part of this, nor are two
+    options of the authors' code: to show the first block always (write ``sinks:4+sparge:0.9,64``),
+    and to take the mean key off before keys are compared.
 
     A query's choice depends on the later queries and keys of its tile.
 
