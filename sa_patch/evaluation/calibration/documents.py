@@ -1,7 +1,7 @@
 """What layers are calibrated on: documents, and which of their tokens count.
 
-Three kinds. "recall": filler that hides a few pass words and asks for each of them at the end; the
-answers count. "source": code of Python's standard library; its last quarter counts. "text": a
+Three kinds. "recall": filler that hides pass words and asks for them at the end; the answers
+count. "source": code of Python's standard library; its last quarter counts. "text": a
 user's own file, in windows; the last quarter of each counts. Nothing is downloaded.
 """
 
@@ -38,37 +38,55 @@ class Document:
         kind: "recall", "source" or "text".
         tokens: ids, with the tokenizer's first special token if it has one.
         counted: places in `tokens` whose log-likelihood counts; none is 0.
+        asked: of "recall", the places of the answers' first tokens.
+        choices: of "recall", the first tokens of all pass words there are, hidden or not.
     """
 
     kind: str
     tokens: tuple[int, ...]
     counted: tuple[int, ...]
+    asked: tuple[int, ...] = ()
+    choices: tuple[int, ...] = ()
 
 
 def generated_documents(
-    tokenizer: Tokenizer, tokens: int, documents: int, held_out: bool
+    tokenizer: Tokenizer, tokens: int, documents: int, held_out: bool, one_question: bool = False
 ) -> list[Document]:
     """As many of each kind as `documents`; held-out ones share no text with the others.
 
     Args:
         tokens: length of each, at most (recall) or exactly (source).
+        one_question: see `recall_documents`.
 
     Raises:
         UserError: if there is not so much source, or `tokens` has no room for the questions.
     """
-    recall = recall_documents(tokenizer, tokens, documents, documents if held_out else 0)
+    start = documents if held_out else 0
+    recall = recall_documents(tokenizer, tokens, documents, start, one_question)
     return recall + _sources(tokenizer, tokens, documents, held_out)
 
 
 def recall_documents(
-    tokenizer: Tokenizer, tokens: int, documents: int, start: int = 0
+    tokenizer: Tokenizer,
+    tokens: int,
+    documents: int,
+    start: int = 0,
+    one_question: bool = False,
 ) -> list[Document]:
     """Filler that hides pass words and asks for them, of `tokens` at most; see the module.
+
+    Args:
+        one_question: at the end, as a prompt has it, for one pass word, which every other document
+            hides alone; else for each of four.
 
     Raises:
         UserError: if `tokens` has no room for the questions.
     """
-    return [_recall(tokenizer, tokens, start + index) for index in range(documents)]
+    hidden = [1 if one_question and index % 2 == 0 else PASS_WORDS_HIDDEN for index in range(2)]
+    return [
+        _recall(tokenizer, tokens, index, hidden[index % 2], 1 if one_question else None)
+        for index in range(start, start + documents)
+    ]
 
 
 def first_stdlib_window(tokenizer: Tokenizer, tokens: int) -> list[int]:
@@ -118,41 +136,48 @@ def _at_the_end(kind: str, tokens: Sequence[int]) -> Document:
     return Document(kind, tuple(tokens), tuple(range(start, len(tokens))))
 
 
-def _recall(tokenizer: Tokenizer, tokens: int, index: int) -> Document:
+def _recall(
+    tokenizer: Tokenizer, tokens: int, index: int, hidden: int, asked_for: int | None
+) -> Document:
     needle = _task_module("needle", "needle")
     rng = random.Random(f"calibration {index}")
 
     def shuffled(words: list[str]) -> list[str]:
         return sorted(words, key=lambda _: rng.random())
 
-    owners = shuffled(needle.SUBJECTS)[:PASS_WORDS_HIDDEN]
+    owners = shuffled(needle.SUBJECTS)[:hidden]
     words = dict(zip(owners, shuffled(needle.PASS_WORDS), strict=False))
     filler = [needle.filler_sentence(rng) for _ in range(-(-tokens // needle.FILLER_TOKENS))]
-    questions = _questions(tokenizer, words, shuffled(owners))
+    questions = _questions(tokenizer, words, shuffled(owners)[:asked_for])
+    # Of several the question says which; one alone lies anywhere.
+    shift = 0.5 if hidden > 1 else rng.random()
     while True:
-        body = _first(tokenizer) + _encode(tokenizer, _hide(filler, words))
+        body = _first(tokenizer) + _encode(tokenizer, _hide(filler, words, shift))
         surplus = len(body) + sum(len(ids) for ids, _ in questions) - tokens
         if surplus <= 0:
             break
         if not filler:
             raise UserError(
-                f"--n {tokens} has no room for {PASS_WORDS_HIDDEN} questions, which take "
+                f"--n {tokens} has no room for the pass words and their questions, which take "
                 f"{tokens + surplus} tokens and more with filler; give a larger --n, or --text"
             )
         del filler[-max(1, surplus // (2 * needle.FILLER_TOKENS)) :]
     counted: list[int] = []
+    asked: list[int] = []
     for ids, is_answer in questions:
         if is_answer:
+            asked.append(len(body))
             counted += range(len(body), len(body) + len(ids))
         body = body + ids
-    return Document("recall", tuple(body), tuple(counted))
+    choices = {_encode(tokenizer, f" {word}")[0] for word in needle.PASS_WORDS}
+    return Document("recall", tuple(body), tuple(counted), tuple(asked), tuple(sorted(choices)))
 
 
-def _hide(filler: Sequence[str], words: dict[str, str]) -> str:
-    """The filler with a sentence for each pass word, at even distances."""
+def _hide(filler: Sequence[str], words: dict[str, str], shift: float) -> str:
+    """The filler with a sentence for each pass word, each so far into its own equal part."""
     sentences = list(filler)
     for place, (owner, word) in reversed(list(enumerate(words.items()))):
-        depth = int((place + 0.5) / len(words) * len(filler))
+        depth = int((place + shift) / len(words) * len(filler))
         sentences.insert(depth, f"The pass word of the {owner} is {word}.")
     return " ".join(sentences)
 

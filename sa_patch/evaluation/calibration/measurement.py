@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
@@ -216,14 +217,19 @@ def document_nll(model: PreTrainedModel, document: Document) -> float:
     return -float(counted_log_likelihoods(model, document).mean())
 
 
-@torch.inference_mode()
-def counted_log_likelihoods(model: PreTrainedModel, document: Document) -> torch.Tensor:
+def counted_log_likelihoods(model: PreTrainedModel, document: Document) -> Tensor:
     """Log-likelihoods of a document's counted tokens, in nats: float64 ``[counted]``."""
+    logits = predicted(model, document, document.counted)
+    answers = torch.tensor(document.tokens, device=logits.device)[list(document.counted), None]
+    return logits.log_softmax(-1).gather(-1, answers)[:, 0].double()
+
+
+@torch.inference_mode()
+def predicted(model: PreTrainedModel, document: Document, places: Sequence[int]) -> Tensor:
+    """What a model expects at some places of a document: logits, float32 ``[places, tokens]``."""
     tokens = torch.tensor([document.tokens], device=model.device)
     # A row of logits predicts the token after it, and the last predicts what is not there.
-    rows = len(document.tokens) - min(document.counted) + 1
+    rows = len(document.tokens) - min(places) + 1
     logits = model(tokens, use_cache=False, logits_to_keep=rows).logits[0]
-    counted = torch.tensor(document.counted, device=logits.device)
-    chosen = logits[counted - (len(document.tokens) - rows) - 1].float()
-    answers = tokens[0].to(logits.device)[counted, None]
-    return chosen.log_softmax(-1).gather(-1, answers)[:, 0].double()
+    wanted = torch.tensor(places, device=logits.device) - (len(document.tokens) - rows) - 1
+    return logits[wanted].float()

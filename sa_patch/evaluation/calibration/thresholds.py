@@ -108,32 +108,46 @@ def fit_threshold(
     if not documents or not 0 < share <= 1:
         raise UserError(f"give documents, and a share above 0 and at most 1; got {share!r}")
 
-    def tried(pattern: Pattern) -> Spent:
-        found = measure_spent(model, pattern, documents, backend)
-        report(pattern, found)
-        return found
+    measured: dict[Pattern, Spent] = {}
 
+    def spent(pattern: Pattern) -> float:
+        measured[pattern] = measure_spent(model, pattern, documents, backend)
+        report(pattern, measured[pattern])
+        return measured[pattern].of(cost)
+
+    found = seek_threshold(family, share, spent, cost)
+    return found, measured[found]
+
+
+def seek_threshold(
+    family: str, share: float, spent: Callable[[Pattern], float], cost: str
+) -> Pattern:
+    """As `fit_threshold`, for whatever tells the share that a pattern spends of a cost.
+
+    Raises:
+        UserError: if even the pattern that shows least spends more.
+    """
     low, high = 0.0, 1.0
     ends = [_member(family, low), _member(family, high)]
-    spent = [tried(end) for end in ends]
-    least, most = sorted((0, 1), key=lambda end: spent[end].of(cost))
-    if spent[least].of(cost) > share:
+    shares = [spent(end) for end in ends]
+    least, most = sorted((0, 1), key=lambda end: shares[end])
+    if shares[least] > share:
         raise UserError(
-            f"even {ends[least]} spends {spent[least].of(cost):.3f} of full attention's "
-            f"{COSTS[cost]} on these texts, choosing included, more than {share:g}; take a larger "
-            "share, or other blocks"
+            f"even {ends[least]} spends {shares[least]:.3f} of full attention's {COSTS[cost]} on "
+            f"these texts, choosing included, more than {share:g}; take a larger share, or other "
+            "blocks"
         )
-    if spent[most].of(cost) <= share:
-        return ends[most], spent[most]
-    best = ends[least], spent[least]
+    if shares[most] <= share:
+        return ends[most]
+    best, best_share = ends[least], shares[least]
     for _ in range(_STEPS):
         middle = (low + high) / 2
         pattern = _member(family, middle)
-        found = tried(pattern)
-        within = found.of(cost) <= share
-        if within and found.of(cost) >= best[1].of(cost):
-            best = pattern, found
-        if best[1].of(cost) >= _ENOUGH * share:
+        found = spent(pattern)
+        within = found <= share
+        if within and found >= best_share:
+            best, best_share = pattern, found
+        if best_share >= _ENOUGH * share:
             break
         # The half that leads to more where this is within the share, and to less where not.
         if within == (most == 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 import torch
@@ -11,13 +12,13 @@ from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.documents import Document
-from sa_patch.evaluation.metering.pattern_meter import HeadShape
+from sa_patch.evaluation.calibration.thresholds import seek_threshold
+from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
 from sa_patch.evaluation.metering.visited_meter import VisitedMeter
 from sa_patch.kernels import Spans
 from sa_patch.kernels.visited_keys import BLOCK_SIZES
 from sa_patch.patching import observe_layers, patched
-from sa_patch.patterns import Full, MoBA, Pattern, fit_budget, flops_share
-from sa_patch.patterns.budget import require_known_keys
+from sa_patch.patterns import Full, MoBA, Pattern, fit_budget, flops_share, parse_pattern
 
 # Reads content, so that a meter names the layers whose queries and keys it must be shown.
 _READER = MoBA(block_size=16, topk=1)
@@ -31,8 +32,9 @@ class _TooLarge(Exception):
 class Costs:
     """Shares of full attention's cost at the length of one document, choosing included.
 
-    What tiles read under a choice by content is counted on the queries and keys that the document
-    gives the model under full attention, in a few layers that stand for all.
+    What tiles read under a choice by content, and all that a threshold shows, is counted on the
+    queries and keys that the document gives the model under full attention, in a few layers that
+    stand for all.
 
     Args:
         layers: those that are sparse; a mean over them is meant throughout.
@@ -46,10 +48,11 @@ class Costs:
         observed = self._meter({layer: _READER for layer in layers}).layers
         self._content = read_content(model, document, observed)
         self._alone = lru_cache(maxsize=4096)(self._visited_alone)
+        self._shown = lru_cache(maxsize=4096)(self._flops_shown)
 
     def flops(self, patterns: Mapping[int, Pattern]) -> float:
         """Attention FLOPs of the layers, as a share of full attention's."""
-        shares = [flops_share(pattern, self.n, self._group) for pattern in patterns.values()]
+        shares = [self._flops_alone(pattern) for pattern in patterns.values()]
         return sum(shares) / len(shares)
 
     def visited(self, patterns: Mapping[int, Pattern]) -> float:
@@ -65,15 +68,18 @@ class Costs:
     def fit(self, family: str, share: float, cost: str) -> Pattern:
         """The largest pattern of a family within a share of "flops" or "visited".
 
+        Its number is a whole one or, where it may be a fraction, a threshold.
+
         Raises:
             UserError: if its smallest is too large already, or it cannot be built.
         """
+        share_of = self._alone if cost == "visited" else self._flops_alone
+        if _takes_fractions(family):
+            return seek_threshold(family, share, share_of, cost)
         least: list[Pattern] = []
 
         def spent(pattern: Pattern, seq_len: int, group: int) -> float:
-            require_known_keys(pattern)
-            visited = cost == "visited"
-            found = self._alone(pattern) if visited else flops_share(pattern, seq_len, group)
+            found = share_of(pattern)
             # More of the number costs more: where the least is too large, none will do.
             if not least and found > share:
                 raise _TooLarge(
@@ -92,9 +98,32 @@ class Costs:
         """Of one pattern in all layers."""
         return self.visited({layer: pattern for layer in self._layers})
 
+    def _flops_alone(self, pattern: Pattern) -> float:
+        return (
+            self._shown(pattern)
+            if pattern.keys_are_bounds
+            else flops_share(pattern, self.n, self._group)
+        )
+
+    def _flops_shown(self, pattern: Pattern) -> float:
+        """Of a pattern that the text decides about."""
+        meter = PatternMeter(dict.fromkeys(self._content, pattern), self._shape)
+        for layer, (q, k) in self._content.items():
+            meter.observe(layer, q, k, Spans((self.n,), (0,)))
+        meter.add([self.n])
+        found = meter.summary()
+        return float(found["attention_flops"] / found["full_attention_flops"])
+
     def _meter(self, patterns: Mapping[int, Pattern]) -> VisitedMeter:
         own = {layer: (pattern,) for layer, pattern in patterns.items()}
         return VisitedMeter(own, self._shape.heads, self._shape.kv_heads)
+
+
+def _takes_fractions(family: str) -> bool:
+    with suppress(UserError):
+        parse_pattern(family.replace("{}", "0.5"))
+        return True
+    return False
 
 
 @torch.inference_mode()

@@ -21,6 +21,8 @@ from sa_patch.patterns.base import whole_number
 
 COSTS = ("flops", "visited")
 SHORTEST_DOCUMENT = 128
+# Raised when candidates, texts or scores change: a study of an earlier one cannot be gone on with.
+EDITION = 2
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Options:
         names = ("cost", "n", "documents", "seed", "dtype", "backend")
         installed = versions()
         return {
+            "edition": EDITION,
             "model": source.identity,
             "share": self.budget,
             "text": None if self.text is None else file_sha256(self.text),

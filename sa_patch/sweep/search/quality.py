@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.documents import Document
-from sa_patch.evaluation.calibration.measurement import counted_log_likelihoods
+from sa_patch.evaluation.calibration.measurement import counted_log_likelihoods, predicted
 from sa_patch.evaluation.recovery import (
     DRAWS,
     LEAST_ABOVE_CHANCE,
@@ -48,8 +49,9 @@ class Quality:
     """Scores documents under patterns; what is known is not computed again.
 
     The score of a text is the mean log-likelihood of its counted tokens, that of hidden pass words
-    the mean probability of the answers' tokens: smoother than a share of answers found, so that few
-    documents tell candidates apart. Recovery is that of `sa_patch.evaluation.recovery`.
+    the mean probability of the right ones among all pass words there are: smoother than a share of
+    answers found, so that few documents tell candidates apart, and not lower where a model would
+    rather say something else. Recovery is that of `sa_patch.evaluation.recovery`.
     """
 
     def __init__(self, model: PreTrainedModel, backend: str = "auto") -> None:
@@ -66,8 +68,8 @@ class Quality:
         return float(
             np.mean(
                 [
-                    recovered(float(ours.mean()), float(full.mean()), group == LANGUAGE)
-                    for group, ours, full in self._groups(patterns, documents)
+                    recovered(float(ours.mean()), float(full.mean()), group == LANGUAGE, chance)
+                    for group, ours, full, chance in self._groups(patterns, documents)
                 ]
             )
         )
@@ -75,8 +77,8 @@ class Quality:
     def kept(self, patterns: Patterns, documents: Sequence[Document]) -> Kept:
         """The same with paired bootstrap intervals over documents."""
         groups, drawn, scores = {}, [], {}
-        for group, ours, full in self._groups(patterns, documents):
-            value, samples = bootstrap(ours[None], full, group == LANGUAGE, 0.0, group, DRAWS)
+        for group, ours, full, chance in self._groups(patterns, documents):
+            value, samples = bootstrap(ours[None], full, group == LANGUAGE, chance, group, DRAWS)
             groups[group] = interval(value, samples)
             drawn.append(samples)
             scores[group] = float(full.mean())
@@ -90,17 +92,18 @@ class Quality:
 
     def _groups(
         self, patterns: Patterns, documents: Sequence[Document]
-    ) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
-        """Scores under the patterns and under full attention, by group."""
+    ) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64], float]]:
+        """Scores under the patterns and under full attention, and of guessing, by group."""
         found = []
         for group in (LANGUAGE, RETRIEVAL):
             own = [document for document in documents if group_of(document) == group]
             if not own:
                 continue
             full = np.array(self.scores(None, own))
-            if group == RETRIEVAL and full.mean() < LEAST_ABOVE_CHANCE:
+            chance = 1 / len(own[0].choices) if group == RETRIEVAL else 0.0
+            if group == RETRIEVAL and full.mean() - chance < LEAST_ABOVE_CHANCE:
                 continue
-            found.append((group, np.array(self.scores(patterns, own)), full))
+            found.append((group, np.array(self.scores(patterns, own)), full, chance))
         return found
 
     def _score(self, patterns: Patterns | None, document: Document) -> float:
@@ -110,20 +113,31 @@ class Quality:
         return self._known[name, document]
 
     def _measure(self, patterns: Patterns | None, document: Document) -> float:
+        score = answers_found if group_of(document) == RETRIEVAL else mean_log_likelihood
         if patterns is None:
-            likelihoods = counted_log_likelihoods(self._model, document)
+            found = score(self._model, document)
         else:
             with patched(self._model, layers=patterns, backend=self._backend):
-                likelihoods = counted_log_likelihoods(self._model, document)
-        if group_of(document) == RETRIEVAL:
-            likelihoods = likelihoods.exp()
-        score = float(likelihoods.mean())
-        if not math.isfinite(score):
+                found = score(self._model, document)
+        if not math.isfinite(found):
             raise UserError(
-                f"the model gives {score} for a document in {self._model.dtype}; try another "
+                f"the model gives {found} for a document in {self._model.dtype}; try another "
                 "--dtype"
             )
-        return score
+        return found
+
+
+def mean_log_likelihood(model: PreTrainedModel, document: Document) -> float:
+    """Of the tokens that count, in nats."""
+    return float(counted_log_likelihoods(model, document).mean())
+
+
+def answers_found(model: PreTrainedModel, document: Document) -> float:
+    """The mean probability of the right pass words, were the model to say one of all there are."""
+    logits = predicted(model, document, document.asked)
+    right = torch.tensor([document.choices.index(document.tokens[at]) for at in document.asked])
+    among = logits[:, list(document.choices)].softmax(-1).double().cpu()
+    return float(among.gather(-1, right[:, None]).mean())
 
 
 def group_of(document: Document) -> str:

@@ -206,7 +206,7 @@ def _rungs(options: Options, tokenizer: Any) -> list[list[Document]]:
 def _documents(
     options: Options, tokenizer: Any, tokens: int, count: int, held_out: bool
 ) -> list[Document]:
-    found = generated_documents(tokenizer, tokens, count, held_out)
+    found = generated_documents(tokenizer, tokens, count, held_out, one_question=True)
     if options.text is None:
         return found
     recall = [document for document in found if document.kind == "recall"]

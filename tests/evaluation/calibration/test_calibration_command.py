@@ -212,7 +212,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--method", "full"], "--method full leaves nothing to calibrate"),
         (["--method", "swa:300"], "leaves nothing out of 300 tokens"),
         (["--n", "15"], "--n must be a whole number of at least 16, got 15"),
-        (["--n", "80"], "--n 80 has no room for 4 questions"),
+        (["--n", "80"], "--n 80 has no room for the pass words and their questions"),
         (["--n", "4096"], "--n 4096 is more than the model's context of 2048 tokens"),
         (["--documents", "0"], "--documents must be a whole number of at least 1, got 0"),
         (["--full-layers", "3"], "must leave at least one of 3 layers sparse"),

@@ -48,8 +48,28 @@ def test_the_answers_of_recall_documents_count(tokenizer: PreTrainedTokenizerFas
         assert len(hidden) == 4 and dict(asked) == hidden
         counted = [tokenizer.decode([document.tokens[place]]) for place in document.counted]
         assert [word.strip() for word in counted] == [word for _, word in asked]
+        # Here every word is one token.
+        assert document.asked == document.counted
+        assert {document.tokens[place] for place in document.asked} < set(document.choices)
+        assert len(document.choices) == 20
         # As long as it can be without another sentence of filler.
         assert TOKENS - 30 < len(document.tokens) <= TOKENS
+
+
+def test_one_question_stands_at_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    depths = set()
+    for held_out in (False, True):
+        documents = generated_documents(tokenizer, TOKENS, 4, held_out, one_question=True)
+        for index, document in enumerate(documents[:4]):
+            body, _, question = tokenizer.decode(document.tokens).partition("\nQuestion:")
+            hidden = dict(re.findall(r"The pass word of the (\w+) is (\w+)\.", body))
+            assert len(hidden) == (1 if index % 2 == 0 else 4)
+            ((owner, word),) = re.findall(r"The pass word of the (\w+) is (\w+)$", question)
+            assert hidden[owner] == word
+            assert document.asked == document.counted == (len(document.tokens) - 1,)
+            if len(hidden) == 1:
+                depths.add(body.index("pass word") * 10 // len(body))
+    assert len(depths) > 1
 
 
 def test_the_last_quarter_of_sources_counts(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from sa_patch.cli.command import main
-from sa_patch.evaluation.calibration.measurement import counted_log_likelihoods
+from sa_patch.evaluation.calibration import measurement
+from sa_patch.evaluation.calibration.measurement import predicted
 from sa_patch.evaluation.calibration.schedule_file import read_layers
 from sa_patch.patterns import flops_share, parse_pattern
 from sa_patch.sweep.config import parse_config
@@ -19,7 +20,7 @@ from sa_patch.sweep.search.options import Options
 from sa_patch.sweep.search.study import open_study
 
 SMALL = ["--n", "384", "--share", "1/4", "--trials", "3", "--documents", "1", "--held-out", "1"]
-FEW = ("sinks and sliding window", "block_topk", "permuted_blocks")
+FEW = ("sinks and sliding window", "block_topk", "flashprefill, small blocks")
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +33,14 @@ def prefills(monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> lis
     """The documents that are read from here on; before one more than `stop_at`, Ctrl-C."""
     read: list[Any] = []
 
-    def counted(model: Any, document: Any) -> Any:
+    def counted(model: Any, document: Any, places: Any) -> Any:
         if len(read) == stop_at:
             raise KeyboardInterrupt
         read.append(document)
-        return counted_log_likelihoods(model, document)
+        return predicted(model, document, places)
 
-    monkeypatch.setattr(quality, "counted_log_likelihoods", counted)
+    for module in (measurement, quality):
+        monkeypatch.setattr(module, "predicted", counted)
     return read
 
 
@@ -66,7 +68,7 @@ def test_a_search_keeps_to_its_budget_and_goes_on(
         in_one_go = len(read)
     shown = capfd.readouterr()
     assert "best named:" in shown.out and str(whole / "found.yaml") in shown.out
-    assert "permuted_blocks:64,{} does not fit" in shown.err
+    assert "flashprefill:{},32,local=2,last=1 does not fit" in shown.err
     content = found_in(whole)
     trials = content["trials"]["compositions"]
     measured = [trial for trial in trials if trial["rungs"]]
@@ -175,6 +177,12 @@ def test_a_folder_of_another_search_is_refused(
     open_study(tmp_path, "compositions", settings.settings(settings.check()))
     assert main(["search", str(checkpoint), "--n", "384", "--out", str(tmp_path)]) == 2
     assert "was begun with another n (512, not 384)" in capfd.readouterr().err
+    before = tmp_path / "before"
+    former = {k: v for k, v in settings.settings(settings.check()).items() if k != "edition"}
+    before.mkdir()
+    open_study(before, "compositions", former)
+    assert main(["search", str(checkpoint), "--n", "512", "--out", str(before)]) == 2
+    assert "was begun with another edition (None, not 2)" in capfd.readouterr().err
     (tmp_path / "study.journal").write_text("{}\n" * 2)
     assert main(["search", str(checkpoint), "--n", "512", "--out", str(tmp_path)]) == 2
     assert "is no journal of sa-patch search" in capfd.readouterr().err
