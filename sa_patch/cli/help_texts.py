@@ -110,8 +110,9 @@ tokens, a window and a dense tail, and made as large as the budget allows; what 
 run. First come the named methods, then what Optuna's TPE proposes. A candidate reads one short text
 of each kind, then 1, 2, 4, ... of --n tokens; at each step the worse half stops. The score is the
 mean recovery of language modelling (NLL of full attention over the candidate's, on Python's sources
-or --text) and of retrieval (probability of hidden pass words). In the end the winner and the best
-named method read held-out texts. Random patterns are measured with one seed.
+or --text) and of retrieval (probability of a hidden pass word among all that there are, where it is
+asked for at the end). In the end the winner and the best named method read held-out texts. Random
+patterns are measured with one seed; the number of a threshold is fitted on one text.
 
 A search can be stopped at any time: the same command goes on and finds what it would have found in
 one go; more --trials add to it. The folder holds found.yaml (goes wherever a pattern goes; after
