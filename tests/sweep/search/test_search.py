@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 
@@ -66,6 +67,8 @@ def test_a_search_keeps_to_its_budget_and_goes_on(
         read = prefills(patch)
         assert main([*command, str(whole)]) == 0
         in_one_go = len(read)
+        # As prompts do, a text asks one question, at its end.
+        assert {len(one.asked) for one in read if one.kind == "recall"} == {1}
     shown = capfd.readouterr()
     assert "best named:" in shown.out and str(whole / "found.yaml") in shown.out
     assert "flashprefill:{},32,local=2,last=1 does not fit" in shown.err
@@ -108,6 +111,13 @@ def test_a_search_keeps_to_its_budget_and_goes_on(
     assert [method.pattern for method in config.methods] == [pattern]
     generate = ["generate", str(checkpoint), "The old man", "--max-new-tokens", "2"]
     assert main([*generate, "--pattern", file]) == 0
+
+
+@pytest.mark.parametrize("name", space.NAMED)
+def test_named_methods_are_points_of_the_space(name: str) -> None:
+    family = space.propose(optuna.trial.FixedTrial(dict(space.NAMED[name])), keys=256)
+    number = "0.5" if "flashprefill" in family else "2"
+    assert str(parse_pattern(family.replace("{}", number)))
 
 
 def test_visited_keys_and_layers(

@@ -216,6 +216,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "folder": ({}, ["--out", "."], "is not empty and holds no run"),
     "corpus": ({}, ["--corpus", "text.jsonl"], "text.jsonl exists and is no corpus"),
     "corpus in a file": ({}, ["--corpus", "text.jsonl/corpus"], "corpus cannot be written"),
+    "tasks": ({}, ["--tasks", "needle_128,needl_128"], "unknown task 'needl_128'; did you mean"),
     "seed": ({}, ["--seed", str(1 << 70)], "a seed must be a whole number from 0 to 4294967295"),
 }  # fmt: skip
 
