@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.documents import Document
 from sa_patch.evaluation.calibration.thresholds import seek_threshold
-from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
+from sa_patch.evaluation.metering.observed_keys import Observed
+from sa_patch.evaluation.metering.pattern_meter import HeadShape
 from sa_patch.evaluation.metering.visited_meter import VisitedMeter
 from sa_patch.kernels import Spans
 from sa_patch.kernels.visited_keys import BLOCK_SIZES
@@ -32,9 +33,9 @@ class _TooLarge(Exception):
 class Costs:
     """Shares of full attention's cost at the length of one document, choosing included.
 
-    What tiles read under a choice by content, and all that a threshold shows, is counted on the
-    queries and keys that the document gives the model under full attention, in a few layers that
-    stand for all.
+    What tiles read under a choice by content, and all that thresholds and shared choices show, is
+    counted on the queries and keys that the document gives the model under full attention, in a few
+    layers that stand for all.
 
     Args:
         layers: those that are sparse; a mean over them is meant throughout.
@@ -99,20 +100,18 @@ class Costs:
         return self.visited({layer: pattern for layer in self._layers})
 
     def _flops_alone(self, pattern: Pattern) -> float:
-        return (
-            self._shown(pattern)
-            if pattern.keys_are_bounds
-            else flops_share(pattern, self.n, self._group)
-        )
+        # What shared choices show is otherwise only known as if they were random: far more.
+        content = pattern.keys_are_bounds or pattern.shared_queries > 1
+        return self._shown(pattern) if content else flops_share(pattern, self.n, self._group)
 
     def _flops_shown(self, pattern: Pattern) -> float:
-        """Of a pattern that the text decides about."""
-        meter = PatternMeter(dict.fromkeys(self._content, pattern), self._shape)
+        """Of a pattern whose keys the text decides about."""
+        observed = Observed()
         for layer, (q, k) in self._content.items():
-            meter.observe(layer, q, k, Spans((self.n,), (0,)))
-        meter.add([self.n])
-        found = meter.summary()
-        return float(found["attention_flops"] / found["full_attention_flops"])
+            observed.add(pattern, layer, q, k, Spans((self.n,), (0,)))
+        keys = [observed.means(layer)[0] for layer in self._content]
+        dots = float(pattern.selection_dots(self.n, self._group).sum())
+        return (2 * sum(keys) / len(keys) + dots / self.n) / (self.n + 1)
 
     def _meter(self, patterns: Mapping[int, Pattern]) -> VisitedMeter:
         own = {layer: (pattern,) for layer, pattern in patterns.items()}

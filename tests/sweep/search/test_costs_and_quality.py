@@ -7,9 +7,9 @@ import torch
 
 from sa_patch.errors import UserError
 from sa_patch.evaluation.calibration.documents import Document
-from sa_patch.evaluation.calibration.thresholds import measure_spent
+from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
 from sa_patch.evaluation.recovery import recovered
-from sa_patch.patching import patched
+from sa_patch.patching import observe_layers, patched
 from sa_patch.patterns import SWA, FlashPrefill, parse_pattern
 from sa_patch.sweep.search import quality
 from sa_patch.sweep.search.costs import Costs
@@ -36,18 +36,27 @@ def test_a_threshold_spends_most_of_the_budget_and_no_more(cost: str) -> None:
         costs.fit(FAMILY, 0.01, cost)
 
 
-def test_flops_of_a_threshold_are_those_of_a_run() -> None:
-    model = tiny_model("llama")
-    layers = range(model.config.num_hidden_layers)
-    pattern = parse_pattern(FAMILY.replace("{}", "0.9"))
-    # Layers see what full attention gives them, the first whatever pattern the others have.
-    first = Costs(model, TEXT, [0]).flops({0: pattern})
-    with patched(model, layers=dict.fromkeys(layers[1:], pattern)):
-        alone = measure_spent(model, pattern, [torch.tensor(TOKENS)])
-    assert Costs(model, TEXT, layers).flops(dict.fromkeys(layers, pattern)) == pytest.approx(
-        alone.share, rel=0.05
+@pytest.mark.parametrize(
+    "text",
+    [
+        FAMILY.replace("{}", "0.9"),
+        "sinks:4+" + FAMILY.replace("{}", "0.9"),
+        "block_topk:16,2,16,branch=0,shared=32,segment=32",
+        "sinks:4+moba:16,3,shared=32,grouped=true",
+    ],
+)
+def test_flops_are_those_of_a_run(text: str) -> None:
+    model, pattern = tiny_model("llama"), parse_pattern(text)
+    # The first layer reads what it does under full attention, whatever the pattern.
+    with patched(model, layers={0: pattern}):
+        meter = PatternMeter({0: pattern}, HeadShape.of(model.config))
+        observe_layers(model, meter.observe, [0])
+        model(torch.tensor([TOKENS]))
+    meter.add([N])
+    run = meter.summary()
+    assert Costs(model, TEXT, [0]).flops({0: pattern}) == pytest.approx(
+        run["attention_flops"] / run["full_attention_flops"]
     )
-    assert 0 < first < 1
 
 
 def test_answers_are_scored_among_all_pass_words(monkeypatch: pytest.MonkeyPatch) -> None:
