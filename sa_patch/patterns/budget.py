@@ -65,7 +65,8 @@ def flops_share(pattern: Pattern, seq_len: int, group: int = 1) -> float:
     """Expected attention FLOPs of a prefill as a share of full attention's, choosing included.
 
     A visible key costs two dot products (its score and its part of the result), a candidate of a
-    choice one.
+    choice one. Queries that share their choices count as if they chose at random: on text, where
+    they agree, far less is spent.
 
     Args:
         seq_len: tokens of the prompt, at least 1.
