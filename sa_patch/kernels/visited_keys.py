@@ -72,25 +72,28 @@ def visited_keys(
             for head, own in enumerate(pattern.patterns)
         ]
         return VisitedKeys(_means([one.keys for one in each]), _means([one.full for one in each]))
-    queries, chosen = _sampled_tiles(pattern, seq_len, group)
-    tiles = -(-seq_len // queries)
+    # What reads everything because it is last is counted by itself: a sample would miss it.
+    parts = [part for part in parts_of(pattern) if not isinstance(part, Tail)]
+    sampled_end = seq_len - max((part.dense_end(seq_len) for part in parts), default=0)
+    queries, chosen = _sampled_tiles(pattern, sampled_end, group)
     sums = torch.zeros(2, len(block_sizes), dtype=torch.float64)
     for tile in chosen.tolist():
-        places = torch.arange(tile * queries, min((tile + 1) * queries, seq_len))
+        places = torch.arange(tile * queries, min((tile + 1) * queries, sampled_end))
         full = _blocks_of(Full(), places, seq_len, layer, heads, kv_heads, q, k, block_sizes)
         own = torch.zeros_like(full)
-        for part in parts_of(pattern):
-            if not isinstance(part, Tail):
-                read = _blocks_of(part, places, seq_len, layer, heads, kv_heads, q, k, block_sizes)
-                # Where all keys are read to choose, values are left.
-                own += read / 2 if part.scores_all else read
+        for part in parts:
+            read = _blocks_of(part, places, seq_len, layer, heads, kv_heads, q, k, block_sizes)
+            # Where all keys are read to choose, values are left.
+            own += read / 2 if part.scores_all else read
         sums += torch.stack([own.minimum(full), full])
     own, full = (sums / max(1, len(chosen))).unbind(0)
-    for part in parts_of(pattern):
-        if isinstance(part, Tail):
-            # Its few tiles read everything: counted by themselves.
-            share = min(1.0, -(-min(part.size, seq_len) // queries) / tiles)
-            own = own + share * (seq_len - own).clamp(min=0)
+
+    def with_last(keys: Tensor, last: int) -> Tensor:
+        share = min(1.0, -(-last // queries) / max(1, -(-seq_len // queries)))
+        return keys + share * (seq_len - keys).clamp(min=0)
+
+    own = with_last(own, pattern.dense_end(seq_len))
+    full = with_last(full, seq_len - sampled_end)
     return VisitedKeys(
         dict(zip(block_sizes, own.tolist(), strict=True)),
         dict(zip(block_sizes, full.tolist(), strict=True)),

@@ -241,6 +241,10 @@ class Pattern(ABC):
         """
         return torch.zeros(seq_len, dtype=torch.float64)
 
+    def dense_end(self, seq_len: int) -> int:
+        """Queries at the end of a prompt that see every key, because they are the last."""
+        return 0
+
     def means_read(self, positions: Tensor) -> int:
         """Mean keys of blocks that queries at these positions read together to choose, at most."""
         return 0

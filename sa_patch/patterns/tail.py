@@ -67,6 +67,9 @@ class Tail(Pattern):
         # The first query sees all there is to see as it is.
         return self.size >= seq_len - 1
 
+    def dense_end(self, seq_len: int) -> int:
+        return min(self.size, seq_len)
+
     @property
     def effective_window(self) -> int | None:
         """What it adds to the window of the other queries: nothing."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sa_patch.kernels.visited_keys import choosing_keys, visited_keys
-from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Tail
+from sa_patch.patterns import SA, SWA, BlockTopK, FlashPrefill, Full, MoBA, Pattern, Sinks, Tail
 
 N, HEADS, KV_HEADS, SIZES = 512, 8, 2, (16, 64)
 QUERIES = 128 // (HEADS // KV_HEADS)
@@ -77,6 +77,22 @@ def test_parts_of_a_union_are_passes_and_a_tail_reads_everything() -> None:
     tiles = N // QUERIES
     own = counted(SWA(40))[16]
     assert counted(SWA(40) | Tail(32))[16] == pytest.approx(own + (N - own) / tiles)
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_last_blocks_that_read_everything_are_counted_though_no_sampled_tile_is_theirs(
+    last: int,
+) -> None:
+    n, size = 2048, QUERIES
+    pattern = FlashPrefill(1.0, size, sinks=0, local=1, last=last)
+    q, k = numbers(HEADS, n), numbers(KV_HEADS, n)
+    seen = pattern.visible(torch.arange(n), n, heads=HEADS, q=q, k=k)
+    per_kv_head = seen.unflatten(0, (KV_HEADS, -1)).unflatten(2, (-1, QUERIES)).any(3).any(1)
+    of_tiles = per_kv_head.unflatten(2, (-1, 16)).any(-1).sum(-1).double().mean(0) * 16
+    assert counted(pattern, n)[16] == pytest.approx(float(of_tiles.mean()), abs=8)
+    shape = {"heads": HEADS, "kv_heads": KV_HEADS, "block_sizes": SIZES}
+    full = visited_keys(pattern, n, q=q, k=k, **shape).full[16]  # type: ignore[arg-type]
+    assert full == pytest.approx((n + QUERIES) / 2, rel=0.03)
 
 
 def choosing(pattern: Pattern, n: int) -> float:

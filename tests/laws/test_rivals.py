@@ -183,6 +183,20 @@ def test_saturated_says_that_nothing_is_hidden(pattern: Pattern) -> None:
         assert not (seen & torch.ones(n, n).triu(1).bool()).any()
 
 
+@pytest.mark.parametrize("pattern", [*rivals.PATTERNS, Sinks(2) | Tail(7)], ids=str)
+def test_the_dense_end_of_a_prompt_is_all_that_sees_everything(pattern: Pattern) -> None:
+    """So that costs count it by itself: a sample of tiles or queries would miss it."""
+    for n in (1, 90, 97):
+        case = make_case(q_heads=2, kv_heads=1, seq_len=n, head_dim=16, seed=n)
+        # Scores far apart, so that thresholds hide something.
+        q = 9 * case.q[0]
+        seen = pattern.visible(torch.arange(n), n, heads=2, q=q, k=case.k[0])
+        dense = (seen.sum(-1) == torch.arange(1, n + 1)).all(0)
+        end = pattern.dense_end(n)
+        assert dense[n - end :].all()
+        assert n == 1 or not dense[n - end - 1]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_law_3_a_padded_row_equals_the_row_alone(name: str) -> None:
     pattern = EXAMPLES[name].grid[-1]

@@ -33,15 +33,15 @@ class Observed:
     def add(self, pattern: Pattern, layer: int, q: Tensor, k: Tensor, spans: Spans) -> None:
         """Count the keys that a sample of the queries of each row sees, and the last one.
 
-        A prefill of n tokens stands for n times the mean of its sample; the queries of a dense
-        tail, few and far from the mean, are counted by themselves. Rows that do not start at
-        position 0 are no prefill, and are left out.
+        A prefill of n tokens stands for n times the mean of its sample; its last queries, where
+        these see everything, few and far from the mean, are counted by themselves. Rows that do
+        not start at position 0 are no prefill, and are left out.
         """
-        rest, tail = split_tail(pattern)
+        rest = split_tail(pattern)[0]
         for row, (n, start) in enumerate(zip(spans.lengths, spans.starts, strict=True)):
             if start or not n:
                 continue
-            sparse = n - min(tail, n)
+            sparse = n - pattern.dense_end(n)
             last_tile = torch.arange((n - 1) // rest.shared_queries * rest.shared_queries, n)
             sampled = sampled_positions(sparse, rest.shared_queries)
             places = torch.cat([sampled, last_tile]).to(q.device)
@@ -56,7 +56,7 @@ class Observed:
                 sums.visible += sparse * float(counts[: len(sampled)].mean())
             sums.visible += (n * (n + 1) - sparse * (sparse + 1)) / 2
             sums.sequences += 1
-            sums.last += n if tail else float(counts[-1])
+            sums.last += n if sparse < n else float(counts[-1])
 
     def add_dense(self, layer: int, seq_len: int) -> None:
         """Count a prefill of which the pattern hides nothing, and which need not be run."""

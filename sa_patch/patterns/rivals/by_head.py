@@ -144,6 +144,9 @@ class ByHead(Composed):
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         return self._mean(lambda own: own.selection_dots(seq_len, group))
 
+    def dense_end(self, seq_len: int) -> int:
+        return min(own.dense_end(seq_len) for own in self.patterns)
+
     def means_read(self, positions: Tensor) -> int:
         return round(sum(own.means_read(positions) for own in self.patterns) / len(self.patterns))
 

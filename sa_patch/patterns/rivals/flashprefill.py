@@ -86,5 +86,9 @@ class FlashPrefill(Thresholded):
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         return (torch.arange(seq_len) // self.block_size + 1).double()
 
+    def dense_end(self, seq_len: int) -> int:
+        blocks = -(-seq_len // self.block_size)
+        return seq_len - min(seq_len, max(0, blocks - self.last) * self.block_size)
+
     def means_read(self, positions: Tensor) -> int:
         return int(positions.max()) // self.block_size + 1

@@ -220,6 +220,9 @@ class Union(Composed):
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
         return reduce(torch.add, (part.selection_dots(seq_len, group) for part in self.parts))
 
+    def dense_end(self, seq_len: int) -> int:
+        return max(part.dense_end(seq_len) for part in self.parts)
+
     def means_read(self, positions: Tensor) -> int:
         return sum(part.means_read(positions) for part in self.parts)
 

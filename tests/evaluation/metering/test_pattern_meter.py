@@ -9,7 +9,7 @@ from sa_patch import PSA, SA, SWA, BlockTopK, Full, MoBA, Sinks, Tail
 from sa_patch.evaluation.metering.observed_keys import SAMPLED_QUERIES, sampled_positions
 from sa_patch.evaluation.metering.pattern_meter import HeadShape, PatternMeter
 from sa_patch.kernels import Spans
-from sa_patch.patterns import Pattern
+from sa_patch.patterns import FlashPrefill, Pattern
 from tests.small_models import tiny_config
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 4, 2, 8, 3
@@ -174,8 +174,10 @@ def test_reset_forgets_and_nothing_counted_is_not_zero_keys() -> None:
     assert measured.summary()["mean_keys_per_query"] is None
 
 
-def test_a_dense_tail_is_counted_by_itself() -> None:
-    union = SWA(9) | MoBA(8, 3) | Tail(70)
+@pytest.mark.parametrize(
+    "union", [SWA(9) | MoBA(8, 3) | Tail(70), FlashPrefill(0.9, 16, 1, 1, last=5)], ids=str
+)
+def test_a_dense_end_is_counted_by_itself(union: Pattern) -> None:
     n = 20 * SAMPLED_QUERIES
     measured = PatternMeter({0: union}, SHAPE)
     q, k = prefill(1, n, seed=3)
