@@ -128,9 +128,39 @@ def tree_search(
     return sorted(candidates), margin, spent
 
 
+def blocks_worth_reading(
+    weighing: list[Floats],
+    unchosen: Floats,
+    blocks: list[Floats],
+    topk: int,
+    threshold: float,
+    scale: float,
+) -> tuple[list[int], float]:
+    """The blocks thought to get a share of the attention that the unchosen keys get; the margin.
+
+    A block counts by the head of `weighing` that it gets the largest share of. The estimate is that
+    of scores spread like a normal distribution, with the keys' mean variance in every direction.
+    """
+    shares = []
+    for keys in blocks:
+        logs = []
+        for query in weighing:
+            mean = keys.mean(axis=0)
+            variance = ((keys - mean) ** 2).mean()
+            score = scale * float(query @ mean) + scale**2 * float(query @ query) * variance / 2
+            total = np.exp(scale * (unchosen @ query)).sum()
+            logs.append(score + math.log(len(keys)) - math.log(total))
+        shares.append(max(logs))
+    chosen = [block for block in chosen_blocks(shares, topk) if shares[block] >= math.log(threshold)]
+    apart = [abs(share - math.log(threshold)) for share in shares]
+    return chosen, min([choice_margin(shares, topk), *apart])
+
+
 def keys_block_topk(
     i: int,
     query: Floats,
+    weighing: list[Floats],
+    scale: float,
     keys: Floats,
     block_size: int,
     topk: int,
@@ -140,6 +170,7 @@ def keys_block_topk(
     beam: int,
     segment: int,
     percent: int,
+    threshold: float,
 ) -> tuple[set[int], set[int], float]:
     """Sinks, own block and `local` tokens before it; the best earlier blocks; and the margin.
 
@@ -155,7 +186,12 @@ def keys_block_topk(
     starts = [sinks + block * block_size for block in range(count)]
     leaves = [keys[start : start + block_size].mean(axis=0) for start in starts]
     topk = max(topk, math.floor(len(leaves) * percent / 100))
-    chosen, margin, _ = tree_search(query, leaves, topk, branch, beam)
+    if threshold:
+        unchosen = np.concatenate([keys[:sinks], keys[first_near : i + 1]])
+        blocks = [keys[start : start + block_size] for start in starts]
+        chosen, margin = blocks_worth_reading(weighing, unchosen, blocks, topk, threshold, scale)
+    else:
+        chosen, margin, _ = tree_search(query, leaves, topk, branch, beam)
     keys_chosen: set[int] = set()
     for block in chosen:
         keys_chosen.update(range(starts[block], starts[block] + block_size))
@@ -186,13 +222,15 @@ def softmax_average(query: Floats, keys: Floats, values: Floats, scale: float) -
 class Row:
     """One head of one row: queries [n, head_dim], keys [n, head_dim], of the query head `head`.
 
-    `group` are the queries of all heads that share its KV head: [heads, n, head_dim].
+    `group` are the queries of all heads that share its KV head: [heads, n, head_dim]; `scale` is
+    that of the scores.
     """
 
     queries: Floats
     keys: Floats
     group: Floats
     head: int
+    scale: float
 
 
 def visible_keys(
@@ -235,7 +273,10 @@ def visible_keys(
         margin = certain
         for j in range(i // arguments["shared"] * arguments["shared"], i + 1):
             query = row.group[:, j].sum(axis=0) if arguments["grouped"] else row.queries[j]
-            near, chosen, own_margin = keys_block_topk(j, query, row.keys, **rest)
+            weighing = list(row.group[:, j]) if arguments["grouped"] else [row.queries[j]]
+            near, chosen, own_margin = keys_block_topk(
+                j, query, weighing, row.scale, row.keys, **rest
+            )
             # What an earlier query of the tile chose is in view, not what stood near it.
             seen_by_tile.update(chosen)
             margin = min(margin, own_margin)
@@ -286,6 +327,7 @@ def attention(
                 keys=k[index, kv_head, :length],
                 group=q[index, kv_head * group : (kv_head + 1) * group, :length],
                 head=head,
+                scale=scale,
             )
             for i in range(length):
                 seen, result.margin[index, head, i] = visible_keys(i, row, method, arguments)

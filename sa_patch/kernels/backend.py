@@ -142,7 +142,7 @@ def as_scored(pattern: Pattern, q: Tensor, scale: float) -> Tensor:
     """
     factor = scale * q.shape[-1] ** 0.5
     # Other choices order scores, which a factor leaves as they are.
-    return q.float() * factor if pattern.looks_ahead and abs(factor - 1) > 1e-6 else q
+    return q.float() * factor if pattern.weighs_scores and abs(factor - 1) > 1e-6 else q
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError, suggest
 from sa_patch.kernels import reference
-from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, check_starts
+from sa_patch.kernels.backend import PLAIN, Backend, Softmax, Spans, as_scored, check_starts
 from sa_patch.kernels.banded import backend as banded
 from sa_patch.kernels.dense_tail import with_tail
 from sa_patch.kernels.flash import backend as flash
@@ -179,6 +179,9 @@ def attend(
         v: vectors of any length, which is that of the result's as well.
     """
     scale = check_factor("scale", scale)
+    if pattern.weighs_scores and not pattern.looks_ahead:
+        # Kernels choose by the queries that they are given.
+        q, scale = as_scored(pattern, q, scale).to(q.dtype), q.shape[3] ** -0.5
     same: dict[str, Any] = {"layer": layer, "scale": scale, "softmax": softmax}
     whole = same | {"spans": spans, "backend": backend}
     if autocasts(q.device):

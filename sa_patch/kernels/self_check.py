@@ -93,7 +93,12 @@ def _small_blocks(part: BlockTopK) -> BlockTopK:
     A tree's beam and branch say how a kernel is compiled; blocks of one token give it levels on
     which most queries choose.
     """
-    tree = {"branch": part.branch, "beam": part.beam, "percent": 30 if part.percent else 0}
+    tree: dict[str, Any] = {
+        "branch": part.branch,
+        "beam": part.beam,
+        "percent": 30 if part.percent else 0,
+        "threshold": 0.1 if part.threshold else 0.0,
+    }
     if part.shared == 1:
         size = 16 if part.block_size >= 16 else 1 if part.branch else 4
         topk = min(3, part.beam * part.branch) if part.branch else 3

@@ -188,6 +188,11 @@ class Pattern(ABC):
         return False
 
     @property
+    def weighs_scores(self) -> bool:
+        """Whether a choice depends on the scale of scores, not on their order alone."""
+        return self.looks_ahead
+
+    @property
     def shared_queries(self) -> int:
         """Queries that share their choices, in tiles from multiples of this number on; 1 for none.
 
@@ -289,6 +294,10 @@ class Composed(Pattern):
     @property
     def keys_are_bounds(self) -> bool:
         return any(own.keys_are_bounds for own in self.members)
+
+    @property
+    def weighs_scores(self) -> bool:
+        return any(own.weighs_scores for own in self.members)
 
     @property
     def shared_queries(self) -> int:

@@ -12,6 +12,7 @@ from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, whole_number
 from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, expected_choices
 from sa_patch.patterns.block_selection.tree import best_blocks, read_nodes, scored_nodes
+from sa_patch.patterns.block_selection.worth_reading import Unchosen, blocks_worth_reading
 
 Positions = TypeVar("Positions", int, Tensor)
 
@@ -35,7 +36,10 @@ class BlockTopK(Pattern):
     the blocks that the queries of its tile up to i chose. What a tile of queries reads is what
     hardware pays for. With `segment` the neighbourhood is all that came so far of the query's
     segment of so many tokens, so that neighbours agree more in what is left to choose. With
-    `percent` a query chooses that part of the blocks it may choose from, where this is more.
+    `percent` a query chooses that part of the blocks it may choose from, where this is more. With
+    `threshold` it chooses at most `topk`, and of these only what is thought to get that share of
+    the attention of all that it sees unchosen: none where its neighbourhood is enough, so that as
+    much reading is left for others (FlashPrefill's idea, arXiv 2603.06199, of each query alone).
 
     Args:
         block_size: tokens in a block, at least 1.
@@ -51,6 +55,8 @@ class BlockTopK(Pattern):
             be a multiple of `block_size` as well, and `local` 0; 0 for none.
         percent: of the blocks that a query may choose from, rounded down, at most 99; above 0 only
             with ``branch = 0`` and `topk` of at least 1.
+        threshold: from 0 to 1, above 0 only with ``branch = 0`` and without `percent`. Scores are
+            weighed as if scaled by ``head_dim ** -0.5``; layers with another scale scale queries.
 
     Raises:
         UserError: if a parameter is not of these kinds.
@@ -66,6 +72,7 @@ class BlockTopK(Pattern):
     shared: int = 1
     segment: int = 0
     percent: int = 0
+    threshold: float = 0.0
 
     name: ClassVar[str] = "block_topk"
     summary: ClassVar[str] = "sinks, neighbourhood and the best small blocks, found coarse to fine"
@@ -84,6 +91,14 @@ class BlockTopK(Pattern):
             raise UserError(
                 "percent must be at most 99, and above 0 only with branch=0 and topk of at least 1,"
                 f" got percent={self.percent}, branch={self.branch}, topk={self.topk}"
+            )
+        share = self.threshold
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise UserError(f"threshold must be a number from 0 to 1, got {share!r}")
+        if self.threshold and (self.branch or self.percent):
+            raise UserError(
+                "threshold may be above 0 only with branch=0 and percent=0, got "
+                f"threshold={self.threshold}, branch={self.branch}, percent={self.percent}"
             )
         if not isinstance(self.grouped, bool):
             raise UserError(f"grouped must be true or false, got {self.grouped!r}")
@@ -180,6 +195,8 @@ class BlockTopK(Pattern):
             int64 ``[choosers, nq, m]``, m what the last query chooses, -1 where others choose
             fewer, each block once; a chooser is a query head, or with `grouped` a KV head.
         """
+        if self.threshold:
+            return self._choices_worth_reading(q, k, positions)
         most_of = None
         if isinstance(positions, range):
             known = positions
@@ -203,6 +220,37 @@ class BlockTopK(Pattern):
             picks_of=self.picks_of if self.percent else None,
         )
         return finest_blocks.flatten(0, 1)
+
+    def _choices_worth_reading(self, q: Tensor, k: Tensor, positions: Tensor | range) -> Tensor:
+        """`own_choices` under a threshold."""
+        known = positions if isinstance(positions, range) else None
+        if isinstance(positions, range):
+            positions = torch.arange(positions.start, positions.stop, device=q.device)
+        eligible = self.eligible(positions)
+        near = self.sinks + eligible * self.block_size
+
+        def unchosen_by(part: slice) -> Unchosen:
+            first, last = (
+                (known[part][0], known[part][-1])
+                if known is not None
+                else (int(positions[part].min()), int(positions[part].max()))
+            )
+            nearest = self.sinks + self.eligible_at(first) * self.block_size
+            most = self.eligible_at(last)
+            return Unchosen(eligible[part], near[part], most, nearest, last + 1)
+
+        chosen = blocks_worth_reading(
+            q.unflatten(0, (len(k), -1)),
+            k,
+            positions,
+            unchosen_by,
+            sinks=self.sinks,
+            block_size=self.block_size,
+            topk=self.topk,
+            threshold=self.threshold,
+            grouped=self.grouped,
+        )
+        return chosen.flatten(0, 1)
 
     def picks(self, q: Tensor, k: Tensor, positions: Tensor | range) -> Tensor:
         """The blocks that every query sees by choice: its own, and with `shared` its tile's so far.
@@ -260,7 +308,15 @@ class BlockTopK(Pattern):
 
     @property
     def counts_need_content(self) -> bool:
-        return self.shared > 1
+        return self.shared > 1 or self.keys_are_bounds
+
+    @property
+    def keys_are_bounds(self) -> bool:
+        return self.threshold > 0
+
+    @property
+    def weighs_scores(self) -> bool:
+        return self.threshold > 0
 
     def profile(self, seq_len: int) -> Profile:
         i = torch.arange(seq_len, dtype=torch.float64)
@@ -269,14 +325,14 @@ class BlockTopK(Pattern):
         return Profile(self.sinks, self.local + 1, rest / (i + 1 - seen).clamp(min=1))
 
     def keys_per_query(self, seq_len: int) -> Tensor:
-        """Visible keys; with `shared` as if the queries of a tile chose at random."""
+        """Visible keys, with `threshold` at most; with `shared` as if a tile chose at random."""
         positions = torch.arange(seq_len)
         eligible = self.eligible(positions)
         chosen = expected_choices(eligible, self.picks_of(eligible), self.shared)
         return (positions + 1 - (eligible - chosen) * self.block_size).double()
 
     def saturated(self, seq_len: int) -> bool:
-        return self.eligible_at(seq_len - 1) <= self.topk
+        return self.eligible_at(seq_len - 1) <= (0 if self.threshold else self.topk)
 
     @property
     def effective_window(self) -> int | None:
@@ -285,12 +341,18 @@ class BlockTopK(Pattern):
         return None if self.percent else self.sinks + nearby + self.block_size * self.topk
 
     def count_visible(self, seq_len: int, *, layer: int = 0, heads: int = 1) -> Tensor:
-        if self.shared > 1:
+        if self.counts_need_content:
             raise UserError(f"what {self} sees can only be counted where its blocks are chosen")
         # How many keys are seen does not depend on which blocks are chosen.
         return self.keys_per_query(seq_len).round().long()[None]
 
     def selection_dots(self, seq_len: int, group: int = 1) -> Tensor:
+        if self.threshold:
+            # Each head weighs every block, and what it sees unchosen.
+            i = torch.arange(seq_len)
+            eligible = self.eligible(i)
+            unchosen = i + 1 - eligible * self.block_size
+            return (eligible + unchosen).where(eligible > 0, 0).double() * bool(self.topk)
         dots = scored_nodes(
             self.eligible(torch.arange(seq_len)),
             topk=self.topk,
@@ -300,5 +362,9 @@ class BlockTopK(Pattern):
         return dots.double() / (group if self.grouped else 1)
 
     def means_read(self, positions: Tensor) -> int:
+        if self.threshold:
+            most = self.eligible_at(int(positions.max())) if self.topk else 0
+            unchosen = int(positions.max()) + 1 - self.eligible(positions).min() * self.block_size
+            return most + int(unchosen) if most else 0
         search = {"topk": self.topk, "branch": self.branch, "beam": self.beam}
         return read_nodes(self.eligible(positions), **search)

@@ -67,6 +67,7 @@ def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
         shared = draw(st.sampled_from([1, 1, 2, 4]))
         segment = block_size * shared * draw(st.integers(0, 2))
         topk, branch = draw(st.integers(0, 4)), draw(st.sampled_from([0, 2, 3]))
+        percent = draw(st.sampled_from([0, 30, 60])) if topk and not branch else 0
         return BlockTopK(
             block_size,
             topk=topk,
@@ -77,7 +78,8 @@ def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
             grouped=draw(st.booleans()),
             shared=shared,
             segment=segment,
-            percent=draw(st.sampled_from([0, 30, 60])) if topk and not branch else 0,
+            percent=percent,
+            threshold=draw(st.sampled_from([0.0, 0.2])) if not (branch or percent) else 0.0,
         )
     if method == "union":
         names = st.sampled_from(["sinks", "swa", "tail", "sa", "psa", "moba", "block_topk"])
@@ -149,6 +151,8 @@ def grid_patterns(method: str, n: int) -> list[Pattern]:
             *(BlockTopK(2, topk=near, branch=0, grouped=grouped) for grouped in (False, True)),
             BlockTopK(4, topk=2, sinks=4, local=0, shared=8, segment=16),
             BlockTopK(4, topk=1, sinks=4, branch=0, shared=8, segment=16, percent=40),
+            BlockTopK(4, topk=3, sinks=4, branch=0, shared=8, segment=16, threshold=0.2),
+            BlockTopK(2, topk=4, sinks=1, branch=0, grouped=False, threshold=0.3),
         ],
         "union": [
             Sinks(2) | SWA(near),
@@ -175,7 +179,8 @@ def oracle_arguments(pattern: Pattern, layer: int) -> dict[str, Any]:
     if isinstance(pattern, MoBA):
         return {name: getattr(pattern, name) for name in names}
     if isinstance(pattern, BlockTopK):
-        every = (*names, "sinks", "local", "branch", "beam", "segment", "percent")
+        rest = ("sinks", "local", "branch", "beam", "segment", "percent", "threshold")
+        every = (*names, *rest)
         return {name: getattr(pattern, name) for name in every}
     if isinstance(pattern, SA):
 

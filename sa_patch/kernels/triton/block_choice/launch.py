@@ -57,9 +57,9 @@ def of_query_heads(picks: Tensor, heads: int) -> Tensor:
 
 def own_choices(call: Call, pattern: BlockTopK, launch: Launch) -> Tensor:
     """The blocks that each query chooses for itself: int32 ``[batch, choosers, nq, m]``."""
-    if not pattern.branch:
+    if not pattern.branch and not pattern.threshold:
         return _ranked(call, pattern, pattern.most_picks(call.k.shape[2]), launch)
-    if _candidates(pattern) <= MOST_CANDIDATES:
+    if pattern.branch and _candidates(pattern) <= MOST_CANDIDATES:
         return _searched(call, pattern)
     q, k = call.q, call.k
     (picks,) = _no_picks(call, pattern)

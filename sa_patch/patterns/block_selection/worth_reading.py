@@ -1,0 +1,134 @@
+"""Blocks that are worth reading: those whose attention is a share of what a query sees anyway.
+
+The attention that a query pays to a block is the sum of the exponentials of its scores. Of that a
+mean key tells too little where keys differ, since large scores count most: of scores that spread
+like a normal distribution the mean exponential is larger by half their variance. The keys' variance,
+a mean over dimensions, stands for it: one number to a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sa_patch.patterns.block_selection.block_means import block_means
+from sa_patch.patterns.block_selection.top_candidates import best_places
+
+# Queries that are taken at once: the scores of their neighbourhoods lie in a band.
+_QUERIES_CPU = 64
+_QUERIES = 1024
+
+
+class Unchosen(NamedTuple):
+    """What some queries see without a choice, and may choose from.
+
+    Args:
+        eligible: int64 ``[nq]``, the first so many blocks.
+        near: int64 ``[nq]``, the first key of the neighbourhood, which ends with the query's own.
+        most: the eligible blocks of any query, at most.
+        nearest: the first key of any neighbourhood.
+        end: the key after the last query's own.
+    """
+
+    eligible: Tensor
+    near: Tensor
+    most: int
+    nearest: int
+    end: int
+
+
+class BlockStatistics(NamedTuple):
+    """Of complete blocks: fp32 ``[kv_heads, blocks, head_dim]`` and ``[kv_heads, blocks]``."""
+
+    means: Tensor
+    variances: Tensor
+
+    @classmethod
+    def of(cls, k: Tensor, block_size: int) -> BlockStatistics:
+        """Of keys ``[kv_heads, n, head_dim]``; variances are means over dimensions."""
+        means = block_means(k, block_size)
+        complete = means.shape[1] * block_size
+        apart = k[:, :complete].float().unflatten(1, (-1, block_size)) - means[:, :, None]
+        return cls(means, apart.square().mean((2, 3)))
+
+
+@torch.no_grad()
+def blocks_worth_reading(
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    unchosen_by: Callable[[slice], Unchosen],
+    *,
+    sinks: int,
+    block_size: int,
+    topk: int,
+    threshold: float,
+    grouped: bool,
+) -> Tensor:
+    """The blocks of each query whose attention is thought to be `threshold` of the unchosen keys'.
+
+    Args:
+        q: ``[kv_heads, group, nq, head_dim]``; scores are scaled by ``head_dim ** -0.5``.
+        k: ``[kv_heads, n, head_dim]``; block 0 begins with key `sinks`.
+        positions: int64 ``[nq]``.
+        unchosen_by: of some of the queries.
+        topk: chosen blocks, at most: those with the largest share.
+        grouped: the heads of a group choose together, by the largest share of any of them.
+
+    Returns:
+        int64 ``[kv_heads, group, nq, topk]``, with `grouped` a group of 1; -1 where there are fewer.
+    """
+    q = q.float() * q.shape[-1] ** -0.5
+    blocks = BlockStatistics.of(k[:, sinks:], block_size)
+    step = _QUERIES_CPU if q.device.type == "cpu" else _QUERIES
+    found = []
+    for low in range(0, q.shape[2], step):
+        part = slice(low, min(low + step, q.shape[2]))
+        view, queries = unchosen_by(part), q[:, :, part]
+        width = min(topk, view.most)
+        if not width:
+            rows = (len(q), 1 if grouped else q.shape[1], queries.shape[2], topk)
+            found.append(torch.full(rows, -1, device=q.device))
+            continue
+        reference = _log_attention(queries, k, positions[part], view, sinks)
+        shares = log_masses(queries, blocks, view.most, block_size) - reference[..., None]
+        if grouped:
+            shares = shares.amax(1, keepdim=True)
+        lowest = torch.finfo(shares.dtype).min
+        absent = torch.arange(view.most, device=q.device) >= view.eligible[:, None]
+        # A real share stays above what marks the absent, however small it is, NaN or not.
+        shares.nan_to_num_(nan=lowest, neginf=lowest).masked_fill_(absent, -torch.inf)
+        best = best_places(shares.clone(), view.eligible.clamp(max=width), width)
+        worth = shares.gather(-1, best.clamp(min=0)) >= math.log(threshold)
+        best = best.where(worth & (best >= 0), -1)
+        found.append(torch.nn.functional.pad(best, (0, topk - width), value=-1))
+    return torch.cat(found, dim=2) if found else q.new_empty(*q.shape[:3], topk).long()
+
+
+def log_masses(q: Tensor, blocks: BlockStatistics, count: int, block_size: int) -> Tensor:
+    """Estimated logarithm of the sum of exponentials of queries' scores in the first blocks.
+
+    Args:
+        q: scaled, fp32 ``[kv_heads, group, nq, head_dim]``.
+
+    Returns:
+        ``[kv_heads, group, nq, count]``.
+    """
+    means, variances = blocks.means[:, None, :count], blocks.variances[:, None, None, :count]
+    squares = q.square().sum(-1, keepdim=True)
+    return q @ means.mT + squares * variances / 2 + math.log(block_size)
+
+
+def _log_attention(q: Tensor, k: Tensor, positions: Tensor, view: Unchosen, sinks: int) -> Tensor:
+    """Log-sum-exp of the scores of what is seen unchosen: ``[kv_heads, group, nq]``."""
+    first = max(sinks, view.nearest)
+    keys = torch.arange(first, view.end, device=q.device)
+    keys = torch.cat([torch.arange(min(sinks, view.end), device=q.device), keys])
+    seen = (keys < sinks) | (keys >= view.near[:, None])
+    scores = q @ k[:, None, keys].float().mT
+    hidden = ~seen | (keys > positions[:, None])
+    return scores.masked_fill_(hidden, -torch.inf).logsumexp(-1)
