@@ -151,7 +151,9 @@ def blocks_worth_reading(
             total = np.exp(scale * (unchosen @ query)).sum()
             logs.append(score + math.log(len(keys)) - math.log(total))
         shares.append(max(logs))
-    chosen = [block for block in chosen_blocks(shares, topk) if shares[block] >= math.log(threshold)]
+    chosen = [
+        block for block in chosen_blocks(shares, topk) if shares[block] >= math.log(threshold)
+    ]
     apart = [abs(share - math.log(threshold)) for share in shares]
     return chosen, min([choice_margin(shares, topk), *apart])
 

@@ -55,8 +55,9 @@ class BlockTopK(Pattern):
             be a multiple of `block_size` as well, and `local` 0; 0 for none.
         percent: of the blocks that a query may choose from, rounded down, at most 99; above 0 only
             with ``branch = 0`` and `topk` of at least 1.
-        threshold: from 0 to 1, above 0 only with ``branch = 0`` and without `percent`. Scores are
-            weighed as if scaled by ``head_dim ** -0.5``; layers with another scale scale queries.
+        threshold: from 0 to 1; above 0 only with ``branch = 0``, without `percent` and with `topk`
+            of at least 1. Scores are scaled by ``head_dim ** -0.5``; for a layer with another scale
+            queries are scaled before.
 
     Raises:
         UserError: if a parameter is not of these kinds.
@@ -95,10 +96,10 @@ class BlockTopK(Pattern):
         share = self.threshold
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise UserError(f"threshold must be a number from 0 to 1, got {share!r}")
-        if self.threshold and (self.branch or self.percent):
+        if share and (self.branch or self.percent or not self.topk):
             raise UserError(
-                "threshold may be above 0 only with branch=0 and percent=0, got "
-                f"threshold={self.threshold}, branch={self.branch}, percent={self.percent}"
+                "threshold may be above 0 only with branch=0, percent=0 and topk of at least 1, got"
+                f" branch={self.branch}, percent={self.percent}, topk={self.topk}"
             )
         if not isinstance(self.grouped, bool):
             raise UserError(f"grouped must be true or false, got {self.grouped!r}")
@@ -352,7 +353,7 @@ class BlockTopK(Pattern):
             i = torch.arange(seq_len)
             eligible = self.eligible(i)
             unchosen = i + 1 - eligible * self.block_size
-            return (eligible + unchosen).where(eligible > 0, 0).double() * bool(self.topk)
+            return (eligible + unchosen).where(eligible > 0, 0).double()
         dots = scored_nodes(
             self.eligible(torch.arange(seq_len)),
             topk=self.topk,
@@ -363,8 +364,9 @@ class BlockTopK(Pattern):
 
     def means_read(self, positions: Tensor) -> int:
         if self.threshold:
-            most = self.eligible_at(int(positions.max())) if self.topk else 0
-            unchosen = int(positions.max()) + 1 - self.eligible(positions).min() * self.block_size
-            return most + int(unchosen) if most else 0
+            first, last = int(positions.min()), int(positions.max())
+            unchosen = last + 1 - self.eligible_at(first) * self.block_size
+            most = self.eligible_at(last)
+            return most + unchosen if most else 0
         search = {"topk": self.topk, "branch": self.branch, "beam": self.beam}
         return read_nodes(self.eligible(positions), **search)

@@ -79,7 +79,9 @@ def patterns(draw: st.DrawFn, method: str, max_window: int = 24) -> Pattern:
             shared=shared,
             segment=segment,
             percent=percent,
-            threshold=draw(st.sampled_from([0.0, 0.2])) if not (branch or percent) else 0.0,
+            threshold=draw(st.sampled_from([0.0, 0.2]))
+            if topk and not (branch or percent)
+            else 0.0,
         )
     if method == "union":
         names = st.sampled_from(["sinks", "swa", "tail", "sa", "psa", "moba", "block_topk"])

@@ -242,6 +242,11 @@ def test_no_gradient_is_recorded() -> None:
         ({"percent": 100, "branch": 0}, "percent must be at most 99.* got percent=100"),
         ({"percent": 6}, "only with branch=0 .* got percent=6, branch=4"),
         ({"percent": 6, "branch": 0, "topk": 0}, "topk of at least 1, .* topk=0"),
+        ({"threshold": 1.5, "branch": 0}, "threshold must be a number from 0 to 1, got 1.5"),
+        ({"threshold": True, "branch": 0}, "threshold must be a number from 0 to 1, got True"),
+        ({"threshold": 0.1}, "threshold may be above 0 only with branch=0.* got branch=4"),
+        ({"threshold": 0.1, "branch": 0, "percent": 5}, "percent=0 .* percent=5"),
+        ({"threshold": 0.1, "branch": 0, "topk": 0}, "topk of at least 1, got .* topk=0"),
     ],
 )
 def test_bad_parameters_are_named(parameters: dict, named: str) -> None:

@@ -1,9 +1,9 @@
 """Blocks that are worth reading: those whose attention is a share of what a query sees anyway.
 
-The attention that a query pays to a block is the sum of the exponentials of its scores. Of that a
-mean key tells too little where keys differ, since large scores count most: of scores that spread
-like a normal distribution the mean exponential is larger by half their variance. The keys' variance,
-a mean over dimensions, stands for it: one number to a block.
+The attention that a query pays to a block is the sum of the exponentials of its scores. A mean key
+alone tells too little of it, since the largest scores count most: of scores spread like a normal
+distribution the logarithm of their mean exponential is half their variance above their mean. The
+variance of a block's keys, a mean over dimensions, stands for that: one number to a block.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def blocks_worth_reading(
         grouped: the heads of a group choose together, by the largest share of any of them.
 
     Returns:
-        int64 ``[kv_heads, group, nq, topk]``, with `grouped` a group of 1; -1 where there are fewer.
+        int64 ``[kv_heads, group, nq, topk]``, group 1 with `grouped`; -1 where there are fewer.
     """
     q = q.float() * q.shape[-1] ** -0.5
     blocks = BlockStatistics.of(k[:, sinks:], block_size)

@@ -28,15 +28,20 @@ CORES: Mapping[str, tuple[str, tuple[int, ...]]] = {
         "block_topk:{block},{{}},{block},branch=0,shared={shared},segment={segment}",
         (8, 16),
     ),
+    "shared_threshold": (
+        "block_topk:{block},16,{block},branch=0,shared={shared},segment={segment},threshold={{}}",
+        (8, 16),
+    ),
     "power": ("power:{{}},{block}", (1, 16)),
     "vertical_slash": ("vertical_slash:{{}},{{}}", ()),
-    "xattention": ("xattention:{block},{{}}", CHOSEN_BLOCKS),
+    "xattention": ("xattention:{block},{{}},stride=16", CHOSEN_BLOCKS),
     "permuted_blocks": ("permuted_blocks:{block},{{}}", CHOSEN_BLOCKS),
     "flashprefill": ("flashprefill:{{}},{block},local=2,last=1", (16, 32, 64)),
 }
 # Cores that show a neighbourhood, or first tokens, by themselves.
-_OWN_WINDOW = ("swa", "block_topk", "shared_block_topk", "power", "vertical_slash", "flashprefill")
-_OWN_SINKS = ("block_topk", "shared_block_topk", "flashprefill")
+_SEGMENTED = ("shared_block_topk", "shared_threshold")
+_OWN_WINDOW = (*_SEGMENTED, "swa", "block_topk", "power", "vertical_slash", "flashprefill")
+_OWN_SINKS = (*_SEGMENTED, "block_topk", "flashprefill")
 
 _PLAIN = {"tail": 0.0, "sinks": 0, "window": 0.0}
 _OWN_CHOICES = {"sinks": 4, "block_topk_block": 4, "near": 4, "branch": 4}
@@ -53,6 +58,9 @@ NAMED: Mapping[str, Mapping[str, Any]] = {
     "block_topk, shared, tail": _PLAIN
     | {"core": "shared_block_topk", "segment": 64, "tail": 0.125}
     | _SHARED_CHOICES,
+    "block_topk, shared, threshold, tail": _PLAIN
+    | {"core": "shared_threshold", "shared_threshold_block": 16, "shared": 32}
+    | {"segment": 32, "tail": 0.125},
     "vertical_slash": _PLAIN | {"core": "vertical_slash"},
     "xattention, small blocks": _PLAIN | {"core": "xattention", "xattention_block": 16},
     "permuted_blocks, small blocks": _PLAIN
@@ -86,7 +94,7 @@ def propose(trial: Chooser, keys: float) -> str:
         values["branch"] = trial.suggest_categorical("branch", (0, 4))
     if core.startswith("shared_"):
         values["shared"] = trial.suggest_categorical("shared", SHARED)
-    if core == "shared_block_topk":
+    if core in _SEGMENTED:
         values["segment"] = trial.suggest_categorical("segment", SEGMENTS)
     if core not in _OWN_SINKS:
         parts.append(("sinks", trial.suggest_categorical("sinks", SINKS)))

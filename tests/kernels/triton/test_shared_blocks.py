@@ -26,6 +26,7 @@ TILES: list[tuple[Pattern, tuple[int, int]]] = [
     (BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=32), (8, 2)),
     (BlockTopK(8, 2, 8, 0, branch=0, shared=16, segment=32), (6, 2)),
     (BlockTopK(4, 3, 8, 0, shared=64, segment=64), (4, 1)),
+    (BlockTopK(4, 3, 4, 0, branch=0, shared=8, segment=16, threshold=0.2), (4, 2)),
     (BlockTopK(4, 3, 4, 0, branch=0, grouped=False, shared=8, segment=16), (4, 2)),
     # Without a segment, with a tree, and with nothing to choose.
     (BlockTopK(3, 2, 2, 3, branch=2, beam=2, shared=5), (4, 2)),
