@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from sa_patch.evaluation.recovery import Interval
 from sa_patch.figures.colours import COLOURS, FULL_COLOUR, OTHER_COLOURS
-from sa_patch.patterns import RIVALS, ByHead, parse_pattern, parts_of
+from sa_patch.patterns import RIVALS, BlockTopK, ByHead, parse_pattern, parts_of
 from sa_patch.report.recovery import Recovered
 from sa_patch.report.recovery_items import GROUPS
 from sa_patch.report.variants import METHOD_LABELS
@@ -73,11 +73,12 @@ def draw(points: Sequence[Recovered], by: str = "flops") -> Figure:
 
 
 def composition(point: Recovered) -> str:
-    """The kinds of a point's parts, whatever their numbers; who shares a choice is of the kind."""
-    labels = {
-        part.name: f"{'shared ' * (getattr(part, 'shared', 1) > 1)}{METHOD_LABELS[part.name]}"
-        for part in parts_of(parse_pattern(point.pattern))
-    }
+    """The kinds of a point's parts, whatever their numbers; how a choice is made is of the kind."""
+    labels = {}
+    for part in parts_of(parse_pattern(point.pattern)):
+        shared = "shared " * (getattr(part, "shared", 1) > 1)
+        threshold = "thresholded " * (isinstance(part, BlockTopK) and part.threshold > 0)
+        labels[part.name] = f"{shared}{threshold}{METHOD_LABELS[part.name]}"
     kinds = " + ".join(labels[kind] for kind in _KINDS if kind in labels)
     if point.layers == "all":
         return kinds

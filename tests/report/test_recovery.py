@@ -180,6 +180,8 @@ def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
         ("tail:size=8+block_topk:block_size=4,topk=2,sinks=4,local=4", 0.11),
         ("tail:size=16+block_topk:block_size=2,topk=3,sinks=4,local=4", 0.12),
         ("block_topk:block_size=4,topk=2,sinks=4,local=0,shared=8,segment=16", 0.12),
+        ("block_topk:block_size=4,topk=2,branch=0,shared=8,threshold=0.1", 0.12),
+        ("xattention:block_size=16,topk=2", 0.12),
         ("sinks:size=4+swa:window=64", 0.12),
     ):
         runs.add(pattern, "recall_passkey_1024", [1.0] * 5, share)
@@ -190,12 +192,14 @@ def test_a_composition_is_one_colour_whatever_its_numbers(runs: Runs) -> None:
     assert {composition(point) for point in points} == {
         "BlockTopK + tail",
         "shared BlockTopK",
+        "shared thresholded BlockTopK",
+        "XAttention",
         "sinks + SWA",
         "SWA; other in some layers",
         "SWA; by head in some layers",
     }
     (panel,) = (axes for axes in draw(points).axes if axes.get_visible())
-    assert len(panel.get_legend_handles_labels()[1]) == 5
+    assert len(panel.get_legend_handles_labels()[1]) == 7
 
 
 def test_a_ranking_has_a_row_for_each_pattern_and_tells_them_apart(runs: Runs) -> None:
