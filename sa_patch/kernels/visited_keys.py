@@ -72,10 +72,14 @@ def visited_keys(
             for head, own in enumerate(pattern.patterns)
         ]
         return VisitedKeys(_means([one.keys for one in each]), _means([one.full for one in each]))
-    # What reads everything because it is last is counted by itself: a sample would miss it.
+    queries, chosen = _sampled_tiles(pattern, seq_len, group)
+    tiles = -(-seq_len // queries)
     parts = [part for part in parts_of(pattern) if not isinstance(part, Tail)]
-    sampled_end = seq_len - max((part.dense_end(seq_len) for part in parts), default=0)
-    queries, chosen = _sampled_tiles(pattern, sampled_end, group)
+    # What reads everything because it is last is counted by itself: a sample would miss it.
+    sampled_end = seq_len
+    if len(chosen) < tiles:
+        sampled_end -= max((part.dense_end(seq_len) for part in parts), default=0)
+        chosen = _sampled_tiles(pattern, sampled_end, group)[1]
     sums = torch.zeros(2, len(block_sizes), dtype=torch.float64)
     for tile in chosen.tolist():
         places = torch.arange(tile * queries, min((tile + 1) * queries, sampled_end))
@@ -89,11 +93,13 @@ def visited_keys(
     own, full = (sums / max(1, len(chosen))).unbind(0)
 
     def with_last(keys: Tensor, last: int) -> Tensor:
-        share = min(1.0, -(-last // queries) / max(1, -(-seq_len // queries)))
+        share = min(1.0, -(-last // queries) / max(1, tiles))
         return keys + share * (seq_len - keys).clamp(min=0)
 
-    own = with_last(own, pattern.dense_end(seq_len))
-    full = with_last(full, seq_len - sampled_end)
+    tails = [part.size for part in parts_of(pattern) if isinstance(part, Tail)]
+    apart = seq_len - sampled_end
+    own = with_last(own, min(seq_len, max([apart, *tails])))
+    full = with_last(full, apart)
     return VisitedKeys(
         dict(zip(block_sizes, own.tolist(), strict=True)),
         dict(zip(block_sizes, full.tolist(), strict=True)),
