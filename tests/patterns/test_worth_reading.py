@@ -82,6 +82,7 @@ def test_any_order_of_queries_and_any_parts_will_do() -> None:
     ]
     assert torch.equal(torch.cat(parts, 1), whole)
     assert (whole >= 0).any() and (whole < 0).any()
+    assert pattern.own_choices(q[:, :0], k, range(0)).shape == (KV_HEADS, 0, pattern.topk)
 
 
 def test_what_is_no_number_is_never_chosen() -> None:

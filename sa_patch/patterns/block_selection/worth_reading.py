@@ -85,14 +85,15 @@ def blocks_worth_reading(
     q = q.float() * q.shape[-1] ** -0.5
     blocks = BlockStatistics.of(k[:, sinks:], block_size)
     step = _QUERIES_CPU if q.device.type == "cpu" else _QUERIES
-    found = []
+    choosers = len(q), 1 if grouped else q.shape[1]
+    found = [torch.empty(*choosers, 0, topk, dtype=torch.int64, device=q.device)]
     for low in range(0, q.shape[2], step):
         part = slice(low, min(low + step, q.shape[2]))
         view, queries = unchosen_by(part), q[:, :, part]
         width = min(topk, view.most)
         if not width:
-            rows = (len(q), 1 if grouped else q.shape[1], queries.shape[2], topk)
-            found.append(torch.full(rows, -1, device=q.device))
+            nothing = torch.full((*choosers, queries.shape[2], topk), -1, device=q.device)
+            found.append(nothing)
             continue
         reference = _log_attention(queries, k, positions[part], view, sinks)
         shares = log_masses(queries, blocks, view.most, block_size) - reference[..., None]
@@ -106,7 +107,7 @@ def blocks_worth_reading(
         worth = shares.gather(-1, best.clamp(min=0)) >= math.log(threshold)
         best = best.where(worth & (best >= 0), -1)
         found.append(torch.nn.functional.pad(best, (0, topk - width), value=-1))
-    return torch.cat(found, dim=2) if found else q.new_empty(*q.shape[:3], topk).long()
+    return torch.cat(found, dim=2)
 
 
 def log_masses(q: Tensor, blocks: BlockStatistics, count: int, block_size: int) -> Tensor:
