@@ -122,6 +122,13 @@ def fit_budget(
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise UserError(f"a share of full attention lies above 0 and is at most 1, got {share!r}")
 
+    try:
+        threshold = parse_pattern(template.replace("{}", "0.5"))
+    except UserError:
+        pass
+    else:
+        # As a whole number it would be none at all, or all.
+        require_known_keys(threshold)
     smallest = _smallest(template, seq_len)
 
     def member(number: int) -> Pattern:

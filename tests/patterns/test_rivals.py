@@ -91,6 +91,7 @@ def test_reports_and_listings_know_them_all() -> None:
 def test_budgets_are_refused_where_the_text_decides() -> None:
     for refuse in (
         lambda: fit_budget("prism:{}", 512, 1 / 2),
+        lambda: fit_budget("block_topk:4,8,branch=0,threshold={}", 512, 1 / 2),
         lambda: measure_cost(parse_pattern("sparge:0.9"), [512]),
         lambda: make_options(methods="flashprefill:0.5", n="64", device="cpu"),
     ):
