@@ -12,7 +12,7 @@ from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, whole_number
 from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, expected_choices
 from sa_patch.patterns.block_selection.tree import best_blocks, read_nodes, scored_nodes
-from sa_patch.patterns.block_selection.worth_reading import Unchosen, blocks_worth_reading
+from sa_patch.patterns.block_selection.worth_reading import blocks_worth_reading
 
 Positions = TypeVar("Positions", int, Tensor)
 
@@ -196,8 +196,21 @@ class BlockTopK(Pattern):
             int64 ``[choosers, nq, m]``, m what the last query chooses, -1 where others choose
             fewer, each block once; a chooser is a query head, or with `grouped` a KV head.
         """
+        per_kv_head = q.float().unflatten(0, (len(k), -1))
         if self.threshold:
-            return self._choices_worth_reading(q, k, positions)
+            worth = blocks_worth_reading(
+                per_kv_head,
+                k,
+                positions,
+                self.eligible,
+                self.eligible_at,
+                sinks=self.sinks,
+                block_size=self.block_size,
+                topk=self.topk,
+                threshold=self.threshold,
+                grouped=self.grouped,
+            )
+            return worth.flatten(0, 1)
         most_of = None
         if isinstance(positions, range):
             known = positions
@@ -206,7 +219,6 @@ class BlockTopK(Pattern):
             def most_of(count: int) -> int:
                 return self.eligible_at(known[count - 1])
 
-        per_kv_head = q.float().unflatten(0, (len(k), -1))
         if self.grouped:
             per_kv_head = per_kv_head.sum(1, keepdim=True)
         finest_blocks = best_blocks(
@@ -221,37 +233,6 @@ class BlockTopK(Pattern):
             picks_of=self.picks_of if self.percent else None,
         )
         return finest_blocks.flatten(0, 1)
-
-    def _choices_worth_reading(self, q: Tensor, k: Tensor, positions: Tensor | range) -> Tensor:
-        """`own_choices` under a threshold."""
-        known = positions if isinstance(positions, range) else None
-        if isinstance(positions, range):
-            positions = torch.arange(positions.start, positions.stop, device=q.device)
-        eligible = self.eligible(positions)
-        near = self.sinks + eligible * self.block_size
-
-        def unchosen_by(part: slice) -> Unchosen:
-            first, last = (
-                (known[part][0], known[part][-1])
-                if known is not None
-                else (int(positions[part].min()), int(positions[part].max()))
-            )
-            nearest = self.sinks + self.eligible_at(first) * self.block_size
-            most = self.eligible_at(last)
-            return Unchosen(eligible[part], near[part], most, nearest, last + 1)
-
-        chosen = blocks_worth_reading(
-            q.unflatten(0, (len(k), -1)),
-            k,
-            positions,
-            unchosen_by,
-            sinks=self.sinks,
-            block_size=self.block_size,
-            topk=self.topk,
-            threshold=self.threshold,
-            grouped=self.grouped,
-        )
-        return chosen.flatten(0, 1)
 
     def picks(self, q: Tensor, k: Tensor, positions: Tensor | range) -> Tensor:
         """The blocks that every query sees by choice: its own, and with `shared` its tile's so far.

@@ -23,24 +23,6 @@ _QUERIES_CPU = 64
 _QUERIES = 1024
 
 
-class Unchosen(NamedTuple):
-    """What some queries see without a choice, and may choose from.
-
-    Args:
-        eligible: int64 ``[nq]``, the first so many blocks.
-        near: int64 ``[nq]``, the first key of the neighbourhood, which ends with the query's own.
-        most: the eligible blocks of any query, at most.
-        nearest: the first key of any neighbourhood.
-        end: the key after the last query's own.
-    """
-
-    eligible: Tensor
-    near: Tensor
-    most: int
-    nearest: int
-    end: int
-
-
 class BlockStatistics(NamedTuple):
     """Of complete blocks: fp32 ``[kv_heads, blocks, head_dim]`` and ``[kv_heads, blocks]``."""
 
@@ -60,8 +42,9 @@ class BlockStatistics(NamedTuple):
 def blocks_worth_reading(
     q: Tensor,
     k: Tensor,
-    positions: Tensor,
-    unchosen_by: Callable[[slice], Unchosen],
+    positions: Tensor | range,
+    eligible: Callable[[Tensor], Tensor],
+    eligible_at: Callable[[int], int],
     *,
     sinks: int,
     block_size: int,
@@ -74,8 +57,10 @@ def blocks_worth_reading(
     Args:
         q: ``[kv_heads, group, nq, head_dim]``; scores are scaled by ``head_dim ** -0.5``.
         k: ``[kv_heads, n, head_dim]``; block 0 begins with key `sinks`.
-        positions: int64 ``[nq]``.
-        unchosen_by: of some of the queries.
+        positions: int64 ``[nq]``, of the queries; a range where they follow each other, so that
+            nothing is asked of the device.
+        eligible, eligible_at: of how many first blocks the query at a position may choose, never
+            fewer at a later one; what follows these, up to its own key, it sees unchosen.
         topk: chosen blocks, at most: those with the largest share.
         grouped: the heads of a group choose together, by the largest share of any of them.
 
@@ -89,21 +74,33 @@ def blocks_worth_reading(
     found = [torch.empty(*choosers, 0, topk, dtype=torch.int64, device=q.device)]
     for low in range(0, q.shape[2], step):
         part = slice(low, min(low + step, q.shape[2]))
-        view, queries = unchosen_by(part), q[:, :, part]
-        width = min(topk, view.most)
+        queries, own = q[:, :, part], positions[part]
+        if isinstance(own, range):
+            first, last = own[0], own[-1]
+            own = torch.arange(first, last + 1, device=q.device)
+        else:
+            first, last = int(own.min()), int(own.max())
+        most = eligible_at(last)
+        width = min(topk, most)
         if not width:
             nothing = torch.full((*choosers, queries.shape[2], topk), -1, device=q.device)
             found.append(nothing)
             continue
-        reference = _log_attention(queries, k, positions[part], view, sinks)
-        shares = log_masses(queries, blocks, view.most, block_size) - reference[..., None]
+        of_each = eligible(own)
+        near = sinks + of_each * block_size
+        nearest = sinks + eligible_at(first) * block_size
+        keys = torch.arange(nearest - sinks, last + 1, device=q.device)
+        keys = keys.where(keys >= nearest, keys - (nearest - sinks))
+        seen = ((keys < sinks) | (keys >= near[:, None])) & (keys <= own[:, None])
+        scores = (queries @ k[:, None, keys].float().mT).masked_fill_(~seen, -torch.inf)
+        shares = log_masses(queries, blocks, most, block_size) - scores.logsumexp(-1, keepdim=True)
         if grouped:
             shares = shares.amax(1, keepdim=True)
         lowest = torch.finfo(shares.dtype).min
-        absent = torch.arange(view.most, device=q.device) >= view.eligible[:, None]
+        absent = torch.arange(most, device=q.device) >= of_each[:, None]
         # A real share stays above what marks the absent, however small it is, NaN or not.
         shares.nan_to_num_(nan=lowest, neginf=lowest).masked_fill_(absent, -torch.inf)
-        best = best_places(shares.clone(), view.eligible.clamp(max=width), width)
+        best = best_places(shares.clone(), of_each.clamp(max=width), width)
         worth = shares.gather(-1, best.clamp(min=0)) >= math.log(threshold)
         best = best.where(worth & (best >= 0), -1)
         found.append(torch.nn.functional.pad(best, (0, topk - width), value=-1))
@@ -122,14 +119,3 @@ def log_masses(q: Tensor, blocks: BlockStatistics, count: int, block_size: int) 
     means, variances = blocks.means[:, None, :count], blocks.variances[:, None, None, :count]
     squares = q.square().sum(-1, keepdim=True)
     return q @ means.mT + squares * variances / 2 + math.log(block_size)
-
-
-def _log_attention(q: Tensor, k: Tensor, positions: Tensor, view: Unchosen, sinks: int) -> Tensor:
-    """Log-sum-exp of the scores of what is seen unchosen: ``[kv_heads, group, nq]``."""
-    first = max(sinks, view.nearest)
-    keys = torch.arange(first, view.end, device=q.device)
-    keys = torch.cat([torch.arange(min(sinks, view.end), device=q.device), keys])
-    seen = (keys < sinks) | (keys >= view.near[:, None])
-    scores = q @ k[:, None, keys].float().mT
-    hidden = ~seen | (keys > positions[:, None])
-    return scores.masked_fill_(hidden, -torch.inf).logsumexp(-1)

@@ -170,6 +170,7 @@ SHARED = (
     "block_topk:16,2,shared=32",
     "block_topk:32,2,4,shared=64,segment=0",
     "block_topk:8,1,8,branch=0,shared=32,segment=64,percent=20",
+    "block_topk:8,4,8,branch=0,shared=32,segment=64,threshold=0.1",
     "block_topk:24,1,7,48,branch=0,shared=64",
     "moba:16,3,shared=32,grouped=true",
     "sinks:21+swa:45+block_topk:16,2,shared=32",
