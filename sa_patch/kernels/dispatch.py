@@ -180,7 +180,7 @@ def attend(
     """
     scale = check_factor("scale", scale)
     if pattern.weighs_scores and not pattern.looks_ahead:
-        # Kernels choose by the queries that they are given.
+        # Backends choose by the queries that they are given, whatever the scale.
         q, scale = as_scored(pattern, q, scale).to(q.dtype), q.shape[3] ** -0.5
     same: dict[str, Any] = {"layer": layer, "scale": scale, "softmax": softmax}
     whole = same | {"spans": spans, "backend": backend}

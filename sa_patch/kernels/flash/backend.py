@@ -52,6 +52,8 @@ def plan_refusal(pattern: Pattern, need: Need) -> str:
     """Why FlashAttention-4 cannot walk the block plan of a pattern; empty where it can."""
     if unknown := [part.name for part in parts_of(pattern) if not isinstance(part, KINDS)]:
         return f"flash has no rule for the pattern {unknown[0]!r}"
+    if pattern.weighs_scores and need.head_dim % 8:
+        return f"flash pads a head_dim of {need.head_dim}, which changes what a threshold weighs"
     if need.dtype not in _DTYPES:
         return f"FlashAttention takes float16 and bfloat16, not {str(need.dtype).split('.')[-1]}"
     major = need.capability[0]

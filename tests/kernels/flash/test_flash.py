@@ -22,7 +22,7 @@ from sa_patch.kernels.backend import Spans
 from sa_patch.kernels.flash import backend as flash
 from sa_patch.kernels.flash import libraries as flash_libraries
 from sa_patch.kernels.flash.libraries import LIBRARIES, Library, Need
-from sa_patch.patterns import SA, SWA, Full, MoBA, Pattern, Sinks, Tail
+from sa_patch.patterns import SA, SWA, BlockTopK, Full, MoBA, Pattern, Sinks, Tail
 from tests.kernels.flash import stand_ins
 from tests.laws.strategies import Case, make_case
 
@@ -298,3 +298,6 @@ def test_block_plans_are_refused_where_flash_attention_4_cannot_walk_them(
     ):
         assert reason in flash.plan_refusal(SA(8), need(**changed))
     assert "no rule for the pattern 'tail'" in flash.plan_refusal(Tail(3), need())
+    weighed = BlockTopK(16, 4, branch=0, shared=32, threshold=0.2)
+    assert flash.plan_refusal(weighed, need(head_dim=64)) == ""
+    assert "a threshold weighs" in flash.plan_refusal(weighed, need(head_dim=20))

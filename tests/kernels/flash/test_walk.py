@@ -92,10 +92,12 @@ def backend(blocks: Blocks) -> Backend:
     return with_tail(whole, fallback=whole)
 
 
-def inputs(n: int, heads: int = 4, kv_heads: int = 2, batch: int = 2) -> tuple[Tensor, ...]:
+def inputs(
+    n: int, heads: int = 4, kv_heads: int = 2, batch: int = 2, head_dim: int = 12
+) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(n)
     return tuple(
-        torch.randn(batch, h, n, 12, generator=generator) for h in (heads, kv_heads, kv_heads)
+        torch.randn(batch, h, n, head_dim, generator=generator) for h in (heads, kv_heads, kv_heads)
     )
 
 
@@ -107,7 +109,9 @@ def worst(
     softmax: Softmax = PLAIN,
 ) -> float:
     """Largest difference from `reference` at real queries."""
-    given: dict[str, Any] = {"layer": LAYER, "spans": spans, "scale": 0.3, "softmax": softmax}
+    # Dispatch scales queries of which a choice weighs the scores.
+    scale = tensors[0].shape[3] ** -0.5 if pattern.weighs_scores else 0.3
+    given: dict[str, Any] = {"layer": LAYER, "spans": spans, "scale": scale, "softmax": softmax}
     found = backend(blocks).attend(pattern, *tensors, **given)
     truth = reference.BACKEND.attend(pattern, *tensors, **given)
     padded = spans.padded_queries(tensors[0].shape[2], truth.device)
@@ -181,12 +185,17 @@ SHARED = (
 @pytest.mark.parametrize("text", SHARED)
 def test_tiles_read_their_shared_blocks_as_pages(text: str) -> None:
     pattern = parse_pattern(text)
+    # A threshold is refused where heads must be padded.
+    head_dim = 16 if pattern.weighs_scores else 12
     PAGES_READ.clear()
     for n in unless_thorough((1, 129, 200), (1, 127, 128, 129, 300, 1000)):
         for blocks in unless_thorough(BLOCKS[:1], BLOCKS):
-            assert worst(pattern, inputs(n, batch=1), whole(n, 1), blocks) <= TOLERANCE, n
+            assert (
+                worst(pattern, inputs(n, batch=1, head_dim=head_dim), whole(n, 1), blocks)
+                <= TOLERANCE
+            ), n
     spans = Spans((150, 61), (0, 0))
-    assert worst(pattern, inputs(150, 8, 2), spans, BLOCKS[2]) <= TOLERANCE
+    assert worst(pattern, inputs(150, 8, 2, head_dim=head_dim), spans, BLOCKS[2]) <= TOLERANCE
     assert PAGES_READ, "walked by lists"
 
 
