@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sa_patch import sparse_attention
 from sa_patch.errors import UserError
+from sa_patch.kernels import BACKENDS
 from sa_patch.patterns import BlockTopK, Sinks
 from sa_patch.patterns.block_selection.worth_reading import BlockStatistics, log_masses
 
@@ -108,6 +109,14 @@ def test_a_layer_with_another_scale_chooses_by_its_own_scores(
     assert torch.allclose(given, scaled, atol=1e-5)
     seen = [PATTERN.visible(torch.arange(N), N, heads=HEADS, q=x, k=k[0]) for x in (q[0], 3 * q[0])]
     assert not torch.equal(*seen)
+
+
+@pytest.mark.parametrize("head_dim", [8, 24])
+def test_what_would_pad_heads_refuses(head_dim: int) -> None:
+    q, k = torch.randn(1, 4, 64, head_dim), torch.randn(1, 2, 64, head_dim)
+    able, reason = BACKENDS["flex"].supports(PATTERN, q, k)
+    assert not able and "a threshold weighs" in reason
+    assert "weighs" not in BACKENDS["flex"].supports(replace(PATTERN, threshold=0.0), q, k)[1]
 
 
 def test_all_that_is_weighed_is_paid_for() -> None:

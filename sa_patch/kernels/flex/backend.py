@@ -57,6 +57,8 @@ def _refusal(pattern: Pattern, q: Tensor, k: Tensor) -> str:
     if q.device.type == "cpu":
         if needs_gradients(q, k):
             return "FlexAttention computes no gradients on the CPU"
+        if pattern.weighs_scores and q.shape[3] < _SMALLEST_CPU_HEAD_DIM:
+            return f"flex pads a head_dim of {q.shape[3]}, which changes what a threshold weighs"
         return _cpu_refusal()
     if q.device.type != "cuda":
         return f"flex runs on CPUs and CUDA GPUs, not on {q.device.type!r}"
