@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -55,8 +56,9 @@ class BlockTopK(Pattern):
             be a multiple of `block_size` as well, and `local` 0; 0 for none.
         percent: of the blocks that a query may choose from, rounded down, at most 99; above 0 only
             with ``branch = 0`` and `topk` of at least 1.
-        threshold: from 0 to 1; above 0 only with ``branch = 0``, without `percent` and with `topk`
-            of at least 1. Scores are scaled by ``head_dim ** -0.5``; for a layer with another scale
+        threshold: at least 0, and above 1 where only blocks count that get more than all that is
+            unchosen; above 0 only with ``branch = 0``, without `percent` and with `topk` of at
+            least 1. Scores are scaled by ``head_dim ** -0.5``; for a layer with another scale
             queries are scaled before.
 
     Raises:
@@ -94,8 +96,9 @@ class BlockTopK(Pattern):
                 f" got percent={self.percent}, branch={self.branch}, topk={self.topk}"
             )
         share = self.threshold
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-            raise UserError(f"threshold must be a number from 0 to 1, got {share!r}")
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not number or not 0 <= share < math.inf:
+            raise UserError(f"threshold must be a number of at least 0, got {share!r}")
         if share and (self.branch or self.percent or not self.topk):
             raise UserError(
                 "threshold may be above 0 only with branch=0, percent=0 and topk of at least 1, got"

@@ -6,6 +6,7 @@ fp32: so every visible set here is compared exactly, ties included.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -242,8 +243,10 @@ def test_no_gradient_is_recorded() -> None:
         ({"percent": 100, "branch": 0}, "percent must be at most 99.* got percent=100"),
         ({"percent": 6}, "only with branch=0 .* got percent=6, branch=4"),
         ({"percent": 6, "branch": 0, "topk": 0}, "topk of at least 1, .* topk=0"),
-        ({"threshold": 1.5, "branch": 0}, "threshold must be a number from 0 to 1, got 1.5"),
-        ({"threshold": True, "branch": 0}, "threshold must be a number from 0 to 1, got True"),
+        ({"threshold": -0.5, "branch": 0}, "threshold must be a number of at least 0, got -0.5"),
+        ({"threshold": math.nan, "branch": 0}, "threshold must be a number of at least 0, got nan"),
+        ({"threshold": math.inf, "branch": 0}, "threshold must be a number of at least 0, got inf"),
+        ({"threshold": True, "branch": 0}, "threshold must be a number of at least 0, got True"),
         ({"threshold": 0.1}, "threshold may be above 0 only with branch=0.* got branch=4"),
         ({"threshold": 0.1, "branch": 0, "percent": 5}, "percent=0 .* percent=5"),
         ({"threshold": 0.1, "branch": 0, "topk": 0}, "topk of at least 1, got .* topk=0"),

@@ -193,7 +193,7 @@ def test_a_folder_of_another_search_is_refused(
     before.mkdir()
     open_study(before, "compositions", former)
     assert main(["search", str(checkpoint), "--n", "512", "--out", str(before)]) == 2
-    assert "was begun with another edition (None, not 3)" in capfd.readouterr().err
+    assert "was begun with another edition (None, not 4)" in capfd.readouterr().err
     (tmp_path / "study.journal").write_text("{}\n" * 2)
     assert main(["search", str(checkpoint), "--n", "512", "--out", str(tmp_path)]) == 2
     assert "is no journal of sa-patch search" in capfd.readouterr().err
