@@ -56,7 +56,7 @@ def test_a_higher_threshold_chooses_a_part_of_what_a_lower_one_does() -> None:
     q, k = content()
     chosen = [
         replace(PATTERN, threshold=share).visible(torch.arange(N), N, heads=HEADS, q=q, k=k)
-        for share in (0.9, 0.2, 1e-9)
+        for share in (3.0, 0.2, 1e-9)
     ]
     assert chosen[0].sum() < chosen[1].sum() < chosen[2].sum()
     assert not (chosen[0] & ~chosen[1]).any() and not (chosen[1] & ~chosen[2]).any()
