@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import Pattern, Profile, whole_number
+from sa_patch.patterns.block_selection.parameters import check_parameters
 from sa_patch.patterns.block_selection.shared_choice import chosen_so_far, expected_choices
 from sa_patch.patterns.block_selection.tree import best_blocks, read_nodes, scored_nodes
 from sa_patch.patterns.block_selection.worth_reading import blocks_worth_reading
@@ -83,50 +83,9 @@ class BlockTopK(Pattern):
 
     def __post_init__(self) -> None:
         whole_number(self.block_size, "block_size", 1)
-        whole_number(self.beam, "beam", 1)
-        whole_number(self.shared, "shared", 1)
-        whole_number(self.segment, "segment", 0)
         if self.local == -1:
             object.__setattr__(self, "local", 0 if self.segment else 2 * self.block_size)
-        for name in ("topk", "sinks", "local", "branch", "percent"):
-            whole_number(getattr(self, name), name, 0)
-        if self.percent > 99 or (self.percent and (self.branch or not self.topk)):
-            raise UserError(
-                "percent must be at most 99, and above 0 only with branch=0 and topk of at least 1,"
-                f" got percent={self.percent}, branch={self.branch}, topk={self.topk}"
-            )
-        share = self.threshold
-        number = isinstance(share, (int, float)) and not isinstance(share, bool)
-        if not number or not 0 <= share < math.inf:
-            raise UserError(f"threshold must be a number of at least 0, got {share!r}")
-        if share and (self.branch or self.percent or not self.topk):
-            raise UserError(
-                "threshold may be above 0 only with branch=0, percent=0 and topk of at least 1, got"
-                f" branch={self.branch}, percent={self.percent}, topk={self.topk}"
-            )
-        if not isinstance(self.grouped, bool):
-            raise UserError(f"grouped must be true or false, got {self.grouped!r}")
-        size = self.block_size
-        if self.local % size:
-            raise UserError(f"local must be a multiple of block_size={size}, got {self.local}")
-        if self.segment and self.local:
-            raise UserError(f"with segment, local must be 0, got {self.local}")
-        if self.segment and self.sinks % size:
-            raise UserError(
-                f"with segment, sinks must be a multiple of block_size={size}, got {self.sinks}"
-            )
-        if self.segment % size or self.segment % self.shared:
-            raise UserError(
-                f"segment must be a multiple of block_size={size} and shared={self.shared}, "
-                f"got {self.segment}"
-            )
-        if self.branch == 1:
-            raise UserError("branch must be at least 2, or 0 for a flat choice; got 1")
-        if self.branch and self.beam * self.branch < self.topk:
-            raise UserError(
-                f"beam * branch must be at least topk={self.topk}, so that enough blocks are left "
-                f"to choose from; got beam={self.beam}, branch={self.branch}"
-            )
+        check_parameters(self)
 
     @classmethod
     def from_window(
