@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def check_parameters(pattern: BlockTopK) -> None:
-    """Raise UserError unless each parameter is of its kind and they fit each other."""
+    """Raise UserError unless each parameter is of its kind and they fit each other.
+
+    `block_size` is a whole number already: the default of `local` follows from it.
+    """
     whole_number(pattern.beam, "beam", 1)
     whole_number(pattern.shared, "shared", 1)
     whole_number(pattern.segment, "segment", 0)
