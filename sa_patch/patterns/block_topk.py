@@ -85,7 +85,7 @@ class BlockTopK(Pattern):
         whole_number(self.block_size, "block_size", 1)
         if self.local == -1:
             object.__setattr__(self, "local", 0 if self.segment else 2 * self.block_size)
-        check_parameters(self)
+        check_parameters(**vars(self))
 
     @classmethod
     def from_window(

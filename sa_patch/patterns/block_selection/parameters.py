@@ -3,59 +3,69 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from sa_patch.errors import UserError
 from sa_patch.patterns.base import whole_number
 
-if TYPE_CHECKING:
-    from sa_patch.patterns.block_topk import BlockTopK
 
-
-def check_parameters(pattern: BlockTopK) -> None:
+def check_parameters(
+    *,
+    block_size: int,
+    topk: int,
+    sinks: int,
+    local: int,
+    branch: int,
+    beam: int,
+    grouped: bool,
+    shared: int,
+    segment: int,
+    percent: int,
+    threshold: float,
+) -> None:
     """Raise UserError unless each parameter is of its kind and they fit each other.
 
     `block_size` is a whole number already: the default of `local` follows from it.
     """
-    whole_number(pattern.beam, "beam", 1)
-    whole_number(pattern.shared, "shared", 1)
-    whole_number(pattern.segment, "segment", 0)
-    for name in ("topk", "sinks", "local", "branch", "percent"):
-        whole_number(getattr(pattern, name), name, 0)
-    if pattern.percent > 99 or (pattern.percent and (pattern.branch or not pattern.topk)):
+    whole_number(beam, "beam", 1)
+    whole_number(shared, "shared", 1)
+    whole_number(segment, "segment", 0)
+    whole_number(topk, "topk", 0)
+    whole_number(sinks, "sinks", 0)
+    whole_number(local, "local", 0)
+    whole_number(branch, "branch", 0)
+    whole_number(percent, "percent", 0)
+    if percent > 99 or (percent and (branch or not topk)):
         raise UserError(
             "percent must be at most 99, and above 0 only with branch=0 and topk of at least 1,"
-            f" got percent={pattern.percent}, branch={pattern.branch}, topk={pattern.topk}"
+            f" got percent={percent}, branch={branch}, topk={topk}"
         )
-    share = pattern.threshold
-    number = isinstance(share, (int, float)) and not isinstance(share, bool)
-    if not number or not 0 <= share < math.inf:
-        raise UserError(f"threshold must be a number of at least 0, got {share!r}")
-    if share and (pattern.branch or pattern.percent or not pattern.topk):
+    number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if not number or not 0 <= threshold < math.inf:
+        raise UserError(f"threshold must be a number of at least 0, got {threshold!r}")
+    if threshold and (branch or percent or not topk):
         raise UserError(
             "threshold may be above 0 only with branch=0, percent=0 and topk of at least 1, got"
-            f" branch={pattern.branch}, percent={pattern.percent}, topk={pattern.topk}"
+            f" branch={branch}, percent={percent}, topk={topk}"
         )
-    if not isinstance(pattern.grouped, bool):
-        raise UserError(f"grouped must be true or false, got {pattern.grouped!r}")
-    size = pattern.block_size
-    if pattern.local % size:
-        raise UserError(f"local must be a multiple of block_size={size}, got {pattern.local}")
-    if pattern.segment and pattern.local:
-        raise UserError(f"with segment, local must be 0, got {pattern.local}")
-    if pattern.segment and pattern.sinks % size:
+    if not isinstance(grouped, bool):
+        raise UserError(f"grouped must be true or false, got {grouped!r}")
+    if local % block_size:
+        raise UserError(f"local must be a multiple of block_size={block_size}, got {local}")
+    if segment and local:
+        raise UserError(f"with segment, local must be 0, got {local}")
+    if segment and sinks % block_size:
         raise UserError(
-            f"with segment, sinks must be a multiple of block_size={size}, got {pattern.sinks}"
+            f"with segment, sinks must be a multiple of block_size={block_size}, got {sinks}"
         )
-    if pattern.segment % size or pattern.segment % pattern.shared:
+    if segment % block_size or segment % shared:
         raise UserError(
-            f"segment must be a multiple of block_size={size} and shared={pattern.shared}, "
-            f"got {pattern.segment}"
+            f"segment must be a multiple of block_size={block_size} and shared={shared}, "
+            f"got {segment}"
         )
-    if pattern.branch == 1:
+    if branch == 1:
         raise UserError("branch must be at least 2, or 0 for a flat choice; got 1")
-    if pattern.branch and pattern.beam * pattern.branch < pattern.topk:
+    if branch and beam * branch < topk:
         raise UserError(
-            f"beam * branch must be at least topk={pattern.topk}, so that enough blocks are left "
-            f"to choose from; got beam={pattern.beam}, branch={pattern.branch}"
+            f"beam * branch must be at least topk={topk}, so that enough blocks are left "
+            f"to choose from; got beam={beam}, branch={branch}"
         )
