@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -56,10 +57,11 @@ def test_a_higher_threshold_chooses_a_part_of_what_a_lower_one_does() -> None:
     q, k = content()
     chosen = [
         replace(PATTERN, threshold=share).visible(torch.arange(N), N, heads=HEADS, q=q, k=k)
-        for share in (3.0, 0.2, 1e-9)
+        for share in (3.0, 1.0, 0.2, 1e-9)
     ]
-    assert chosen[0].sum() < chosen[1].sum() < chosen[2].sum()
-    assert not (chosen[0] & ~chosen[1]).any() and not (chosen[1] & ~chosen[2]).any()
+    for higher, lower in pairwise(chosen):
+        assert higher.sum() < lower.sum()
+        assert not (higher & ~lower).any()
 
 
 def test_heads_that_choose_together_take_what_one_of_them_wants() -> None:
